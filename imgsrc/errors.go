@@ -1,0 +1,29 @@
+package imgsrc
+
+import "errors"
+
+// The conditions that sources and operations report. They are wrapped in errors that say what was being done, to what,
+// and what to do about it; callers test with errors.Is. Conditions that the operating system has a name for (no space,
+// no permission, connection refused) stay wrapped as syscall.Errno.
+var (
+	// ErrNotFound: the image, the name or the source is not there, or not there any more.
+	ErrNotFound = errors.New("not found")
+	// ErrAbsent: the image is there, and has no such thing.
+	ErrAbsent = errors.New("absent")
+	// ErrDamaged: the bytes are not what a digest, a size or a format promises.
+	ErrDamaged = errors.New("damaged")
+	// ErrInvalid: not a reference, not a line, not a destination.
+	ErrInvalid = errors.New("invalid")
+	// ErrUnsupported: this source or this destination cannot do that.
+	ErrUnsupported = errors.New("not supported")
+	// ErrReadOnly: the mount or the source does not take writes.
+	ErrReadOnly = errors.New("read-only")
+	// ErrDenied: a registry or a policy refused.
+	ErrDenied = errors.New("denied")
+	// ErrExists: what was to be made is there already.
+	ErrExists = errors.New("already exists")
+	// ErrInUse: a container uses the image.
+	ErrInUse = errors.New("in use")
+	// ErrNoSource: this is not a source of the kind that was asked for, or there is nothing there.
+	ErrNoSource = errors.New("no such source")
+)

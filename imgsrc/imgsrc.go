@@ -1,0 +1,126 @@
+package imgsrc
+
+import (
+	"context"
+	"io"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+)
+
+// A Source is one place that images come from: a store, a layout, an archive, a daemon, a registry. Its methods may be
+// called from several goroutines at once.
+type Source interface {
+	// Name is the source as a person would type it, with its transport: "oci:/srv/layout".
+	Name() string
+
+	// List returns all that is there now. It reads metadata only, never a layer. What is damaged is in the listing as
+	// far as it can be named, with the rest of the listing intact. Errors: ErrNotFound if the source is gone, ErrDamaged
+	// if its index cannot be read.
+	List(ctx context.Context) (*Listing, error)
+
+	// Stamp is a value that differs from an earlier one as soon as List would return something else. It costs a stat(2)
+	// or two and never fails: what cannot be looked at has a stamp of its own. A source that cannot tell returns the same
+	// value always and relies on Watch.
+	Stamp() Stamp
+
+	// Watch calls changed after each change of the listing, perhaps also without one, until ctx ends. It returns nil when
+	// ctx ends, and an error if this source cannot be watched.
+	Watch(ctx context.Context, changed func()) error
+
+	io.Closer
+}
+
+// A Stamp stands for one state of a source's listing. Stamps are compared with ==.
+type Stamp string
+
+// A Listing is what a source held at one moment.
+type Listing struct {
+	// Images are in the source's own order, one for each manifest. Two of them may have the same id (two manifests over
+	// one config): the first then stands for the image.
+	Images []Listed
+	// ModTime is when the source says that its listing last changed; zero if it does not record it.
+	ModTime time.Time
+	// Problems are entries that could not be listed as images, one error each, for the log.
+	Problems []error
+}
+
+// Listed is an image with what the source says about it that can change while the image stays the same.
+type Listed struct {
+	Image
+	// Names are the image's names, as the source stores them, in its order: full references in containers-storage
+	// ("docker.io/library/nginx:1.27"), whatever somebody typed in a layout.
+	Names []string
+	// RepoDigests are names by digest ("docker.io/library/nginx@sha256:...") that the source has recorded.
+	RepoDigests []string
+	// Containers are the ids of the containers that were made from this image, where the source knows them.
+	Containers []string
+}
+
+// An Image is one manifest and what it points to. It never changes. Its methods may be called from several goroutines
+// at once; each of them verifies what it returns, and fails with ErrNotFound when the image has been removed from its
+// source since it was listed, ErrDamaged when the source's bytes are not the ones that the digest or the size promises.
+type Image interface {
+	// Desc is what the listing knows. It does no I/O.
+	Desc() Desc
+
+	// Manifest returns the manifest's exact bytes, at most MaxManifest.
+	Manifest(ctx context.Context) ([]byte, error)
+
+	// Config returns the config blob's exact bytes, at most MaxManifest. Error: ErrAbsent if the manifest names no config
+	// (an index, schema 1).
+	Config(ctx context.Context) ([]byte, error)
+
+	// Blob opens the bytes that the manifest names by d, one of its layers' digests. Error: ErrAbsent if this source does
+	// not keep layers in that form (containers-storage and compressed layers).
+	Blob(ctx context.Context, d digest.Digest) (Content, error)
+
+	// Diff opens layer n, counted from 0 at the base, as an uncompressed tar: the bytes whose digest is the layer's diff
+	// id. Errors: ErrAbsent if layer n cannot be had as these bytes, or there is no layer n; ErrUnsupported if its
+	// media type or compression is unknown or it is encrypted.
+	Diff(ctx context.Context, n int) (Content, error)
+}
+
+// MaxManifest is how many bytes a manifest, an index or a config may have (the distribution specification asks
+// registries to take at least this much).
+const MaxManifest = 4 << 20
+
+// Desc identifies an image.
+type Desc struct {
+	// ID is 64 lower-case hex digits: what podman shows as the image's id. Normally the hash of the config.
+	ID string
+	// Digest is the manifest's digest.
+	Digest digest.Digest
+	// MediaType is the manifest's media type: what the manifest itself says where it does, else what the source says.
+	MediaType string
+	// Size is the manifest's length in bytes.
+	Size int64
+	// Config is the config's digest; empty where there is none.
+	Config digest.Digest
+	// Damaged says why the manifest or config cannot be read, if that is known from listing. The image is then listed
+	// with what there is.
+	Damaged error
+}
+
+// Content is a run of bytes at random access. Its methods may be called from several goroutines at once, and return
+// with ctx's error when ctx ends; work that they started for others goes on.
+type Content interface {
+	// Size is the exact number of bytes. Where that is costly to know (a compressed layer's tar), the first call pays.
+	Size(ctx context.Context) (int64, error)
+	// ReadAt reads as io.ReaderAt does: n < len(p) only with an error, io.EOF at the end. Bytes that fail verification
+	// are ErrDamaged, and never returned.
+	ReadAt(ctx context.Context, p []byte, off int64) (n int, err error)
+	io.Closer
+}
+
+// A Tagger is a source whose images' names can be changed.
+type Tagger interface {
+	Source
+	// CheckName returns name as this source stores it ("web" becomes "localhost/web:latest" in containers-storage).
+	// Error: ErrInvalid if it cannot be a name here.
+	CheckName(name string) (string, error)
+	// Tag gives the image with this id the names in add, taking each from whatever image had it, and removes those in
+	// remove from it, in one step that another reader of the source sees whole or not at all. The names are as CheckName returns them. Errors:
+	// ErrNotFound if the image is gone, or does not have a name that is to be removed; ErrReadOnly; ErrNoSpace from the system.
+	Tag(ctx context.Context, img Desc, add, remove []string) error
+}
