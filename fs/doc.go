@@ -1,0 +1,59 @@
+// Package fs is the file system: images of an imgsrc.Catalog as a tree that the kernel can ask for over FUSE. It knows
+// go-fuse and imgsrc, and nothing of where images come from; what writes do is behind the Ops interface.
+//
+// # The tree
+//
+//	/
+//	  README              a cheat sheet, made from the tables below
+//	  ids/<id>/           one directory for each image
+//	  images/<reference>  relative links into ids/
+//	  events              JSON lines
+//	  ids/<id>/           the rows of table (table.go), and
+//	    manifest-sha256-<hex>.json   further manifests over the same config
+//	    annotations/  labels/        a file for each key
+//	    layers/00/                   the rows of layerTable (layers.go)
+//
+// One directory has one path. Whatever else means it is a relative link, as in sysfs: a directory under two names would
+// move a shell's working directory, and rsync, du and grep -r are to meet it once. No link leads to a directory from
+// which it can be reached again, so that find -L and rsync -aL end.
+//
+// A file of every image is one row of a table: a name, a number that is never used again, and a pure function of the image.
+//
+// # Nodes and inode numbers
+//
+// A node id encodes where the node stands: which image, which view of it, which entry of the view (node.go). The kernel's
+// requests are answered from tables by those numbers; no object is made for a node, and FORGET does nothing. The inode
+// number that stat shows is a hash of the same place by names, equal in every mount. Two images' views of one layer are
+// different nodes over shared data.
+//
+// # What the kernel may keep
+//
+// A request costs tens of microseconds and a cached answer one: the number of requests is the speed.
+//
+//   - OPEN, OPENDIR, FLUSH and ACCESS are answered with ENOSYS, once each. The kernel then opens files by itself, keeps
+//     their pages from one open to the next, and caches every listing.
+//   - What is computed from an image's manifest, config and layers alone never changes: its attributes, its pages and its
+//     names are the kernel's for good.
+//   - Live is the rest: ids/, images/, events, an image's directory, and the rows of the table that depend on the catalog. Its
+//     attributes have timeout 0. The kernel drops a file's pages when its size or modification time has moved, and a
+//     listing when the directory's modification time has; so each change moves the time, by a nanosecond if the clock has
+//     not moved. Names that can vanish have timeout 0, except those in ids/: every path leads through them, and so the
+//     kernel keeps them and is told when one is gone.
+//   - A listing carries attributes (READDIRPLUS), except where they cost more than a look at memory: such an entry has node
+//     id 0, and the kernel asks if somebody wants to know.
+//   - A link's node includes its target, so the kernel may keep what a link says.
+//
+// # Controls
+//
+// A line written to a control is executed in the write(2) that brings its newline, and its errno is the write's. The kernel
+// holds the file's lock while a write runs, which is why push is always empty: the size of a file whose content may
+// change cannot be asked for meanwhile. A control's time moves when a write ends, whatever came of it, because the
+// kernel has put the written text into its cache. Half a line is kept for two seconds (control.go).
+//
+// # Locks
+//
+// FS.mu orders the states of the tree. Reads take no lock but a cache's for the moment of a look-up: the state, the list of
+// images and each image's entry are replaced whole, through atomic pointers. The order is FS.mu before image.mu; the caches'
+// and the interner's locks are last, and nothing is called under them. The kernel is told of vanished names by a
+// goroutine of its own: a notification from within a request may wait for a lock that the request's caller holds.
+package fs

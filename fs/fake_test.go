@@ -1,0 +1,210 @@
+package fs
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	specs "github.com/opencontainers/image-spec/specs-go"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/imgfs/imgfs/imgsrc"
+)
+
+// fakeSource is a source in memory whose listing a test sets.
+type fakeSource struct {
+	mu      sync.Mutex
+	stamp   int
+	listing imgsrc.Listing
+	err     error
+}
+
+func (s *fakeSource) Name() string { return "fake:" }
+
+func (s *fakeSource) List(context.Context) (*imgsrc.Listing, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	l := s.listing
+	return &l, s.err
+}
+
+func (s *fakeSource) Stamp() imgsrc.Stamp {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return imgsrc.Stamp(fmt.Sprint(s.stamp))
+}
+
+func (s *fakeSource) Watch(ctx context.Context, changed func()) error { <-ctx.Done(); return nil }
+
+func (s *fakeSource) Close() error { return nil }
+
+func (s *fakeSource) set(images ...imgsrc.Listed) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.stamp++
+	s.listing = imgsrc.Listing{Images: images, ModTime: listedAt}
+}
+
+var (
+	listedAt  = time.Date(2024, 5, 6, 7, 8, 9, 10, time.UTC)
+	createdAt = time.Date(2023, 1, 2, 3, 4, 5, 6, time.UTC)
+)
+
+// fakeImage is an image in memory.
+type fakeImage struct {
+	desc             imgsrc.Desc
+	manifest, config []byte
+	layers           [][]byte
+	loads            *int // counts reads of the manifest
+	broken           error
+}
+
+func (i *fakeImage) Desc() imgsrc.Desc { return i.desc }
+
+func (i *fakeImage) Manifest(context.Context) ([]byte, error) {
+	if i.loads != nil {
+		*i.loads++
+	}
+	return i.manifest, nil
+}
+
+func (i *fakeImage) Config(context.Context) ([]byte, error) {
+	if i.broken != nil {
+		return nil, i.broken
+	}
+	return i.config, nil
+}
+
+func (i *fakeImage) Blob(_ context.Context, d digest.Digest) (imgsrc.Content, error) {
+	return nil, imgsrc.ErrAbsent
+}
+
+func (i *fakeImage) Diff(_ context.Context, n int) (imgsrc.Content, error) {
+	if n < 0 || n >= len(i.layers) {
+		return nil, imgsrc.ErrAbsent
+	}
+	return fakeContent{bytes.NewReader(i.layers[n])}, nil
+}
+
+type fakeContent struct{ r *bytes.Reader }
+
+func (c fakeContent) Size(context.Context) (int64, error) { return c.r.Size(), nil }
+
+func (c fakeContent) ReadAt(_ context.Context, p []byte, off int64) (int, error) {
+	return c.r.ReadAt(p, off)
+}
+
+func (fakeContent) Close() error { return nil }
+
+// makeImage makes an image that differs from others by its author.
+func makeImage(t *testing.T, author string, layers ...string) *fakeImage {
+	t.Helper()
+	img := &fakeImage{}
+	created := createdAt
+	config := v1.Image{Created: &created, Author: author, Platform: v1.Platform{Architecture: "amd64", OS: "linux"}}
+	config.Config.Labels = map[string]string{"org.example/a": "one", "b": ""}
+	config.RootFS.Type = "layers"
+	m := v1.Manifest{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: v1.MediaTypeImageManifest}
+	for _, l := range layers {
+		d := digest.FromString(l)
+		img.layers = append(img.layers, []byte(l))
+		config.RootFS.DiffIDs = append(config.RootFS.DiffIDs, d)
+		config.History = append(config.History, v1.History{CreatedBy: "COPY " + l})
+		m.Layers = append(m.Layers, v1.Descriptor{MediaType: v1.MediaTypeImageLayerGzip, Digest: digest.FromString("gzip " + l), Size: int64(len(l))})
+	}
+	img.config = mustJSON(t, config)
+	m.Config = v1.Descriptor{MediaType: v1.MediaTypeImageConfig, Digest: digest.FromBytes(img.config), Size: int64(len(img.config))}
+	img.manifest = mustJSON(t, m)
+	img.desc = imgsrc.Desc{
+		ID:        m.Config.Digest.Encoded(),
+		Digest:    digest.FromBytes(img.manifest),
+		MediaType: m.MediaType,
+		Size:      int64(len(img.manifest)),
+		Config:    m.Config.Digest,
+	}
+	return img
+}
+
+func mustJSON(t *testing.T, v any) []byte {
+	t.Helper()
+	b, err := json.Marshal(v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+func named(img imgsrc.Image, names ...string) imgsrc.Listed {
+	return imgsrc.Listed{Image: img, Names: names}
+}
+
+// fakeOps records what it is asked to do.
+type fakeOps struct {
+	mu     sync.Mutex
+	writes []Write
+	events []string
+	do     func(ctx context.Context, w Write) error
+}
+
+func (o *fakeOps) Do(ctx context.Context, w Write) error {
+	o.mu.Lock()
+	o.writes = append(o.writes, w)
+	o.mu.Unlock()
+	if w.Err != nil {
+		return w.Err
+	}
+	if o.do != nil {
+		return o.do(ctx, w)
+	}
+	return nil
+}
+
+func (o *fakeOps) Record(status, image, text string) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.events = append(o.events, status+" "+text)
+}
+
+func (o *fakeOps) Events() ([]byte, time.Time) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return []byte(strings.Join(o.events, "\n")), time.Time{}
+}
+
+func (o *fakeOps) LastError(string) (string, time.Time) { return "", time.Time{} }
+
+// lines are the first words of all the lines written so far.
+func (o *fakeOps) lines() []string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	var all []string
+	for _, w := range o.writes {
+		for _, l := range w.Lines {
+			all = append(all, strings.Join(l, " "))
+		}
+	}
+	return all
+}
+
+func newTree(t *testing.T, images ...imgsrc.Listed) (*FS, *fakeSource, *fakeOps) {
+	t.Helper()
+	src := &fakeSource{}
+	src.set(images...)
+	ops := &fakeOps{}
+	f := New(Options{
+		Catalog: imgsrc.NewCatalog(slog.New(slog.NewTextHandler(io.Discard, nil)), src),
+		Ops:     ops,
+		Log:     slog.New(slog.NewTextHandler(io.Discard, nil)),
+	})
+	t.Cleanup(f.OnUnmount)
+	f.refresh(t.Context())
+	return f, src, ops
+}

@@ -1,0 +1,244 @@
+package fs
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sync/singleflight"
+
+	"github.com/imgfs/imgfs/imgsrc"
+)
+
+// Options is what a tree is made of.
+type Options struct {
+	Catalog  *imgsrc.Catalog // the images; refreshed by the tree
+	Ops      Ops             // what the controls do
+	ReadOnly bool            // no control takes a write
+	UID, GID uint32          // who owns what does not come out of a layer; only UID may write to controls
+	Log      *slog.Logger
+}
+
+// FS is the tree. It is a fuse.RawFileSystem: everything that the kernel asks for is answered in raw.go.
+type FS struct {
+	fuse.RawFileSystem // answers ENOSYS to whatever raw.go does not know
+
+	log        *slog.Logger
+	catalog    *imgsrc.Catalog
+	ops        Ops
+	readOnly   bool
+	uid, gid   uint32
+	readme     []byte
+	readmeTime time.Time
+	started    time.Time
+
+	ctx    context.Context // ends with the mount; shared work runs on it
+	cancel context.CancelFunc
+	server *fuse.Server // set once, by Init
+
+	views    map[uint16]view // of the images
+	topViews map[uint16]view // of what lies above them
+
+	// mu guards what refresh changes. It is never held while a source, the kernel or Ops is asked for something, except
+	// that refresh itself holds it to keep one state after the other.
+	mu     sync.Mutex
+	images map[imageKey]*image
+	gone   chan goneEntry // names that the kernel is to forget
+
+	state atomic.Pointer[state]
+	slots atomic.Pointer[[]*image] // by image number; only grows, [0] is nil
+
+	names    interner
+	rendered *renderedCache
+	contents *contentCache
+	sizes    sync.Map // digest.Digest of an uncompressed layer -> int64
+	flights  singleflight.Group
+	control  controls
+}
+
+// imageKey tells images apart: an id whose first manifest changes is another image to the kernel, because everything
+// that is cached of it may differ.
+type imageKey struct{ id, manifest string }
+
+// state is one snapshot of the catalog as a tree. It is immutable.
+type state struct {
+	snap    *imgsrc.Snapshot
+	order   []*image // as listed in ids/: in the order in which the mount met them, which never changes
+	byID    map[string]*image
+	idsTime time.Time
+	names   *nameState
+}
+
+// New returns the tree of a catalog. It lists nothing until it is asked to: call Refresh or Run.
+func New(o Options) *FS {
+	f := &FS{
+		RawFileSystem: fuse.NewDefaultRawFileSystem(),
+		log:           o.Log,
+		catalog:       o.Catalog,
+		ops:           o.Ops,
+		readOnly:      o.ReadOnly,
+		uid:           o.UID,
+		gid:           o.GID,
+		readme:        readme(),
+		readmeTime:    programTime(),
+		started:       time.Now(),
+		images:        map[imageKey]*image{},
+		gone:          make(chan goneEntry, 1024),
+		rendered:      newRenderedCache(renderedBytes),
+		contents:      newContentCache(openContents),
+	}
+	f.ctx, f.cancel = context.WithCancel(context.Background())
+	f.slots.Store(&[]*image{nil})
+	f.state.Store(&state{snap: f.catalog.Snapshot(), byID: map[string]*image{}, names: emptyNames()})
+	f.control.init(f)
+	f.topViews = map[uint16]view{
+		viewTop:   topView{f},
+		viewNames: namesView{f},
+		viewLinks: linksView{f},
+	}
+	f.views = map[uint16]view{
+		viewImage:       imageView{f},
+		viewAnnotations: mapView{f, annotationsOf},
+		viewLabels:      mapView{f, labelsOf},
+		viewManifests:   manifestsView{f},
+		viewLayers:      layersView{f},
+	}
+	return f
+}
+
+// Run follows the catalog until ctx ends: changes that others make to the sources show up although nobody looks.
+func (f *FS) Run(ctx context.Context) {
+	var wg sync.WaitGroup
+	wg.Go(func() { f.forgetNames(ctx) })
+	wg.Go(func() { f.catalog.Watch(ctx, func() { f.refresh(ctx) }) })
+	wg.Wait()
+}
+
+// refresh brings the tree up to the catalog and returns its state. It costs a stat or two for each source when nothing
+// has changed. A source that cannot be listed keeps what it had.
+func (f *FS) refresh(ctx context.Context) *state {
+	snap, err := f.catalog.Refresh(ctx)
+	if err != nil && ctx.Err() == nil {
+		f.log.Warn("refreshing", "error", err)
+		f.ops.Record("list-error", "", err.Error())
+	}
+	if s := f.state.Load(); s.snap == snap {
+		return s
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	old := f.state.Load()
+	if old.snap.Generation >= snap.Generation {
+		return old
+	}
+	now := time.Now()
+	s := &state{snap: snap, byID: make(map[string]*image, len(snap.Entries))}
+	first := old.snap.Generation == 0
+	changed := first
+	slots := *f.slots.Load()
+	for _, e := range snap.Entries {
+		d := e.First().Desc()
+		key := imageKey{d.ID, d.Digest.String()}
+		img := f.images[key]
+		if img == nil {
+			img = newImage(f, uint32(len(slots)), e, snap.ModTime)
+			slots = append(slots, img)
+			f.images[key] = img
+			changed = true
+		} else {
+			was := img.entry.Swap(e)
+			changed = changed || was == nil
+			img.listingChanged(was, e, now)
+		}
+		s.byID[e.ID] = img
+	}
+	f.slots.Store(&slots)
+	for id, img := range old.byID {
+		if s.byID[id] == img {
+			continue
+		}
+		changed = true
+		if e := img.entry.Load(); snap.ByID(id) == nil || e.First().Desc().Digest != snap.ByID(id).First().Desc().Digest {
+			img.entry.Store(nil)
+		}
+		f.forget(goneEntry{dir: idsNode, name: id})
+	}
+	for _, img := range slots[1:] {
+		if s.byID[img.id] == img {
+			s.order = append(s.order, img)
+		}
+	}
+	switch {
+	case first:
+		s.idsTime = snap.ModTime
+	case changed:
+		s.idsTime = later(old.idsTime, now)
+	default:
+		s.idsTime = old.idsTime
+	}
+	s.names = f.nameState(snap, old.names, first, now)
+	f.state.Store(s)
+	return s
+}
+
+// later returns now, or the moment after was if the clock has not moved past it: whatever is cached by modification time
+// needs each change to have its own.
+func later(was, now time.Time) time.Time {
+	if now.After(was) {
+		return now
+	}
+	return was.Add(1)
+}
+
+// image returns the image with number n, or nil.
+func (f *FS) image(n uint32) *image {
+	slots := *f.slots.Load()
+	if n == 0 || int(n) >= len(slots) {
+		return nil
+	}
+	return slots[n]
+}
+
+func (f *FS) imageName(n node) string {
+	if img := f.image(n.image()); img != nil {
+		return img.id
+	}
+	return ""
+}
+
+// goneEntry is a name in a directory that the kernel may have cached for good and that is there no more.
+type goneEntry struct {
+	dir  node
+	name string
+}
+
+// forget has the kernel told, later: to tell it from a request's handler may wait for the lock that the request's own
+// caller holds.
+func (f *FS) forget(g goneEntry) {
+	select {
+	case f.gone <- g:
+	default:
+		go func() {
+			select {
+			case f.gone <- g:
+			case <-f.ctx.Done():
+			}
+		}()
+	}
+}
+
+func (f *FS) forgetNames(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case g := <-f.gone:
+			if f.server != nil {
+				f.server.EntryNotify(uint64(g.dir), g.name)
+			}
+		}
+	}
+}

@@ -1,0 +1,339 @@
+package fs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"github.com/opencontainers/go-digest"
+
+	"github.com/imgfs/imgfs/imgsrc"
+)
+
+// A layerRow is one file of every layer's directory.
+type layerRow struct {
+	name string
+	id   uint32 // as in row; 1 to 31
+	doc  string
+
+	body    func(f *imgsrc.Facts, n int) ([]byte, error) // a pure function of the image
+	content contentKind                                  // or bytes that the source has
+	info    bool                                         // or info.json, which says what the source has
+}
+
+type contentKind uint8
+
+const (
+	contentNone contentKind = iota
+	contentBlob
+	contentDiff
+)
+
+var layerTable = []layerRow{
+	{name: "blob", id: 1, content: contentBlob, doc: "exactly the bytes of the layer's digest, where the source has them"},
+	{name: "diff.tar", id: 2, content: contentDiff, doc: "the uncompressed layer: sha256sum gives its diff id"},
+	{name: "info.json", id: 3, info: true, doc: "all that is known of the layer"},
+	{name: "digest", id: 4, body: imgsrc.LayerDigest, doc: "the digest in the manifest"},
+	{name: "diff-id", id: 5, body: imgsrc.LayerDiffID, doc: "the digest of the uncompressed layer"},
+	{name: "media-type", id: 6, body: imgsrc.LayerMediaType, doc: "the media type in the manifest"},
+	{name: "size", id: 7, body: imgsrc.LayerSize, doc: "the size in the manifest, in bytes"},
+	{name: "created-by", id: 8, body: imgsrc.LayerCreatedBy, doc: "the step that made it"},
+}
+
+// A layer's entries: its directory is (n+1)<<layerShift, its files come behind it by their ids.
+const layerShift = 5
+
+func layerEntry(n int, file uint32) uint32 { return uint32(n+1)<<layerShift | file }
+
+// layerName is a layer's name: as many digits as the last one needs, two at least, so that ls sorts them.
+func layerName(n, count int) string {
+	return fmt.Sprintf("%0*d", max(2, len(strconv.Itoa(count-1))), n)
+}
+
+// probed is what the source gives of a layer.
+type probed struct {
+	blob, diff bool
+	why        string // why there is no diff.tar
+}
+
+// layersView is layers/ and what is below it.
+type layersView struct{ f *FS }
+
+// layerFile is what a node below layers/ means.
+type layerFile struct {
+	img *image
+	r   *rendered
+	n   int       // the layer; -1: layers/ itself
+	row *layerRow // nil: the layer's directory
+	ino ino
+}
+
+func (v layersView) at(ctx context.Context, n node) (layerFile, error) {
+	img := v.f.image(n.image())
+	r, err := img.render(ctx)
+	if err != nil {
+		return layerFile{}, err
+	}
+	l := layerFile{img: img, r: r, n: int(n.entry()>>layerShift) - 1, ino: img.ino.nth(uint64(rowByView[viewLayers].id))}
+	if l.n < 0 {
+		return l, nil
+	}
+	if l.n >= len(r.facts.Layers) {
+		return layerFile{}, syscall.ENOENT
+	}
+	l.ino = l.ino.nth(uint64(l.n))
+	if id := n.entry() & (1<<layerShift - 1); id > 0 {
+		if int(id) > len(layerTable) {
+			return layerFile{}, syscall.ENOENT
+		}
+		l.row = &layerTable[id-1]
+		l.ino = l.ino.nth(uint64(id))
+	}
+	return l, nil
+}
+
+// bytes returns the content of a file that is computed. Errors: ErrAbsent.
+func (l layerFile) bytes(ctx context.Context) ([]byte, error) {
+	if !l.row.info {
+		return l.row.body(l.r.facts, l.n)
+	}
+	p, err := l.probe(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return imgsrc.LayerInfoJSON(l.r.facts, l.n, imgsrc.LayerState{Blob: p.blob, Diff: p.diff, WhyNot: p.why})
+}
+
+// probe asks the source what it has of the layer. What is damaged is there, so that reading it says so.
+func (l layerFile) probe(ctx context.Context) (probed, error) {
+	l.img.mu.Lock()
+	p, ok := l.img.probes[l.n]
+	l.img.mu.Unlock()
+	if ok {
+		return p, nil
+	}
+	keep := true
+	try := func(kind contentKind) (bool, string, error) {
+		c, err := l.open(ctx, kind)
+		switch {
+		case err == nil:
+			return true, "", c.Close()
+		case errors.Is(err, imgsrc.ErrAbsent) || errors.Is(err, imgsrc.ErrUnsupported):
+			return false, err.Error(), nil
+		case ctx.Err() != nil || errors.Is(err, imgsrc.ErrNotFound):
+			return false, "", err
+		}
+		keep = false
+		return true, "", nil
+	}
+	var err error
+	if p.blob, _, err = try(contentBlob); err != nil {
+		return probed{}, err
+	}
+	if l.r.facts.Kind == imgsrc.KindImage {
+		if p.diff, p.why, err = try(contentDiff); err != nil {
+			return probed{}, err
+		}
+	}
+	if keep {
+		l.img.mu.Lock()
+		l.img.probes[l.n] = p
+		l.img.mu.Unlock()
+	}
+	return p, nil
+}
+
+// open opens the layer's bytes at the source.
+func (l layerFile) open(ctx context.Context, kind contentKind) (imgsrc.Content, error) {
+	e, err := l.img.current()
+	if err != nil {
+		return nil, err
+	}
+	if kind == contentDiff {
+		return e.First().Diff(ctx, l.n)
+	}
+	return e.First().Blob(ctx, l.r.facts.Layers[l.n].Digest)
+}
+
+// has says whether the layer has this file.
+func (l layerFile) has(ctx context.Context, row *layerRow) (bool, error) {
+	if row.content != contentNone {
+		p, err := l.probe(ctx)
+		return row.content == contentBlob && p.blob || row.content == contentDiff && p.diff, err
+	}
+	if row.info {
+		return true, nil
+	}
+	_, err := row.body(l.r.facts, l.n)
+	return err == nil, nil
+}
+
+// size returns the exact size of a file that the source has. Without opening it, where the manifest or an earlier look
+// says it; with cheap set only then.
+func (l layerFile) size(ctx context.Context, cheap bool) (int64, error) {
+	facts := l.r.facts.Layers[l.n]
+	if l.row.content == contentBlob && facts.Size >= 0 {
+		return facts.Size, nil
+	}
+	d := facts.Digest
+	if l.row.content == contentDiff {
+		if facts.DiffID == facts.Digest && facts.Size >= 0 {
+			return facts.Size, nil
+		}
+		d = facts.DiffID
+	}
+	if size, ok := l.img.f.sizes.Load(d); ok {
+		return size.(int64), nil
+	}
+	if cheap {
+		return 0, errCostly
+	}
+	c, err := l.img.f.contents.get(l.key(), func() (imgsrc.Content, error) { return l.open(ctx, l.row.content) })
+	if err != nil {
+		return 0, err
+	}
+	defer c.release()
+	size, err := c.Size(ctx)
+	if err != nil {
+		return 0, fmt.Errorf("measuring %s of layer %s: %w", l.row.name, facts.Digest, err)
+	}
+	if d != digest.Digest("") {
+		l.img.f.sizes.Store(d, size)
+	}
+	return size, nil
+}
+
+func (l layerFile) key() contentKey { return contentKey{l.img.slot, l.n, l.row.content} }
+
+func (v layersView) attr(ctx context.Context, n node, cheap bool) (attr, error) {
+	l, err := v.at(ctx, n)
+	if err != nil {
+		return attr{}, err
+	}
+	switch {
+	case l.row == nil:
+		return dirAttr(l.ino, l.r.created, false), nil
+	case l.row.content != contentNone:
+		size, err := l.size(ctx, cheap)
+		return fileAttr(l.ino, size, l.r.created), err
+	}
+	b, err := l.bytes(ctx)
+	return fileAttr(l.ino, int64(len(b)), l.r.created), err
+}
+
+func (v layersView) lookup(ctx context.Context, dir node, name string) (found, error) {
+	l, err := v.at(ctx, dir)
+	if err != nil {
+		return found{}, err
+	}
+	if l.n < 0 {
+		count := len(l.r.facts.Layers)
+		n, err := strconv.Atoi(name)
+		if err != nil || n < 0 || n >= count || layerName(n, count) != name {
+			return found{}, syscall.ENOENT
+		}
+		return found{node: l.img.node(viewLayers, layerEntry(n, 0))}, nil
+	}
+	for i := range layerTable {
+		row := &layerTable[i]
+		if row.name != name {
+			continue
+		}
+		ok, err := l.has(ctx, row)
+		if err != nil {
+			return found{}, err
+		}
+		if !ok {
+			break
+		}
+		return found{node: l.img.node(viewLayers, layerEntry(l.n, row.id))}, nil
+	}
+	return found{}, syscall.ENOENT
+}
+
+func (v layersView) list(ctx context.Context, dir node, from uint64, emit func(dirent) bool) error {
+	l, err := v.at(ctx, dir)
+	if err != nil {
+		return err
+	}
+	if l.n < 0 {
+		count := len(l.r.facts.Layers)
+		for n := int(min(from, uint64(count))); n < count; n++ {
+			if !emit(dirent{name: layerName(n, count), node: l.img.node(viewLayers, layerEntry(n, 0)), ino: l.ino.nth(uint64(n)), mode: syscall.S_IFDIR, cookie: uint64(n) + 1}) {
+				return nil
+			}
+		}
+		return nil
+	}
+	if l.row != nil {
+		return syscall.ENOTDIR
+	}
+	for i := range layerTable {
+		row := &layerTable[i]
+		if uint64(row.id) <= from {
+			continue
+		}
+		ok, err := l.has(ctx, row)
+		if err != nil {
+			return err
+		}
+		if ok && !emit(dirent{name: row.name, node: l.img.node(viewLayers, layerEntry(l.n, row.id)), ino: l.ino.nth(uint64(row.id)), mode: syscall.S_IFREG, cookie: uint64(row.id)}) {
+			return nil
+		}
+	}
+	return nil
+}
+
+func (v layersView) read(ctx context.Context, n node, dest []byte, off int64) (fuse.ReadResult, error) {
+	l, err := v.at(ctx, n)
+	if err != nil {
+		return nil, err
+	}
+	if l.row == nil {
+		return nil, syscall.EISDIR
+	}
+	if l.row.content == contentNone {
+		b, err := l.bytes(ctx)
+		if err == nil && off == 0 {
+			l.readAhead()
+		}
+		return readBytes(b, dest, off), err
+	}
+	c, err := v.f.contents.get(l.key(), func() (imgsrc.Content, error) { return l.open(ctx, l.row.content) })
+	if err != nil {
+		return nil, err
+	}
+	defer c.release()
+	k, err := c.ReadAt(ctx, dest, off)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return nil, fmt.Errorf("reading %s of layer %s at %d: %w", l.row.name, strings.TrimSpace(l.r.facts.Layers[l.n].Digest.String()), off, err)
+	}
+	return fuse.ReadResultData(dest[:k]), nil
+}
+
+// readAhead stores the files of the layer's directory behind the one that is being read.
+func (l layerFile) readAhead() {
+	if l.img.f.server == nil {
+		return
+	}
+	a := ahead{f: l.img.f}
+	done := &l.r.layersAhead[l.n]
+	done.take(l.row.id)
+	for i := range layerTable {
+		next := &layerTable[i]
+		if next.id <= l.row.id || next.body == nil || !done.take(next.id) {
+			continue
+		}
+		b, err := next.body(l.r.facts, l.n)
+		if err == nil && !a.store(l.img.node(viewLayers, layerEntry(l.n, next.id)), b) {
+			return
+		}
+	}
+}
+
+func (v layersView) readlink(context.Context, node) ([]byte, error) { return nil, syscall.EINVAL }

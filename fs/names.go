@@ -1,0 +1,269 @@
+package fs
+
+import (
+	"context"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+
+	"github.com/imgfs/imgfs/imgsrc"
+)
+
+// nameState is the tree of names below images/ in one state of the catalog.
+type nameState struct {
+	tree *imgsrc.NameTree
+	// base is when the names last changed before the mount; changed holds the later changes, by path, of directories and
+	// links.
+	base    time.Time
+	changed map[string]time.Time
+	lists   sync.Map // path of a directory -> []dirent, in the order of their cookies
+}
+
+func emptyNames() *nameState {
+	return &nameState{tree: imgsrc.NewNameTree(func(func(string, string) bool) {})}
+}
+
+// nameState builds the tree of a snapshot's names; what differs from the old one gets now as its time.
+func (f *FS) nameState(snap *imgsrc.Snapshot, old *nameState, first bool, now time.Time) *nameState {
+	s := &nameState{
+		tree: imgsrc.NewNameTree(func(yield func(name, id string) bool) {
+			for _, e := range snap.Entries {
+				for _, name := range e.Names {
+					if !yield(name, e.ID) {
+						return
+					}
+				}
+			}
+		}),
+		base:    old.base,
+		changed: map[string]time.Time{},
+	}
+	if first {
+		s.base = snap.ModTime
+		return s
+	}
+	s.compare(old, "", now)
+	return s
+}
+
+// compare walks a directory of the new tree beside the old one's.
+func (s *nameState) compare(old *nameState, dir string, now time.Time) {
+	is, _ := s.tree.Dir(dir)
+	was, existed := old.tree.Dir(dir)
+	s.carry(old, dir, now, existed && slices.Equal(is, was))
+	before := make(map[string]imgsrc.NameChild, len(was))
+	for _, c := range was {
+		before[c.Name] = c
+	}
+	for _, c := range is {
+		path := joinName(dir, c.Name)
+		if c.Dir {
+			s.compare(old, path, now)
+			continue
+		}
+		s.carry(old, path, now, before[c.Name] == c)
+	}
+}
+
+func (s *nameState) carry(old *nameState, path string, now time.Time, same bool) {
+	switch t, ok := old.changed[path]; {
+	case !same:
+		s.changed[path] = later(old.time(path), now)
+	case ok:
+		s.changed[path] = t
+	}
+}
+
+func (s *nameState) time(path string) time.Time {
+	if t, ok := s.changed[path]; ok {
+		return t
+	}
+	return s.base
+}
+
+func joinName(dir, name string) string {
+	if dir == "" {
+		return name
+	}
+	return dir + "/" + name
+}
+
+// An interner numbers strings, for good: a name that goes and comes back is the same node.
+type interner struct {
+	mu    sync.RWMutex
+	index map[string]uint32
+	names []string
+}
+
+func (in *interner) number(s string) uint32 {
+	in.mu.RLock()
+	n, ok := in.index[s]
+	in.mu.RUnlock()
+	if ok {
+		return n
+	}
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	if n, ok := in.index[s]; ok {
+		return n
+	}
+	if in.index == nil {
+		in.index, in.names = map[string]uint32{"": imagesEntry}, []string{""}
+		if s == "" {
+			return imagesEntry
+		}
+	}
+	n = uint32(len(in.names))
+	in.index[s], in.names = n, append(in.names, s)
+	return n
+}
+
+func (in *interner) name(n uint32) (string, bool) {
+	in.mu.RLock()
+	defer in.mu.RUnlock()
+	if n == imagesEntry {
+		return "", true
+	}
+	if int(n) >= len(in.names) {
+		return "", false
+	}
+	return in.names[n], true
+}
+
+// A link's node holds its target as well as its path: the kernel keeps what a link says for good, so a name that moves to
+// another image has to become another node.
+const linkSeparator = "\x00"
+
+func (f *FS) nameNode(path string, c imgsrc.NameChild) node {
+	if c.Dir {
+		return makeNode(0, viewNames, f.names.number(path))
+	}
+	return makeNode(0, viewLinks, f.names.number(path+linkSeparator+c.ID))
+}
+
+var imagesIno = topSeed.under("images")
+
+func nameIno(path string) ino {
+	if path == "" {
+		return imagesIno
+	}
+	return imagesIno.under(path)
+}
+
+// namesView is images/ and the directories below it.
+type namesView struct{ f *FS }
+
+func (v namesView) dir(ctx context.Context, n node) (*nameState, string, error) {
+	s := v.f.refresh(ctx).names
+	path, ok := v.f.names.name(n.entry())
+	if !ok {
+		return nil, "", syscall.ENOENT
+	}
+	if _, ok := s.tree.Dir(path); !ok && path != "" {
+		return nil, "", imgsrc.ErrNotFound
+	}
+	return s, path, nil
+}
+
+func (v namesView) attr(ctx context.Context, n node, cheap bool) (attr, error) {
+	s, path, err := v.dir(ctx, n)
+	if err != nil {
+		return attr{}, err
+	}
+	return dirAttr(nameIno(path), s.time(path), true), nil
+}
+
+func (v namesView) lookup(ctx context.Context, dir node, name string) (found, error) {
+	s, path, err := v.dir(ctx, dir)
+	if err != nil {
+		return found{}, err
+	}
+	path = joinName(path, name)
+	c, ok := s.tree.Lookup(path)
+	if !ok {
+		return found{}, syscall.ENOENT
+	}
+	return found{node: v.f.nameNode(path, c), brief: true}, nil
+}
+
+// list lists in the order in which the names were first met, so that a cookie means the same while names come and go.
+func (v namesView) list(ctx context.Context, dir node, from uint64, emit func(dirent) bool) error {
+	s, path, err := v.dir(ctx, dir)
+	if err != nil {
+		return err
+	}
+	cached, ok := s.lists.Load(path)
+	if !ok {
+		cached, _ = s.lists.LoadOrStore(path, v.f.nameList(s, path))
+	}
+	all := cached.([]dirent)
+	i, _ := slices.BinarySearchFunc(all, from+1, func(d dirent, c uint64) int { return int(int64(d.cookie) - int64(c)) })
+	for _, d := range all[i:] {
+		if !emit(d) {
+			return nil
+		}
+	}
+	return nil
+}
+
+func (f *FS) nameList(s *nameState, dir string) []dirent {
+	children, _ := s.tree.Dir(dir)
+	all := make([]dirent, 0, len(children))
+	for _, c := range children {
+		path := joinName(dir, c.Name)
+		d := dirent{name: c.Name, node: f.nameNode(path, c), ino: nameIno(path), mode: syscall.S_IFLNK, brief: true}
+		if c.Dir {
+			d.mode = syscall.S_IFDIR
+		}
+		d.cookie = uint64(f.names.number(path))
+		all = append(all, d)
+	}
+	slices.SortFunc(all, func(a, b dirent) int { return int(int64(a.cookie) - int64(b.cookie)) })
+	return all
+}
+
+func (namesView) read(context.Context, node, []byte, int64) (fuse.ReadResult, error) {
+	return nil, syscall.EISDIR
+}
+
+func (namesView) readlink(context.Context, node) ([]byte, error) { return nil, syscall.EINVAL }
+
+// linksView is the links below images/.
+type linksView struct{ f *FS }
+
+// target returns a link's path, and the id and relative path of the image it leads to.
+func (v linksView) target(n node) (path, target string, err error) {
+	s, ok := v.f.names.name(n.entry())
+	path, id, isLink := strings.Cut(s, linkSeparator)
+	if !ok || !isLink {
+		return "", "", syscall.ENOENT
+	}
+	return path, strings.Repeat("../", strings.Count(path, "/")+1) + "ids/" + id, nil
+}
+
+func (v linksView) attr(ctx context.Context, n node, cheap bool) (attr, error) {
+	path, target, err := v.target(n)
+	if err != nil {
+		return attr{}, err
+	}
+	return linkAttr(nameIno(path), len(target), v.f.state.Load().names.time(path)), nil
+}
+
+func (v linksView) readlink(ctx context.Context, n node) ([]byte, error) {
+	_, target, err := v.target(n)
+	return []byte(target), err
+}
+
+func (linksView) lookup(context.Context, node, string) (found, error) {
+	return found{}, syscall.ENOTDIR
+}
+
+func (linksView) list(context.Context, node, uint64, func(dirent) bool) error { return syscall.ENOTDIR }
+
+func (linksView) read(context.Context, node, []byte, int64) (fuse.ReadResult, error) {
+	return nil, syscall.EINVAL
+}

@@ -1,0 +1,38 @@
+package fs
+
+import (
+	"context"
+	"time"
+)
+
+// Ops is what the controls do: the tree parses a write into lines and words, and hands it over. Its methods may be called
+// from several goroutines at once.
+type Ops interface {
+	// Do carries out one write to a control: it checks all the lines, then runs them in their order, and returns when the
+	// last one is done or the first has failed. When ctx ends first, Do returns ctx's error at once; the work stops unless
+	// a Do with the same Key comes within two seconds, which then waits for the work that is under way. Errors: the conditions of
+	// package imgsrc, and the system's.
+	Do(ctx context.Context, w Write) error
+
+	// Record adds an event that is not an operation ("drop": half a line that was never completed).
+	Record(status, image, text string)
+
+	// Events returns the mount's events as JSON lines, oldest first, and when the last was added. The bytes are not
+	// changed afterwards.
+	Events() (text []byte, changed time.Time)
+
+	// LastError returns the text of the last failed operation on the image with this id, empty if there was none, and
+	// when it changed.
+	LastError(id string) (text string, changed time.Time)
+}
+
+// Write is one write to a control file.
+type Write struct {
+	Control string     // the file's name: "tags", "push"
+	Image   string     // the id of the image whose control it is
+	Lines   [][]string // the words of each line; blank lines and comments are left out
+	Key     string     // equal for equal writes (file, user, bytes), and only for those
+	UID     uint32     // the writer
+	PID     uint32     // the writer; 0 if it cannot be seen from here
+	Err     error      // why Lines could not be made out: Do records it and fails with it
+}

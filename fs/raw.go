@@ -1,0 +1,249 @@
+package fs
+
+import (
+	"context"
+	"syscall"
+	"time"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+)
+
+// This file is the kernel's side of the tree: each request is taken apart, answered by the view that its node stands in,
+// and put together again with the caching rules of the package comment.
+
+var _ fuse.RawFileSystem = (*FS)(nil)
+
+// forever is how long the kernel may keep what cannot change, in seconds.
+const forever = 365 * 24 * 3600
+
+// request is the context of one request: it ends when the kernel says that nobody waits for the answer any more.
+type request struct {
+	context.Context
+	cancel <-chan struct{}
+}
+
+func (f *FS) request(cancel <-chan struct{}) context.Context {
+	return request{f.ctx, cancel}
+}
+
+func (r request) Done() <-chan struct{} { return r.cancel }
+
+func (r request) Err() error {
+	select {
+	case <-r.cancel:
+		return context.Canceled
+	default:
+		return nil
+	}
+}
+
+func (r request) Deadline() (time.Time, bool) { return time.Time{}, false }
+
+// String is the file system's type: what follows "fuse." in the mount table.
+func (f *FS) String() string { return "imgfs" }
+
+// Init keeps the server, to tell the kernel about names that are gone.
+func (f *FS) Init(s *fuse.Server) { f.server = s }
+
+// OnUnmount ends what runs on the mount's behalf.
+func (f *FS) OnUnmount() {
+	f.cancel()
+	f.contents.close()
+}
+
+// Forget is not needed: a node id says all there is to know about its node.
+func (f *FS) Forget(nodeid, nlookup uint64) {}
+
+// Lookup finds a name in a directory.
+func (f *FS) Lookup(cancel <-chan struct{}, h *fuse.InHeader, name string, out *fuse.EntryOut) fuse.Status {
+	dir := node(h.NodeId)
+	v := f.view(dir)
+	if v == nil {
+		return fuse.ENOENT
+	}
+	ctx := f.request(cancel)
+	hit, err := v.lookup(ctx, dir, name)
+	if err != nil {
+		return f.fail("looking up "+name, dir, err)
+	}
+	a, err := f.view(hit.node).attr(ctx, hit.node, false)
+	if err != nil {
+		return f.fail("looking up "+name, hit.node, err)
+	}
+	f.fillEntry(out, hit.node, a, hit.brief)
+	return fuse.OK
+}
+
+func (f *FS) fillEntry(out *fuse.EntryOut, n node, a attr, brief bool) {
+	out.NodeId = uint64(n)
+	out.Generation = 1
+	if !brief {
+		out.EntryValid = forever
+	}
+	if !a.live {
+		out.AttrValid = forever
+	}
+	f.fillAttr(&out.Attr, a)
+}
+
+func (f *FS) fillAttr(out *fuse.Attr, a attr) {
+	t := a.mtime
+	if t.Before(time.Unix(0, 0)) {
+		t = time.Unix(0, 0)
+	}
+	*out = fuse.Attr{
+		Ino:       uint64(a.ino),
+		Size:      uint64(a.size),
+		Blocks:    uint64(a.size+511) / 512,
+		Mode:      a.mode,
+		Nlink:     a.nlink,
+		Owner:     fuse.Owner{Uid: f.uid, Gid: f.gid},
+		Mtime:     uint64(t.Unix()),
+		Mtimensec: uint32(t.Nanosecond()),
+	}
+	out.Atime, out.Atimensec = out.Mtime, out.Mtimensec
+	out.Ctime, out.Ctimensec = out.Mtime, out.Mtimensec
+}
+
+// GetAttr describes a node.
+func (f *FS) GetAttr(cancel <-chan struct{}, in *fuse.GetAttrIn, out *fuse.AttrOut) fuse.Status {
+	n := node(in.NodeId)
+	v := f.view(n)
+	if v == nil {
+		return fuse.ENOENT
+	}
+	a, err := v.attr(f.request(cancel), n, false)
+	if err != nil {
+		return f.fail("reading attributes", n, err)
+	}
+	if !a.live {
+		out.AttrValid = forever
+	}
+	f.fillAttr(&out.Attr, a)
+	return fuse.OK
+}
+
+// Access is answered once: whoever may use the mount at all may read everything in it.
+func (f *FS) Access(cancel <-chan struct{}, in *fuse.AccessIn) fuse.Status { return fuse.ENOSYS }
+
+// Open is answered once: the kernel then opens by itself and keeps what it has of the file from one open to the next.
+func (f *FS) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
+	return fuse.ENOSYS
+}
+
+// OpenDir is answered once, like Open: the kernel caches every listing, by the directory's modification time.
+func (f *FS) OpenDir(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
+	return fuse.ENOSYS
+}
+
+// Flush is answered once: a control has its say when it is written.
+func (f *FS) Flush(cancel <-chan struct{}, in *fuse.FlushIn) fuse.Status { return fuse.ENOSYS }
+
+// Release and ReleaseDir are not sent for what was never opened.
+func (f *FS) Release(cancel <-chan struct{}, in *fuse.ReleaseIn) {}
+
+// ReleaseDir is not sent either.
+func (f *FS) ReleaseDir(in *fuse.ReleaseIn) {}
+
+// ReadDir lists names.
+func (f *FS) ReadDir(cancel <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryList) fuse.Status {
+	return f.readDir(cancel, in, out, false)
+}
+
+// ReadDirPlus lists names with their attributes, where those are cheap.
+func (f *FS) ReadDirPlus(cancel <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryList) fuse.Status {
+	return f.readDir(cancel, in, out, true)
+}
+
+// The kernel sees the offsets 1 and 2 behind the dots, and a view's cookies plus 2 behind its entries.
+func (f *FS) readDir(cancel <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryList, plus bool) fuse.Status {
+	dir := node(in.NodeId)
+	v := f.view(dir)
+	if v == nil {
+		return fuse.ENOENT
+	}
+	ctx := f.request(cancel)
+	add := func(e dirent) bool {
+		de := fuse.DirEntry{Name: e.name, Mode: e.mode, Ino: uint64(e.ino), Off: e.cookie}
+		if !plus {
+			return out.AddDirEntry(de)
+		}
+		eo := out.AddDirLookupEntry(de)
+		if eo == nil {
+			return false
+		}
+		*eo = fuse.EntryOut{} // node id 0: a name without attributes
+		if e.node == 0 {
+			return true
+		}
+		if a, err := f.view(e.node).attr(ctx, e.node, true); err == nil {
+			f.fillEntry(eo, e.node, a, e.brief)
+		}
+		return true
+	}
+	for off, name := range []string{".", ".."} {
+		if in.Offset <= uint64(off) && !add(dirent{name: name, mode: syscall.S_IFDIR, cookie: uint64(off) + 1}) {
+			return fuse.OK
+		}
+	}
+	from := uint64(0)
+	if in.Offset > 2 {
+		from = in.Offset - 2
+	}
+	err := v.list(ctx, dir, from, func(e dirent) bool {
+		e.cookie += 2
+		return add(e)
+	})
+	if err != nil {
+		return f.fail("listing", dir, err)
+	}
+	return fuse.OK
+}
+
+// Read reads a file.
+func (f *FS) Read(cancel <-chan struct{}, in *fuse.ReadIn, dest []byte) (fuse.ReadResult, fuse.Status) {
+	n := node(in.NodeId)
+	v := f.view(n)
+	if v == nil {
+		return nil, fuse.ENOENT
+	}
+	res, err := v.read(f.request(cancel), n, dest[:min(len(dest), int(in.Size))], int64(in.Offset))
+	if err != nil {
+		return nil, f.fail("reading", n, err)
+	}
+	return res, fuse.OK
+}
+
+// Readlink reads a symbolic link.
+func (f *FS) Readlink(cancel <-chan struct{}, h *fuse.InHeader) ([]byte, fuse.Status) {
+	n := node(h.NodeId)
+	v := f.view(n)
+	if v == nil {
+		return nil, fuse.ENOENT
+	}
+	target, err := v.readlink(f.request(cancel), n)
+	if err != nil {
+		return nil, f.fail("reading link", n, err)
+	}
+	return target, fuse.OK
+}
+
+// StatFs shows a file system that has no size of its own.
+func (f *FS) StatFs(cancel <-chan struct{}, h *fuse.InHeader, out *fuse.StatfsOut) fuse.Status {
+	*out = fuse.StatfsOut{Bsize: 4096, Frsize: 4096, NameLen: 255}
+	return fuse.OK
+}
+
+// GetXAttr knows no attributes. The answer for labels and ACLs is the one that makes ls stop asking for them.
+func (f *FS) GetXAttr(cancel <-chan struct{}, h *fuse.InHeader, name string, dest []byte) (uint32, fuse.Status) {
+	switch name {
+	case "security.selinux", "system.posix_acl_access", "system.posix_acl_default":
+		return 0, fuse.Status(syscall.EOPNOTSUPP)
+	}
+	return 0, fuse.ENOATTR
+}
+
+// ListXAttr lists none.
+func (f *FS) ListXAttr(cancel <-chan struct{}, h *fuse.InHeader, dest []byte) (uint32, fuse.Status) {
+	return 0, fuse.OK
+}

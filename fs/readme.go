@@ -1,0 +1,45 @@
+package fs
+
+import (
+	"os"
+	"time"
+)
+
+// programTime is the README's modification time: its text comes with the program, and changes with it.
+func programTime() time.Time {
+	path, err := os.Executable()
+	if err != nil {
+		return time.Time{}
+	}
+	info, err := os.Stat(path)
+	if err != nil {
+		return time.Time{}
+	}
+	return info.ModTime()
+}
+
+const readmeHead = `Container images as files.
+
+  ids/<id>/            every image once, by its id; an unambiguous beginning of the id will do (ids/8e2c859f)
+  images/<reference>   the same images by name: links into ids/ (images/docker.io/library/nginx:1.27)
+  events               what happened to this mount: JSON lines, oldest first
+
+In each image's directory:
+
+`
+
+const readmeTail = `
+What an image does not have is not there: no user, no file called user.
+
+A link is a link: add a slash to read what it points to, and search where the images are.
+
+  ls images/NAME:TAG/                     the image
+  jq . images/NAME:TAG/config.json        its config
+  grep -r PATTERN ids/                    all images
+  rsync -a images/NAME:TAG/ DEST/         a copy of one
+  echo localhost/web:2 > ids/<id>/tags    tags it
+  echo -localhost/web:1 > ids/<id>/tags   untags it
+  echo localhost:5000/web:2 > ids/<id>/push
+                                          pushes it; the write returns when the push is done
+  cat ids/<id>/error                      says why a write failed
+`

@@ -1,0 +1,180 @@
+package fs
+
+import (
+	"container/list"
+	"context"
+	"errors"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/imgfs/imgfs/imgsrc"
+)
+
+// renderedBytes is how much memory the rendered images may take together. What is thrown out is computed again, to the
+// same bytes.
+const renderedBytes = 8 << 20
+
+// rendered is all that is computed from an image's manifest and config: the files of its directory as they are read.
+type rendered struct {
+	facts       *imgsrc.Facts
+	created     time.Time
+	files       [][]byte // by row id
+	errs        []error
+	annotations []keyed
+	labels      []keyed
+	damaged     bool // some of it could not be had: not to be kept
+	bytes       int
+	ahead       aheadOf // which files the kernel has been given
+	layersAhead []aheadOf
+}
+
+// keyed is one annotation or label as a file.
+type keyed struct {
+	name  string
+	value []byte
+}
+
+// isRendered says whether the image's files are there without work.
+func (img *image) isRendered() bool { return img.f.rendered.get(img.slot) != nil }
+
+// render returns the image's files. It is done once for all who ask at the same time, and goes on if the one who asked
+// leaves.
+func (img *image) render(ctx context.Context) (*rendered, error) {
+	if r := img.f.rendered.get(img.slot); r != nil {
+		return r, nil
+	}
+	done := img.f.flights.DoChan("render "+strconv.FormatUint(uint64(img.slot), 10), func() (any, error) {
+		return img.doRender(img.f.ctx)
+	})
+	select {
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	case res := <-done:
+		if res.Err != nil {
+			return nil, res.Err
+		}
+		return res.Val.(*rendered), nil
+	}
+}
+
+func (img *image) doRender(ctx context.Context) (*rendered, error) {
+	e, err := img.current()
+	if err != nil {
+		return nil, err
+	}
+	facts, err := imgsrc.Load(ctx, e.First())
+	if err != nil {
+		return nil, err
+	}
+	last := table[len(table)-1].id
+	r := &rendered{facts: facts, files: make([][]byte, last+1), errs: make([]error, last+1)}
+	for _, err := range []error{facts.ManifestErr, facts.ConfigErr} {
+		if err != nil && !errors.Is(err, imgsrc.ErrAbsent) {
+			r.damaged = true
+			img.f.log.Warn("reading image", "image", img.id, "digest", facts.Digest.String(), "error", err)
+		}
+	}
+	r.layersAhead = make([]aheadOf, len(facts.Layers))
+	r.created, _ = facts.Created()
+	for i := range table {
+		row := &table[i]
+		if row.body != nil {
+			r.files[row.id], r.errs[row.id] = row.body(facts)
+			r.bytes += len(r.files[row.id])
+		}
+	}
+	r.annotations = r.keyedOf(imgsrc.Annotations)
+	r.labels = r.keyedOf(imgsrc.Labels)
+	if !r.damaged {
+		img.mu.Lock()
+		img.createdAt = &r.created
+		img.mu.Unlock()
+		img.f.rendered.put(img.slot, r)
+	}
+	return r, nil
+}
+
+func (r *rendered) keyedOf(of func(*imgsrc.Facts) (map[string]string, error)) []keyed {
+	m, err := of(r.facts)
+	if err != nil {
+		return nil
+	}
+	var all []keyed
+	for key, value := range m {
+		name, ok := imgsrc.EscapeKey(key)
+		if !ok {
+			continue // it is in the .json
+		}
+		if value != "" {
+			value += "\n"
+		}
+		all = append(all, keyed{name, []byte(value)})
+		r.bytes += len(name) + len(value) + 64
+	}
+	slices.SortFunc(all, func(a, b keyed) int { return strings.Compare(a.name, b.name) })
+	return all
+}
+
+// has says whether the image is known to have this file, be it damaged.
+func (r *rendered) has(row *row) bool {
+	switch row.view {
+	case viewAnnotations:
+		return len(r.annotations) > 0
+	case viewLabels:
+		return len(r.labels) > 0
+	case viewLayers:
+		return len(r.facts.Layers) > 0
+	}
+	err := r.errs[row.id]
+	return err == nil || row.sure && !errors.Is(err, imgsrc.ErrAbsent)
+}
+
+func (r *rendered) file(row *row) ([]byte, error) { return r.files[row.id], r.errs[row.id] }
+
+// renderedCache keeps the most recently used renderings.
+type renderedCache struct {
+	mu     sync.Mutex
+	limit  int
+	bytes  int
+	order  *list.List // of cachedRendering, most recent first
+	bySlot map[uint32]*list.Element
+}
+
+type cachedRendering struct {
+	slot uint32
+	r    *rendered
+}
+
+func newRenderedCache(limit int) *renderedCache {
+	return &renderedCache{limit: limit, order: list.New(), bySlot: map[uint32]*list.Element{}}
+}
+
+func (c *renderedCache) get(slot uint32) *rendered {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	el := c.bySlot[slot]
+	if el == nil {
+		return nil
+	}
+	c.order.MoveToFront(el)
+	return el.Value.(cachedRendering).r
+}
+
+func (c *renderedCache) put(slot uint32, r *rendered) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.bySlot[slot] != nil {
+		return
+	}
+	c.bySlot[slot] = c.order.PushFront(cachedRendering{slot, r})
+	c.bytes += r.bytes
+	for c.bytes > c.limit && c.order.Len() > 1 {
+		el := c.order.Back()
+		old := c.order.Remove(el).(cachedRendering)
+		delete(c.bySlot, old.slot)
+		c.bytes -= old.r.bytes
+	}
+}

@@ -1,0 +1,154 @@
+package fs
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/imgfs/imgfs/imgsrc"
+)
+
+// A row is one file of every image's directory. Lookup, listing and the README of the tree come from the table of rows.
+type row struct {
+	name string
+	// id is the file's inode, cookie and node: it is never changed and never used again. The table is in the order of ids.
+	id  uint32
+	doc string
+
+	// One of these says what is in it.
+	body      func(*imgsrc.Facts) ([]byte, error) // a pure function of the image; ErrAbsent: the image has no such file
+	live      func(*imgsrc.Entry) []byte          // what the catalog says at the moment; nil: the image has no such file
+	view      uint16                              // a directory: the view below it
+	lastError bool                                // the text of the image's last failed operation
+
+	sure    bool // with body: every image of the kind has it, so that it is listed even if it cannot be had
+	control bool // takes writes; with live, that is what it says, otherwise it is empty
+}
+
+var table = []row{
+	{name: "manifest.json", id: 1, body: manifestJSON, sure: true, doc: "the manifest's exact bytes: sha256sum gives the image digest"},
+	{name: "config.json", id: 2, body: configJSON, sure: true, doc: "the config's exact bytes: sha256sum gives the id"},
+	{name: "config.oci.json", id: 3, body: imgsrc.ConfigOCI, sure: true, doc: "the config as an OCI image config"},
+	{name: "config.docker.json", id: 4, body: imgsrc.ConfigDocker, sure: true, doc: "the config as a Docker schema 2 config"},
+	{name: "history", id: 5, body: imgsrc.HistoryText, doc: "how it was made, oldest first, each step with its layer"},
+	{name: "history.json", id: 6, body: imgsrc.HistoryJSON, doc: "the same as JSON"},
+	{name: "annotations.json", id: 7, body: imgsrc.AnnotationsJSON, doc: "the manifest's annotations"},
+	{name: "annotations", id: 8, view: viewAnnotations, doc: "a file for each annotation"},
+	{name: "labels.json", id: 9, body: imgsrc.LabelsJSON, doc: "the config's labels"},
+	{name: "labels", id: 10, view: viewLabels, doc: "a file for each label"},
+	{name: "layers", id: 11, view: viewLayers, doc: "the layers, base first: layers/00, layers/01, ..."},
+	{name: "index.json", id: 12, body: indexJSON, sure: true, doc: "the exact bytes, if this is an index of images for several platforms"},
+	{name: "id", id: 13, body: imgsrc.IDText, doc: "the image's id"},
+	{name: "digest", id: 14, body: imgsrc.DigestText, doc: "the manifest's digest"},
+	{name: "names", id: 15, live: namesText, doc: "the names, one a line"},
+	{name: "repo-digests", id: 16, live: repoDigestsText, doc: "the names by digest, one a line"},
+	{name: "containers", id: 17, live: containersText, doc: "the ids of containers made from it, one a line"},
+	{name: "created", id: 18, body: imgsrc.CreatedText, doc: "when it was made (RFC 3339)"},
+	{name: "author", id: 19, body: imgsrc.Author, doc: "who made it"},
+	{name: "comment", id: 20, body: imgsrc.Comment, doc: "the last step's comment"},
+	{name: "architecture", id: 21, body: imgsrc.Architecture, doc: "the processor, in Go's words (amd64)"},
+	{name: "os", id: 22, body: imgsrc.OS, doc: "the operating system, in Go's words (linux)"},
+	{name: "variant", id: 23, body: imgsrc.Variant, doc: "the processor's variant (v8)"},
+	{name: "size", id: 24, body: imgsrc.SizeText, doc: "bytes of the config and the layers as the manifest gives them"},
+	{name: "media-type", id: 25, body: imgsrc.MediaTypeText, doc: "the manifest's media type"},
+	{name: "user", id: 26, body: imgsrc.User, doc: "the user that it runs as"},
+	{name: "env", id: 27, body: imgsrc.Env, doc: "the environment, one variable a line"},
+	{name: "entrypoint", id: 28, body: imgsrc.Entrypoint, doc: "the entry point, one word a line"},
+	{name: "cmd", id: 29, body: imgsrc.Cmd, doc: "the command, one word a line"},
+	{name: "workdir", id: 30, body: imgsrc.WorkDir, doc: "the working directory"},
+	{name: "exposed-ports", id: 31, body: imgsrc.ExposedPorts, doc: "ports, one a line (80/tcp)"},
+	{name: "volumes", id: 32, body: imgsrc.Volumes, doc: "volumes, one a line"},
+	{name: "stop-signal", id: 33, body: imgsrc.StopSignal, doc: "the signal that stops it"},
+	{name: "healthcheck", id: 34, body: imgsrc.Healthcheck, doc: "the health check, as JSON"},
+	{name: "tags", id: 35, live: tagsText, control: true, doc: "its names; write NAME to tag, -NAME to untag"},
+	{name: "push", id: 36, control: true, doc: "write a destination to copy the image there"},
+	{name: "error", id: 37, lastError: true, doc: "the text of this image's last failed operation"},
+}
+
+var (
+	rowByName = map[string]*row{}
+	rowByID   = map[uint32]*row{}
+	rowByView = map[uint16]*row{}
+)
+
+func init() {
+	for i := range table {
+		r := &table[i]
+		if rowByName[r.name] != nil || rowByID[r.id] != nil || i > 0 && table[i-1].id >= r.id {
+			panic("fs: the table of files has " + r.name + " twice or out of order")
+		}
+		rowByName[r.name], rowByID[r.id] = r, r
+		if r.view != 0 {
+			rowByView[r.view] = r
+		}
+	}
+}
+
+func manifestJSON(f *imgsrc.Facts) ([]byte, error) {
+	if f.Kind == imgsrc.KindIndex {
+		return nil, imgsrc.ErrAbsent
+	}
+	return f.Manifest, f.ManifestErr
+}
+
+func indexJSON(f *imgsrc.Facts) ([]byte, error) {
+	if f.Kind != imgsrc.KindIndex {
+		return nil, imgsrc.ErrAbsent
+	}
+	return f.Manifest, f.ManifestErr
+}
+
+func configJSON(f *imgsrc.Facts) ([]byte, error) { return f.Config, f.ConfigErr }
+
+func tagsText(e *imgsrc.Entry) []byte { return append([]byte{}, namesText(e)...) }
+
+func namesText(e *imgsrc.Entry) []byte { return linesOf(e.Names) }
+
+func repoDigestsText(e *imgsrc.Entry) []byte {
+	return linesOf(gather(e, func(h imgsrc.Held) []string { return h.RepoDigests }))
+}
+
+func containersText(e *imgsrc.Entry) []byte {
+	return linesOf(gather(e, func(h imgsrc.Held) []string { return h.Containers }))
+}
+
+// gather joins what the manifests of an image say, each item once.
+func gather(e *imgsrc.Entry, of func(imgsrc.Held) []string) []string {
+	var all []string
+	seen := map[string]bool{}
+	for _, h := range e.Held {
+		for _, s := range of(h) {
+			if !seen[s] {
+				seen[s] = true
+				all = append(all, s)
+			}
+		}
+	}
+	return all
+}
+
+// linesOf is a list as a file; nil if there is nothing in it.
+func linesOf(items []string) []byte {
+	if len(items) == 0 {
+		return nil
+	}
+	return []byte(strings.Join(items, "\n") + "\n")
+}
+
+// readme is the README of the mountpoint: the cheat sheet for whoever lands there with ls.
+func readme() []byte {
+	var b strings.Builder
+	b.WriteString(readmeHead)
+	for _, r := range table {
+		name := r.name
+		if r.view != 0 {
+			name += "/"
+		}
+		fmt.Fprintf(&b, "  %-20s %s\n", name, r.doc)
+	}
+	b.WriteString("\nEach layer, in ids/<id>/layers/00/ and so on:\n\n")
+	for _, r := range layerTable {
+		fmt.Fprintf(&b, "  %-20s %s\n", r.name, r.doc)
+	}
+	b.WriteString(readmeTail)
+	return []byte(b.String())
+}

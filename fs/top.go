@@ -1,0 +1,148 @@
+package fs
+
+import (
+	"context"
+	"syscall"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+)
+
+// The mountpoint's own entries. Like rows, they keep their numbers.
+const (
+	topRoot = iota + 1
+	topReadme
+	topIDs
+	topEvents
+)
+
+// imagesEntry is images/ in viewNames: the interned path "".
+const imagesEntry = 0
+
+var (
+	idsNode    = makeNode(0, viewTop, topIDs)
+	imagesNode = makeNode(0, viewNames, imagesEntry)
+)
+
+// topEntries are listed in the mountpoint, in this order.
+var topEntries = []struct {
+	name string
+	node node
+	mode uint32
+}{
+	{"README", makeNode(0, viewTop, topReadme), syscall.S_IFREG},
+	{"ids", idsNode, syscall.S_IFDIR},
+	{"images", imagesNode, syscall.S_IFDIR},
+	{"events", makeNode(0, viewTop, topEvents), syscall.S_IFREG},
+}
+
+// topView is the mountpoint, its files, and ids/.
+type topView struct{ f *FS }
+
+func topIno(entry uint32) ino {
+	if entry == topRoot {
+		return 1 // the root's, by convention
+	}
+	return topSeed.nth(uint64(entry))
+}
+
+// topEntryIno is the inode number of an entry of the mountpoint.
+func topEntryIno(n node) ino {
+	if n == imagesNode {
+		return imagesIno
+	}
+	return topIno(n.entry())
+}
+
+func (v topView) attr(ctx context.Context, n node, cheap bool) (attr, error) {
+	i := topIno(n.entry())
+	switch n.entry() {
+	case topRoot:
+		return dirAttr(i, v.f.started, false), nil
+	case topReadme:
+		return fileAttr(i, int64(len(v.f.readme)), v.f.readmeTime), nil
+	case topIDs:
+		return dirAttr(i, v.f.refresh(ctx).idsTime, true), nil
+	case topEvents:
+		text, changed := v.f.ops.Events()
+		a := fileAttr(i, int64(len(text)), latest(changed, v.f.started))
+		a.live = true
+		return a, nil
+	}
+	return attr{}, syscall.ENOENT
+}
+
+func (v topView) lookup(ctx context.Context, dir node, name string) (found, error) {
+	if dir.entry() != topIDs {
+		for _, e := range topEntries {
+			if e.name == name {
+				return found{node: e.node}, nil
+			}
+		}
+		return found{}, syscall.ENOENT
+	}
+	s := v.f.refresh(ctx)
+	if img := s.byID[name]; img != nil {
+		return found{node: img.node(viewImage, 0)}, nil
+	}
+	if img := s.byPrefix(name); img != nil {
+		return found{node: img.node(viewImage, 0), brief: true}, nil
+	}
+	return found{}, syscall.ENOENT
+}
+
+// minPrefix is how many digits of an id name an image, if they do so for one only.
+const minPrefix = 3
+
+func (s *state) byPrefix(prefix string) *image {
+	if len(prefix) < minPrefix {
+		return nil
+	}
+	e := s.snap.ByPrefix(prefix)
+	if e == nil {
+		return nil
+	}
+	return s.byID[e.ID]
+}
+
+func (v topView) list(ctx context.Context, dir node, from uint64, emit func(dirent) bool) error {
+	switch dir.entry() {
+	case topRoot:
+		for i := int(min(from, uint64(len(topEntries)))); i < len(topEntries); i++ {
+			e := topEntries[i]
+			if !emit(dirent{name: e.name, node: e.node, ino: topEntryIno(e.node), mode: e.mode, cookie: uint64(i) + 1}) {
+				return nil
+			}
+		}
+		return nil
+	case topIDs:
+		return v.listIDs(ctx, from, emit)
+	}
+	return syscall.ENOTDIR
+}
+
+// listIDs lists the images in the order in which the mount met them: an image that comes or goes while somebody lists
+// moves no other.
+func (v topView) listIDs(ctx context.Context, from uint64, emit func(dirent) bool) error {
+	for _, img := range v.f.refresh(ctx).order {
+		if uint64(img.slot) <= from {
+			continue
+		}
+		if !emit(dirent{name: img.id, node: img.node(viewImage, 0), ino: img.ino, mode: syscall.S_IFDIR, cookie: uint64(img.slot)}) {
+			return nil
+		}
+	}
+	return nil
+}
+
+func (v topView) read(ctx context.Context, n node, dest []byte, off int64) (fuse.ReadResult, error) {
+	switch n.entry() {
+	case topReadme:
+		return readBytes(v.f.readme, dest, off), nil
+	case topEvents:
+		text, _ := v.f.ops.Events()
+		return readBytes(text, dest, off), nil
+	}
+	return nil, syscall.EISDIR
+}
+
+func (v topView) readlink(context.Context, node) ([]byte, error) { return nil, syscall.EINVAL }

@@ -1,0 +1,443 @@
+package fs
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"github.com/opencontainers/go-digest"
+
+	"github.com/imgfs/imgfs/imgsrc"
+)
+
+// file is what a walk saw of one place of the tree.
+type file struct {
+	attr attr
+	text string
+	node node
+}
+
+// walk visits all that is listed from dir down, as find and cat would, and holds each place against itself: what is
+// listed is found, under the same node and inode number; what stat says is what is read.
+func walk(t *testing.T, f *FS, dir node, path string, all map[string]file) {
+	t.Helper()
+	ctx := context.Background()
+	var entries []dirent
+	err := f.view(dir).list(ctx, dir, 0, func(e dirent) bool {
+		entries = append(entries, e)
+		return true
+	})
+	if err != nil {
+		t.Fatalf("listing %s: %v", path, err)
+	}
+	for i, e := range entries {
+		at := path + "/" + e.name
+		if i > 0 && e.cookie <= entries[i-1].cookie {
+			t.Errorf("%s: cookie %d after %d", at, e.cookie, entries[i-1].cookie)
+		}
+		var next []string
+		if err := f.view(dir).list(ctx, dir, e.cookie, func(e dirent) bool { next = append(next, e.name); return true }); err != nil || len(next) != len(entries)-i-1 {
+			t.Errorf("%s: listing from cookie %d gives %q, %v", path, e.cookie, next, err)
+		}
+		hit, err := f.view(dir).lookup(ctx, dir, e.name)
+		if err != nil || hit.node != e.node || hit.brief != e.brief {
+			t.Errorf("%s: found %+v, %v; listed %+v", at, hit, err, e)
+			continue
+		}
+		a, err := f.view(e.node).attr(ctx, e.node, false)
+		if err != nil {
+			t.Errorf("%s: %v", at, err)
+			continue
+		}
+		if a.ino != e.ino || a.mode&syscall.S_IFMT != e.mode {
+			t.Errorf("%s: inode %d mode %o, listed with %d %o", at, a.ino, a.mode, e.ino, e.mode)
+		}
+		got := file{attr: a, node: e.node}
+		switch e.mode {
+		case syscall.S_IFDIR:
+			all[at] = got
+			walk(t, f, e.node, at, all)
+			continue
+		case syscall.S_IFLNK:
+			target, err := f.view(e.node).readlink(ctx, e.node)
+			if err != nil {
+				t.Errorf("%s: %v", at, err)
+			}
+			got.text = string(target)
+		default:
+			got.text = readAll(t, f, e.node, a.size)
+		}
+		if int64(len(got.text)) != a.size {
+			t.Errorf("%s: %d bytes, size %d", at, len(got.text), a.size)
+		}
+		all[at] = got
+	}
+}
+
+// readAll reads a file in odd pieces, past its end.
+func readAll(t *testing.T, f *FS, n node, size int64) string {
+	t.Helper()
+	var all []byte
+	for _, step := range []int{1 << 20, 7} {
+		all = all[:0]
+		for off := int64(0); off <= size+int64(step); off += int64(step) {
+			buf := make([]byte, step)
+			res, err := f.view(n).read(context.Background(), n, buf, off)
+			if err != nil {
+				t.Fatalf("reading node %x at %d: %v", uint64(n), off, err)
+			}
+			b, _ := res.Bytes(buf)
+			all = append(all, b...)
+		}
+	}
+	return string(all)
+}
+
+func TestTree(t *testing.T) {
+	a, b := makeImage(t, "a", "layer one", "layer two"), makeImage(t, "b", "layer one")
+	f, _, _ := newTree(t,
+		named(a, "docker.io/library/web:1", "localhost/web:latest"),
+		named(b, "odd/name", "web-1.0"),
+		imgsrc.Listed{Image: makeImage(t, "untagged"), Containers: []string{"c0ffee"}})
+	all := map[string]file{}
+	walk(t, f, rootNode, "", all)
+
+	ids := "/ids/" + a.desc.ID
+	for path, want := range map[string]string{
+		"/images/docker.io/library/web:1":           "../../../ids/" + a.desc.ID,
+		"/images/localhost/web:latest":              "../../ids/" + a.desc.ID,
+		"/images/odd%2Fname":                        "../ids/" + b.desc.ID,
+		"/images/web-1.0":                           "../ids/" + b.desc.ID,
+		ids + "/manifest.json":                      string(a.manifest),
+		ids + "/config.json":                        string(a.config),
+		ids + "/author":                             "a\n",
+		ids + "/labels/org.example%2Fa":             "one\n",
+		ids + "/labels/b":                           "",
+		ids + "/tags":                               "docker.io/library/web:1\nlocalhost/web:latest\n",
+		ids + "/names":                              "docker.io/library/web:1\nlocalhost/web:latest\n",
+		ids + "/push":                               "",
+		ids + "/layers/00/diff.tar":                 "layer one",
+		ids + "/layers/01/diff.tar":                 "layer two",
+		ids + "/layers/01/diff-id":                  digest.FromString("layer two").String() + "\n",
+		"/ids/" + b.desc.ID + "/layers/00/diff.tar": "layer one",
+	} {
+		got, ok := all[path]
+		if !ok || got.text != want {
+			t.Errorf("%s: %q, %v; want %q", path, got.text, ok, want)
+		}
+	}
+	for _, path := range []string{ids + "/user", ids + "/annotations", ids + "/containers", ids + "/index.json", ids + "/layers/00/blob", ids + "/layers/02"} {
+		if _, ok := all[path]; ok {
+			t.Errorf("%s is there", path)
+		}
+	}
+	inodes := map[ino]string{}
+	for path, got := range all {
+		if was, ok := inodes[got.attr.ino]; ok {
+			t.Errorf("%s and %s have one inode number", path, was)
+		}
+		inodes[got.attr.ino] = path
+		if strings.HasSuffix(path, ".json") && !json.Valid([]byte(got.text)) {
+			t.Errorf("%s is not JSON", path)
+		}
+	}
+
+	again, _, _ := newTree(t, named(b, "odd/name", "web-1.0"), named(a, "localhost/web:latest", "docker.io/library/web:1"))
+	others := map[string]file{}
+	walk(t, again, rootNode, "", others)
+	for path, got := range others {
+		if was := all[path]; was.attr.ino != got.attr.ino {
+			t.Errorf("%s: inode number %d in one mount and %d in another", path, was.attr.ino, got.attr.ino)
+		}
+		if strings.HasPrefix(path, "/ids/") && !got.attr.live && !got.attr.mtime.Equal(createdAt) {
+			t.Errorf("%s: modified %v, want the image's creation", path, got.attr.mtime)
+		}
+	}
+}
+
+// What is thrown out of memory comes back as it was, and what was kept is not asked for again.
+func TestRenderingIsKeptAndRepeatable(t *testing.T) {
+	loads := 0
+	img := makeImage(t, "a", "x")
+	img.loads = &loads
+	f, _, _ := newTree(t, named(img))
+	first, second := map[string]file{}, map[string]file{}
+	walk(t, f, rootNode, "", first)
+	if loads != 1 {
+		t.Errorf("the manifest was read %d times", loads)
+	}
+	f.rendered = newRenderedCache(0)
+	walk(t, f, rootNode, "", second)
+	if !maps.Equal(first, second) {
+		t.Error("the second rendering differs")
+	}
+}
+
+func TestListingCostsNoManifest(t *testing.T) {
+	loads := 0
+	var images []imgsrc.Listed
+	for i := range 10 {
+		img := makeImage(t, fmt.Sprint(i))
+		img.loads = &loads
+		images = append(images, named(img, fmt.Sprintf("localhost/i:%d", i)))
+	}
+	f, _, _ := newTree(t, images...)
+	buf := make([]byte, 1<<20)
+	for _, dir := range []node{idsNode, imagesNode} {
+		list := fuse.NewDirEntryList(buf, 0)
+		in := &fuse.ReadIn{}
+		in.NodeId = uint64(dir)
+		if s := f.ReadDirPlus(nil, in, list); s != fuse.OK {
+			t.Fatal(s)
+		}
+	}
+	if loads != 0 {
+		t.Errorf("listing read %d manifests", loads)
+	}
+}
+
+func TestChangesShow(t *testing.T) {
+	a, b := makeImage(t, "a"), makeImage(t, "b")
+	f, src, _ := newTree(t, named(a, "localhost/x:1"))
+	ctx := t.Context()
+	stat := func(n node) attr {
+		t.Helper()
+		got, err := f.view(n).attr(ctx, n, false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return got
+	}
+	tags := f.image(1).node(viewImage, rowByName["tags"].id)
+	dirA := f.image(1).node(viewImage, 0)
+	ids, images, tagsA, listA := stat(idsNode), stat(imagesNode), stat(tags), stat(dirA)
+	if !ids.mtime.Equal(listedAt) || !images.mtime.Equal(listedAt) || !tagsA.mtime.Equal(listedAt) || !listA.mtime.Equal(createdAt) {
+		t.Errorf("times at first: %v %v %v %v", ids.mtime, images.mtime, tagsA.mtime, listA.mtime)
+	}
+
+	src.set(named(a, "localhost/x:1"), named(b, "localhost/y:1"))
+	if now := stat(idsNode); !now.mtime.After(ids.mtime) {
+		t.Error("a new image did not move ids/")
+	}
+	if now := stat(imagesNode); !now.mtime.Equal(images.mtime) {
+		t.Error("a new name in localhost/ moved images/")
+	}
+	if now := stat(tags); now != tagsA {
+		t.Error("another image's name moved tags")
+	}
+	linkOf := func(name string) node {
+		t.Helper()
+		local, err := f.view(imagesNode).lookup(ctx, imagesNode, "localhost")
+		if err != nil {
+			t.Fatal(err)
+		}
+		hit, err := f.view(local.node).lookup(ctx, local.node, name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return hit.node
+	}
+	was := linkOf("x:1")
+
+	src.set(named(a), named(b, "localhost/y:1", "localhost/x:1"))
+	if now := stat(tags); !now.mtime.After(tagsA.mtime) || now.size != 0 {
+		t.Errorf("tags after the name went: %+v", now)
+	}
+	if now := stat(dirA); !now.mtime.After(listA.mtime) {
+		t.Error("the file names went and the directory's time did not move")
+	}
+	if is := linkOf("x:1"); is == was {
+		t.Error("a name that moved to another image is the same node")
+	}
+	if _, err := f.view(dirA).lookup(ctx, dirA, "names"); !errors.Is(err, syscall.ENOENT) {
+		t.Errorf("names of an untagged image: %v", err)
+	}
+
+	src.set(named(b, "localhost/x:1"))
+	if _, err := f.view(idsNode).lookup(ctx, idsNode, a.desc.ID); !errors.Is(err, syscall.ENOENT) {
+		t.Errorf("a removed image: %v", err)
+	}
+	if _, err := f.view(dirA).attr(ctx, dirA, false); !errors.Is(err, imgsrc.ErrNotFound) {
+		t.Errorf("a removed image's directory: %v", err)
+	}
+	if g := <-f.gone; g.dir != idsNode || g.name != a.desc.ID {
+		t.Errorf("the kernel was told to forget %+v", g)
+	}
+
+	src.set(named(a), named(b, "localhost/x:1"))
+	if hit, err := f.view(idsNode).lookup(ctx, idsNode, a.desc.ID); err != nil || hit.node != dirA {
+		t.Errorf("an image that came back: %+v, %v", hit, err)
+	}
+}
+
+func TestIDsByPrefix(t *testing.T) {
+	a, b := makeImage(t, "a"), makeImage(t, "b")
+	b.desc.ID = a.desc.ID[:10] + strings.Repeat("0", 54)
+	f, _, _ := newTree(t, named(a), named(b))
+	for prefix, want := range map[string]error{a.desc.ID[:2]: syscall.ENOENT, a.desc.ID[:10]: syscall.ENOENT, a.desc.ID[:12]: nil, b.desc.ID[:12]: nil, "": syscall.ENOENT, "zzz": syscall.ENOENT} {
+		hit, err := f.view(idsNode).lookup(t.Context(), idsNode, prefix)
+		if !errors.Is(err, want) || err == nil && !hit.brief {
+			t.Errorf("ids/%s: %+v, %v; want %v", prefix, hit, err, want)
+		}
+	}
+}
+
+// Two manifests over one config share a directory; a first manifest that changes makes another image of it.
+func TestManifestsShareAConfig(t *testing.T) {
+	a, b := makeImage(t, "a"), makeImage(t, "a")
+	b.manifest = append(b.manifest, '\n')
+	b.desc.Digest, b.desc.Size = digest.FromBytes(b.manifest), int64(len(b.manifest))
+	f, src, _ := newTree(t, named(a, "localhost/x:1"), named(b, "localhost/x:2"))
+	all := map[string]file{}
+	walk(t, f, rootNode, "", all)
+	dir := "/ids/" + a.desc.ID
+	if got := all[dir+"/manifest.json"].text; got != string(a.manifest) {
+		t.Errorf("manifest.json: %q", got)
+	}
+	if got := all[dir+"/manifest-sha256-"+b.desc.Digest.Encoded()+".json"].text; got != string(b.manifest) {
+		t.Errorf("the other manifest: %q", got)
+	}
+	if got := all[dir+"/tags"].text; got != "localhost/x:1\nlocalhost/x:2\n" {
+		t.Errorf("tags: %q", got)
+	}
+	src.set(named(b, "localhost/x:2"))
+	after := map[string]file{}
+	f.refresh(t.Context())
+	walk(t, f, rootNode, "", after)
+	if got := after[dir+"/manifest.json"]; got.text != string(b.manifest) || got.node == all[dir+"/manifest.json"].node {
+		t.Errorf("manifest.json after the first manifest went: %q, node %x", got.text, got.node)
+	}
+}
+
+// What is damaged fails alone.
+func TestDamage(t *testing.T) {
+	img, good := makeImage(t, "a", "x"), makeImage(t, "good")
+	img.broken = fmt.Errorf("reading config %s: %w", img.desc.Config, imgsrc.ErrDamaged)
+	f, _, _ := newTree(t, named(img, "localhost/bad:1"), named(good, "localhost/good:1"))
+	n := f.state.Load().byID[img.desc.ID].node(viewImage, 0)
+	var names []string
+	if err := f.view(n).list(t.Context(), n, 0, func(e dirent) bool { names = append(names, e.name); return true }); err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]error{"manifest.json": nil, "digest": nil, "tags": nil, "config.json": imgsrc.ErrDamaged, "config.oci.json": imgsrc.ErrDamaged} {
+		if !slices.Contains(names, name) {
+			t.Errorf("%s is not listed among %q", name, names)
+			continue
+		}
+		hit, err := f.view(n).lookup(t.Context(), n, name)
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		if _, err := f.view(hit.node).read(t.Context(), hit.node, make([]byte, 10), 0); !errors.Is(err, want) {
+			t.Errorf("reading %s: %v, want %v", name, err, want)
+		}
+	}
+	for _, name := range []string{"author", "user", "labels.json", "history"} {
+		if slices.Contains(names, name) {
+			t.Errorf("%s is listed, although nobody can know whether the image has it", name)
+		}
+	}
+	all := map[string]file{}
+	walk(t, f, f.state.Load().byID[good.desc.ID].node(viewImage, 0), "", all)
+	if all["/author"].text != "good\n" {
+		t.Error("the other image cannot be read")
+	}
+	img.broken = nil
+	hit, _ := f.view(n).lookup(t.Context(), n, "config.json")
+	if _, err := f.view(hit.node).read(t.Context(), hit.node, make([]byte, 10), 0); err != nil {
+		t.Errorf("after the repair: %v", err)
+	}
+}
+
+func TestWritesElsewhere(t *testing.T) {
+	f, _, ops := newTree(t, named(makeImage(t, "a"), "localhost/x:1"))
+	at := func(name string) uint64 { return uint64(f.image(1).node(viewImage, rowByName[name].id)) }
+	write := func(n uint64, uid uint32, flags uint32) fuse.Status {
+		in := &fuse.WriteIn{WriteFlags: flags}
+		in.NodeId, in.Uid = n, uid
+		_, s := f.Write(nil, in, []byte("x\n"))
+		return s
+	}
+	setattr := func(n uint64, valid uint32) fuse.Status {
+		in := &fuse.SetAttrIn{}
+		in.NodeId, in.Valid = n, valid
+		return f.SetAttr(nil, in, &fuse.AttrOut{})
+	}
+	for what, got := range map[string][2]fuse.Status{
+		"write to manifest.json":    {write(at("manifest.json"), 0, 0), fuse.EROFS},
+		"write to the root":         {write(1, 0, 0), fuse.EROFS},
+		"write by another user":     {write(at("tags"), 7, 0), fuse.EACCES},
+		"write from a mapping":      {write(at("tags"), 0, writeFromCache), fuse.EIO},
+		"truncate tags":             {setattr(at("tags"), fuse.FATTR_SIZE|fuse.FATTR_MTIME), fuse.OK},
+		"truncate manifest.json":    {setattr(at("manifest.json"), fuse.FATTR_SIZE), fuse.EROFS},
+		"chmod tags":                {setattr(at("tags"), fuse.FATTR_MODE), fuse.EPERM},
+		"touch manifest.json":       {setattr(at("manifest.json"), fuse.FATTR_MTIME), fuse.EPERM},
+		"rm in images/":             {f.Unlink(nil, &fuse.InHeader{NodeId: uint64(imagesNode)}, "x"), fuse.EPERM},
+		"rmdir in ids/":             {f.Rmdir(nil, &fuse.InHeader{NodeId: uint64(idsNode)}, "x"), fuse.EPERM},
+		"rm in an image":            {f.Unlink(nil, &fuse.InHeader{NodeId: uint64(f.image(1).node(viewImage, 0))}, "id"), fuse.EROFS},
+		"a node that never was":     {f.GetAttr(nil, &fuse.GetAttrIn{InHeader: fuse.InHeader{NodeId: 1 << 60}}, &fuse.AttrOut{}), fuse.ENOENT},
+		"a view that never was":     {f.GetAttr(nil, &fuse.GetAttrIn{InHeader: fuse.InHeader{NodeId: uint64(makeNode(1, 9999, 0))}}, &fuse.AttrOut{}), fuse.ENOENT},
+		"an entry that never was":   {f.GetAttr(nil, &fuse.GetAttrIn{InHeader: fuse.InHeader{NodeId: uint64(makeNode(1, viewLayers, maxEntry))}}, &fuse.AttrOut{}), fuse.ENOENT},
+		"a name that never was":     {f.GetAttr(nil, &fuse.GetAttrIn{InHeader: fuse.InHeader{NodeId: uint64(makeNode(0, viewNames, 999))}}, &fuse.AttrOut{}), fuse.ENOENT},
+		"a link that never was":     {f.GetAttr(nil, &fuse.GetAttrIn{InHeader: fuse.InHeader{NodeId: uint64(makeNode(0, viewLinks, 999))}}, &fuse.AttrOut{}), fuse.ENOENT},
+		"a manifest that never was": {f.GetAttr(nil, &fuse.GetAttrIn{InHeader: fuse.InHeader{NodeId: uint64(makeNode(1, viewManifests, 5))}}, &fuse.AttrOut{}), fuse.ENOENT},
+		"a label that never was":    {f.GetAttr(nil, &fuse.GetAttrIn{InHeader: fuse.InHeader{NodeId: uint64(makeNode(1, viewLabels, 50))}}, &fuse.AttrOut{}), fuse.ENOENT},
+	} {
+		if got[0] != got[1] {
+			t.Errorf("%s: %v, want %v", what, got[0], got[1])
+		}
+	}
+	if n := len(ops.writes); n != 0 {
+		t.Errorf("%d writes were carried out", n)
+	}
+}
+
+func TestErrno(t *testing.T) {
+	for _, test := range []struct {
+		err  error
+		want syscall.Errno
+	}{
+		{nil, 0},
+		{syscall.ENOTDIR, syscall.ENOTDIR},
+		{fmt.Errorf("x: %w", imgsrc.ErrInvalid), syscall.EINVAL},
+		{fmt.Errorf("x: %w: %w", imgsrc.ErrDamaged, syscall.ENOENT), syscall.EIO},
+		{fmt.Errorf("x: %w", syscall.ENOSPC), syscall.ENOSPC},
+		{fmt.Errorf("x: %w", syscall.ECONNREFUSED), syscall.ECONNREFUSED},
+		{fmt.Errorf("x: %w", syscall.ENETUNREACH), syscall.EHOSTUNREACH},
+		{fmt.Errorf("x: %w", context.DeadlineExceeded), syscall.ETIMEDOUT},
+		{fmt.Errorf("x: %w", context.Canceled), syscall.EINTR},
+		{fmt.Errorf("x: %w", io.ErrUnexpectedEOF), syscall.EIO},
+		{errors.New("x"), syscall.EIO},
+	} {
+		if got := errnoOf(test.err); got != test.want {
+			t.Errorf("errnoOf(%v) = %v, want %v", test.err, got, test.want)
+		}
+	}
+}
+
+func TestNodes(t *testing.T) {
+	n := makeNode(1<<24-1, 1<<16-1, maxEntry)
+	if n.image() != 1<<24-1 || n.view() != 1<<16-1 || n.entry() != maxEntry {
+		t.Errorf("%x: %x %x %x", uint64(n), n.image(), n.view(), n.entry())
+	}
+	if rootNode.image() != 0 || rootNode.view() != viewTop || rootNode.entry() != topRoot {
+		t.Error("the root's node is not FUSE's")
+	}
+	seen := map[ino]bool{}
+	for i := range 100_000 {
+		n := ino(12345).nth(uint64(i))
+		if n <= 1 || n == ^ino(0) || seen[n] {
+			t.Fatalf("inode number %d of %d", n, i)
+		}
+		seen[n] = true
+	}
+}
