@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"io"
 	"log/slog"
 	"strings"
 	"sync"
@@ -200,9 +199,9 @@ func newTree(t *testing.T, images ...imgsrc.Listed) (*FS, *fakeSource, *fakeOps)
 	src.set(images...)
 	ops := &fakeOps{}
 	f := New(Options{
-		Catalog: imgsrc.NewCatalog(slog.New(slog.NewTextHandler(io.Discard, nil)), src),
+		Catalog: imgsrc.NewCatalog(slog.New(slog.DiscardHandler), src),
 		Ops:     ops,
-		Log:     slog.New(slog.NewTextHandler(io.Discard, nil)),
+		Log:     slog.New(slog.DiscardHandler),
 	})
 	t.Cleanup(f.OnUnmount)
 	f.refresh(t.Context())

@@ -92,7 +92,7 @@ func New(o Options) *FS {
 	}
 	f.ctx, f.cancel = context.WithCancel(context.Background())
 	f.slots.Store(&[]*image{nil})
-	f.state.Store(&state{snap: f.catalog.Snapshot(), byID: map[string]*image{}, names: emptyNames()})
+	f.state.Store(&state{snap: &imgsrc.Snapshot{}, byID: map[string]*image{}, names: emptyNames()})
 	f.control.init(f)
 	f.topViews = map[uint16]view{
 		viewTop:   topView{f},

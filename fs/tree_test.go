@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"maps"
 	"slices"
 	"strings"
@@ -178,6 +179,24 @@ func TestRenderingIsKeptAndRepeatable(t *testing.T) {
 	walk(t, f, rootNode, "", second)
 	if !maps.Equal(first, second) {
 		t.Error("the second rendering differs")
+	}
+}
+
+// Whoever makes the tree may have listed the catalog before, to know that it can be listed.
+func TestCatalogThatWasListedBefore(t *testing.T) {
+	src := &fakeSource{}
+	img := makeImage(t, "a")
+	src.set(named(img, "localhost/x:1"))
+	catalog := imgsrc.NewCatalog(slog.New(slog.DiscardHandler), src)
+	if _, err := catalog.Refresh(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	f := New(Options{Catalog: catalog, Ops: &fakeOps{}, Log: slog.New(slog.DiscardHandler)})
+	t.Cleanup(f.OnUnmount)
+	all := map[string]file{}
+	walk(t, f, rootNode, "", all)
+	if _, ok := all["/ids/"+img.desc.ID+"/manifest.json"]; !ok {
+		t.Error("the image is not there")
 	}
 }
 
