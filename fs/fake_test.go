@@ -147,10 +147,11 @@ func named(img imgsrc.Image, names ...string) imgsrc.Listed {
 
 // fakeOps records what it is asked to do.
 type fakeOps struct {
-	mu     sync.Mutex
-	writes []Write
-	events []string
-	do     func(ctx context.Context, w Write) error
+	mu        sync.Mutex
+	writes    []Write
+	events    []string
+	lastError string
+	do        func(ctx context.Context, w Write) error
 }
 
 func (o *fakeOps) Do(ctx context.Context, w Write) error {
@@ -178,7 +179,11 @@ func (o *fakeOps) Events() ([]byte, time.Time) {
 	return []byte(strings.Join(o.events, "\n")), time.Time{}
 }
 
-func (o *fakeOps) LastError(string) (string, time.Time) { return "", time.Time{} }
+func (o *fakeOps) LastError(string) (string, time.Time) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.lastError, time.Time{}
+}
 
 // lines are the first words of all the lines written so far.
 func (o *fakeOps) lines() []string {

@@ -136,7 +136,7 @@ func (v imageView) attr(ctx context.Context, n node, cheap bool) (attr, error) {
 	case row.control:
 		return img.controlAttr(row, e, i), nil
 	case row.lastError:
-		text, t := v.f.ops.LastError(img.id)
+		text, t := img.lastError()
 		created, err := img.created(ctx)
 		if err != nil {
 			return attr{}, err
@@ -161,6 +161,15 @@ func (v imageView) attr(ctx context.Context, n node, cheap bool) (attr, error) {
 		return attr{}, err
 	}
 	return fileAttr(i, int64(len(file)), r.created), nil
+}
+
+// lastError is the content of error: empty, or one line.
+func (img *image) lastError() ([]byte, time.Time) {
+	text, t := img.f.ops.LastError(img.id)
+	if text != "" {
+		text += "\n"
+	}
+	return []byte(text), t
 }
 
 func (img *image) dirAttr(ctx context.Context, cheap bool) (attr, error) {
@@ -306,8 +315,8 @@ func (v imageView) read(ctx context.Context, n node, dest []byte, off int64) (fu
 	}
 	switch {
 	case row.lastError:
-		text, _ := v.f.ops.LastError(img.id)
-		return readBytes([]byte(text), dest, off), nil
+		text, _ := img.lastError()
+		return readBytes(text, dest, off), nil
 	case row.live != nil:
 		return readBytes(row.live(e), dest, off), nil
 	case row.control:

@@ -104,10 +104,11 @@ func readAll(t *testing.T, f *FS, n node, size int64) string {
 
 func TestTree(t *testing.T) {
 	a, b := makeImage(t, "a", "layer one", "layer two"), makeImage(t, "b", "layer one")
-	f, _, _ := newTree(t,
+	f, _, ops := newTree(t,
 		named(a, "docker.io/library/web:1", "localhost/web:latest"),
 		named(b, "odd/name", "web-1.0"),
 		imgsrc.Listed{Image: makeImage(t, "untagged"), Containers: []string{"c0ffee"}})
+	ops.lastError = "pushing"
 	all := map[string]file{}
 	walk(t, f, rootNode, "", all)
 
