@@ -17,6 +17,10 @@ import (
 // same bytes.
 const renderedBytes = 8 << 20
 
+// damagedKept is how long an image of which something cannot be read stays so, before it is looked at again: it may have
+// been repaired, and to look at it for each request would be slow.
+const damagedKept = time.Second
+
 // rendered is all that is computed from an image's manifest and config: the files of its directory as they are read.
 type rendered struct {
 	facts       *imgsrc.Facts
@@ -25,7 +29,8 @@ type rendered struct {
 	errs        []error
 	annotations []keyed
 	labels      []keyed
-	damaged     bool // some of it could not be had: not to be kept
+	damaged     bool // some of it could not be had: not to be kept for long
+	until       time.Time
 	bytes       int
 	ahead       aheadOf // which files the kernel has been given
 	layersAhead []aheadOf
@@ -74,7 +79,6 @@ func (img *image) doRender(ctx context.Context) (*rendered, error) {
 	for _, err := range []error{facts.ManifestErr, facts.ConfigErr} {
 		if err != nil && !errors.Is(err, imgsrc.ErrAbsent) {
 			r.damaged = true
-			img.f.log.Warn("reading image", "image", img.id, "digest", facts.Digest.String(), "error", err)
 		}
 	}
 	r.layersAhead = make([]aheadOf, len(facts.Layers))
@@ -88,12 +92,14 @@ func (img *image) doRender(ctx context.Context) (*rendered, error) {
 	}
 	r.annotations = r.keyedOf(imgsrc.Annotations)
 	r.labels = r.keyedOf(imgsrc.Labels)
-	if !r.damaged {
+	if r.damaged {
+		r.until = time.Now().Add(damagedKept)
+	} else {
 		img.mu.Lock()
 		img.createdAt = &r.created
 		img.mu.Unlock()
-		img.f.rendered.put(img.slot, r)
 	}
+	img.f.rendered.put(img.slot, r)
 	return r, nil
 }
 
@@ -159,8 +165,13 @@ func (c *renderedCache) get(slot uint32) *rendered {
 	if el == nil {
 		return nil
 	}
+	r := el.Value.(cachedRendering).r
+	if r.damaged && time.Now().After(r.until) {
+		c.drop(el)
+		return nil
+	}
 	c.order.MoveToFront(el)
-	return el.Value.(cachedRendering).r
+	return r
 }
 
 func (c *renderedCache) put(slot uint32, r *rendered) {
@@ -172,9 +183,13 @@ func (c *renderedCache) put(slot uint32, r *rendered) {
 	c.bySlot[slot] = c.order.PushFront(cachedRendering{slot, r})
 	c.bytes += r.bytes
 	for c.bytes > c.limit && c.order.Len() > 1 {
-		el := c.order.Back()
-		old := c.order.Remove(el).(cachedRendering)
-		delete(c.bySlot, old.slot)
-		c.bytes -= old.r.bytes
+		c.drop(c.order.Back())
 	}
+}
+
+// drop throws a rendering out. The cache is locked.
+func (c *renderedCache) drop(el *list.Element) {
+	old := c.order.Remove(el).(cachedRendering)
+	delete(c.bySlot, old.slot)
+	c.bytes -= old.r.bytes
 }

@@ -12,6 +12,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"github.com/opencontainers/go-digest"
@@ -338,7 +340,9 @@ func TestManifestsShareAConfig(t *testing.T) {
 }
 
 // What is damaged fails alone.
-func TestDamage(t *testing.T) {
+func TestDamage(t *testing.T) { synctest.Test(t, testDamage) }
+
+func testDamage(t *testing.T) {
 	img, good := makeImage(t, "a", "x"), makeImage(t, "good")
 	img.broken = fmt.Errorf("reading config %s: %w", img.desc.Config, imgsrc.ErrDamaged)
 	f, _, _ := newTree(t, named(img, "localhost/bad:1"), named(good, "localhost/good:1"))
@@ -372,6 +376,7 @@ func TestDamage(t *testing.T) {
 		t.Error("the other image cannot be read")
 	}
 	img.broken = nil
+	time.Sleep(damagedKept + 1)
 	hit, _ := f.view(n).lookup(t.Context(), n, "config.json")
 	if _, err := f.view(hit.node).read(t.Context(), hit.node, make([]byte, 10), 0); err != nil {
 		t.Errorf("after the repair: %v", err)
