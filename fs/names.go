@@ -185,7 +185,9 @@ func (v namesView) lookup(ctx context.Context, dir node, name string) (found, er
 	path = joinName(path, name)
 	c, ok := s.tree.Lookup(path)
 	if !ok {
-		return found{}, syscall.ENOENT
+		if c.ID, ok = unlisted(v.f.state.Load().snap, path); !ok {
+			return found{}, syscall.ENOENT
+		}
 	}
 	return found{node: v.f.nameNode(path, c), brief: true}, nil
 }
