@@ -1,0 +1,31 @@
+// Package storage is the containers-storage backend: the images of podman, buildah, skopeo and CRI-O, read where they lie.
+//
+// # Reading
+//
+// The store's own files are read directly, without its library: images.json and layers.json list what there is, a
+// directory per image holds its manifests and its config, <id>.tar-split.gz is a layer's tar without the bodies, and the
+// bodies are the files of the layer's directory. Every one of these files is replaced by rename(2), so that a reader
+// always sees one whole state. The library would take the store's locks for the same answers, and those are held for as
+// long as somebody saves, pushes or unpacks a layer: a read would hang then, without regard to its context.
+//
+// What must hold:
+//   - Reading takes no lock, writes nothing and leaves no trace; it works on a read-only file system, needs no
+//     privileges beyond the right to read the files, and keeps nothing that a crash could leave behind.
+//   - No bytes are returned that were not verified: manifests and configs against their digests, the bodies of a
+//     layer against the length and the CRC-64 that tar-split recorded, whenever the file's identity has changed since.
+//   - Names that come out of an image are opened only below its layer's directory, through [os.Root].
+//   - Work that several readers share (indexing a layer, verifying a large body) runs once, in the source's own context.
+//
+// # Layers
+//
+// An [index] is what a layer's tar-split says, packed: the headers' raw bytes and the bodies' names, lengths and
+// checksums in compressed blocks of some 64 KiB, with the offset in the tar at which each block begins. A read at any
+// offset unpacks the one block that it falls into; only the bytes of bodies come from the disk.
+//
+// # Writing
+//
+// Names are changed through the library, which is opened for that moment. Nothing else is written.
+//
+// The package does not pull, push, remove or mount, and does not list layers that no image uses. Layers that cannot be
+// put together again from tar-split (partial pulls, composefs, layers without tar-split) are absent as a tar.
+package storage

@@ -1,0 +1,164 @@
+package storage
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path/filepath"
+	"slices"
+
+	"github.com/opencontainers/go-digest"
+	"go.podman.io/image/v5/manifest"
+
+	"github.com/imgfs/imgfs/imgsrc"
+)
+
+// image is one manifest of an image in the store.
+type image struct {
+	s    *Source
+	at   manifestKey
+	desc imgsrc.Desc
+}
+
+var _ imgsrc.Image = (*image)(nil)
+
+// Desc implements [imgsrc.Image].
+func (m *image) Desc() imgsrc.Desc { return m.desc }
+
+// Manifest implements [imgsrc.Image].
+func (m *image) Manifest(ctx context.Context) ([]byte, error) {
+	return m.data(ctx, "manifest", m.at.key, m.desc.Digest)
+}
+
+// Config implements [imgsrc.Image].
+func (m *image) Config(ctx context.Context) ([]byte, error) {
+	if m.desc.Config == "" {
+		if m.desc.Damaged != nil {
+			return nil, m.desc.Damaged
+		}
+		return nil, fmt.Errorf("image %s has no config: %w", m.desc.ID, imgsrc.ErrAbsent)
+	}
+	return m.data(ctx, "config", string(m.desc.Config), m.desc.Config)
+}
+
+// data returns big data whose digest is want.
+func (m *image) data(ctx context.Context, what, key string, want digest.Digest) ([]byte, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	text, err := readData(m.s.dataPath(m.at.store, m.at.id, key))
+	switch {
+	case errors.Is(err, fs.ErrNotExist) && !exists(filepath.Join(m.s.imagesDir(m.at.store), m.at.id)):
+		err = fmt.Errorf("it has been removed: %w", imgsrc.ErrNotFound)
+	case errors.Is(err, fs.ErrNotExist):
+		err = fmt.Errorf("the store does not have it: %w", imgsrc.ErrDamaged)
+	case err != nil:
+	case want == "":
+		err = imgsrc.ErrDamaged // listed without a digest: there was no manifest
+	default:
+		// A manifest of schema 1 has a digest that leaves its signatures out.
+		if ok, matchErr := manifest.MatchesDigest(text, want); matchErr != nil || !ok {
+			err = m.mismatch(key, want)
+		}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading the %s %s of image %s: %w", what, want, m.desc.ID, err)
+	}
+	return text, nil
+}
+
+// mismatch says what it means that big data has another digest: a list of images that was changed keeps its id, and the
+// image that was listed is not there any more.
+func (m *image) mismatch(key string, want digest.Digest) error {
+	records, _, err := m.s.readRecords(m.at.store)
+	if err != nil {
+		return err
+	}
+	i := slices.IndexFunc(records, func(r *record) bool { return r.ID == m.at.id })
+	if i < 0 {
+		return fmt.Errorf("it has been removed: %w", imgsrc.ErrNotFound)
+	}
+	if now := records[i].digestOf(key); key == manifestKeyName && now != "" && now != want {
+		return fmt.Errorf("it is %s now: %w", now, imgsrc.ErrNotFound)
+	}
+	return fmt.Errorf("the store's bytes have another digest: %w", imgsrc.ErrDamaged)
+}
+
+// Blob implements [imgsrc.Image]. The store unpacks layers and keeps none of their compressed blobs.
+func (m *image) Blob(ctx context.Context, d digest.Digest) (imgsrc.Content, error) {
+	text, err := m.Manifest(ctx)
+	if err != nil {
+		return nil, err
+	}
+	parsed, err := parseManifest(text)
+	if err != nil {
+		return nil, fmt.Errorf("reading the manifest of image %s: %w", m.desc.ID, err)
+	}
+	for _, blob := range parsed.Layers {
+		if blob.Digest != d {
+			continue
+		}
+		chain, err := m.chain()
+		if err != nil {
+			return nil, err
+		}
+		if i := slices.IndexFunc(chain, func(l *layer) bool { return l.DiffID == d }); i >= 0 {
+			return m.s.newDiff(chain[i], d)
+		}
+		return nil, fmt.Errorf("opening layer %s of image %s: containers-storage keeps no compressed blobs: %w", d, m.desc.ID, imgsrc.ErrAbsent)
+	}
+	return nil, fmt.Errorf("opening blob %s of image %s: the manifest names no such layer: %w", d, m.desc.ID, imgsrc.ErrAbsent)
+}
+
+// Diff implements [imgsrc.Image].
+func (m *image) Diff(ctx context.Context, n int) (imgsrc.Content, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	chain, err := m.chain()
+	if err != nil {
+		return nil, err
+	}
+	if n < 0 || n >= len(chain) {
+		return nil, fmt.Errorf("opening layer %d of image %s: it has %d: %w", n, m.desc.ID, len(chain), imgsrc.ErrAbsent)
+	}
+	d, err := m.s.newDiff(chain[n], m.diffID(ctx, n))
+	if err != nil {
+		return nil, fmt.Errorf("opening layer %d of image %s: %w", n, m.desc.ID, err)
+	}
+	return d, nil
+}
+
+// chain returns the image's layers, base first. A list of images has none of its own.
+func (m *image) chain() ([]*layer, error) {
+	if m.at.layer == "" || manifest.MIMETypeIsMultiImage(m.desc.MediaType) {
+		return nil, nil
+	}
+	chain, err := m.s.chain(m.at.layer)
+	if err != nil && !exists(filepath.Join(m.s.imagesDir(m.at.store), m.at.id)) {
+		err = fmt.Errorf("it has been removed: %w", imgsrc.ErrNotFound)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("opening the layers of image %s: %w", m.desc.ID, err)
+	}
+	return chain, nil
+}
+
+// diffID is the diff id of layer n as the config has it, empty if that is not to be had.
+func (m *image) diffID(ctx context.Context, n int) digest.Digest {
+	text, err := m.Config(ctx)
+	if err != nil {
+		return ""
+	}
+	var config struct {
+		RootFS struct {
+			DiffIDs []digest.Digest `json:"diff_ids"`
+		} `json:"rootfs"`
+	}
+	if json.Unmarshal(text, &config) != nil || n >= len(config.RootFS.DiffIDs) {
+		return ""
+	}
+	return config.RootFS.DiffIDs[n]
+}

@@ -1,0 +1,186 @@
+package storage
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"github.com/opencontainers/go-digest"
+	"go.podman.io/image/v5/docker/reference"
+	"go.podman.io/image/v5/manifest"
+
+	"github.com/imgfs/imgfs/imgsrc"
+)
+
+// A manifestKey stands for one manifest of one image record.
+type manifestKey struct {
+	store          int
+	id, key, layer string
+	digest         digest.Digest // as recorded
+}
+
+// cached is an image of the last listing, with the states of the files that its description was read from.
+type cached struct {
+	img              *image
+	manifest, config identity // zero for a file that could not be looked at
+}
+
+// List implements [imgsrc.Source]. It reads the lists of images and of containers, and the manifests that have come or
+// changed since the last time. An image's manifests follow each other, the main one first, and have its names, its
+// digests and its containers in common.
+func (s *Source) List(ctx context.Context) (*imgsrc.Listing, error) {
+	s.listMu.Lock()
+	defer s.listMu.Unlock()
+	s.bodies.drop()
+	out := &imgsrc.Listing{}
+	containers, problems := s.containers()
+	out.Problems = problems
+	seen := map[manifestKey]*cached{}
+	for i := range s.stores {
+		if info, err := os.Stat(filepath.Join(s.imagesDir(i), "images.json")); err == nil && info.ModTime().After(out.ModTime) {
+			out.ModTime = info.ModTime()
+		}
+		records, problems, err := s.readRecords(i)
+		if err != nil && i > 0 {
+			problems = append(problems, err) // the rest of the listing stays
+		} else if err != nil {
+			return nil, err
+		}
+		out.Problems = append(out.Problems, problems...)
+		for _, r := range records {
+			if err := ctx.Err(); err != nil {
+				return nil, err
+			}
+			keys := r.manifests()
+			listed := imgsrc.Listed{Names: r.Names, RepoDigests: repoDigests(r, keys), Containers: containers[r.ID]}
+			for _, key := range keys {
+				k := manifestKey{i, r.ID, key, r.Layer, r.digestOf(key)}
+				c := s.describe(k)
+				seen[k] = c
+				listed.Image = c.img
+				out.Images = append(out.Images, listed)
+			}
+		}
+	}
+	s.listed = seen
+	return out, nil
+}
+
+// describe returns a manifest's image, the one of the last listing if nothing has changed. It is called with listMu held.
+func (s *Source) describe(k manifestKey) *cached {
+	file := s.dataPath(k.store, k.id, k.key)
+	state := stateOf(file)
+	if c := s.listed[k]; c != nil && c.manifest == state &&
+		(c.img.desc.Config == "" || c.config == stateOf(s.dataPath(k.store, k.id, string(c.img.desc.Config)))) {
+		return c
+	}
+	c := &cached{manifest: state, img: &image{s: s, at: k}}
+	desc := &c.img.desc
+	desc.ID, desc.Digest, desc.Size = k.id, k.digest, state.size
+	text, err := readData(file)
+	if err == nil {
+		err = describe(desc, text)
+	}
+	if err == nil && desc.Config != "" {
+		config := s.dataPath(k.store, k.id, string(desc.Config))
+		c.config = stateOf(config)
+		switch {
+		case c.config == identity{}:
+			err = fmt.Errorf("the config %s is missing: %w", desc.Config, imgsrc.ErrDamaged)
+		case c.config.size > imgsrc.MaxManifest:
+			err = fmt.Errorf("the config %s has more than %d bytes: %w", desc.Config, imgsrc.MaxManifest, imgsrc.ErrDamaged)
+		}
+	}
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		desc.Damaged = fmt.Errorf("the store has no manifest for image %s: %w", k.id, imgsrc.ErrDamaged)
+	case err != nil:
+		desc.Damaged = fmt.Errorf("reading the manifest of image %s: %w", k.id, err)
+	}
+	return c
+}
+
+func stateOf(file string) identity {
+	info, err := os.Lstat(file)
+	if err != nil {
+		return identity{}
+	}
+	return identityIn(info)
+}
+
+// describe fills desc from a manifest. desc.Digest is the one that the store has recorded, or empty.
+func describe(desc *imgsrc.Desc, text []byte) error {
+	desc.Size = int64(len(text))
+	m, err := parseManifest(text)
+	if err != nil {
+		return err
+	}
+	if desc.Digest == "" {
+		if desc.Digest, err = manifest.Digest(text); err != nil {
+			return fmt.Errorf("%w: %w", err, imgsrc.ErrDamaged)
+		}
+	} else if ok, err := manifest.MatchesDigest(text, desc.Digest); err != nil || !ok {
+		return fmt.Errorf("its digest is not %s: %w", desc.Digest, imgsrc.ErrDamaged)
+	}
+	desc.MediaType, desc.Config = m.MediaType, m.Config.Digest
+	return nil
+}
+
+// parsed is what is needed of a manifest.
+type parsed struct {
+	MediaType string `json:"mediaType"`
+	Config    struct {
+		Digest digest.Digest `json:"digest"`
+	} `json:"config"`
+	Layers []struct {
+		Digest digest.Digest `json:"digest"`
+	} `json:"layers"`
+}
+
+func parseManifest(text []byte) (*parsed, error) {
+	m := &parsed{}
+	if err := json.Unmarshal(text, m); err != nil {
+		return nil, fmt.Errorf("it is not a manifest: %w: %w", err, imgsrc.ErrDamaged)
+	}
+	if m.MediaType == "" {
+		m.MediaType = manifest.GuessMIMEType(text)
+	}
+	if m.MediaType == "" {
+		return nil, fmt.Errorf("it is not a manifest of any known kind: %w", imgsrc.ErrDamaged)
+	}
+	if m.Config.Digest != "" && m.Config.Digest.Validate() != nil {
+		return nil, fmt.Errorf("%.100q is no digest of a config: %w", string(m.Config.Digest), imgsrc.ErrDamaged)
+	}
+	return m, nil
+}
+
+// repoDigests pairs the repositories of an image's names with the digests of its manifests, as podman shows them.
+func repoDigests(r *record, keys []string) []string {
+	var digests []digest.Digest
+	if r.Digest.Validate() == nil {
+		digests = append(digests, r.Digest)
+	}
+	for _, key := range keys {
+		if d := r.digestOf(key); d != "" && !slices.Contains(digests, d) {
+			digests = append(digests, d)
+		}
+	}
+	var out []string
+	seen := map[string]bool{}
+	for _, name := range r.Names {
+		named, err := reference.ParseNormalizedNamed(name)
+		if err != nil || seen[named.Name()] {
+			continue
+		}
+		seen[named.Name()] = true
+		for _, d := range digests {
+			out = append(out, named.Name()+"@"+d.String())
+		}
+	}
+	return out
+}

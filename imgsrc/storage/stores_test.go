@@ -1,0 +1,106 @@
+package storage
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"go.podman.io/storage/types"
+	"golang.org/x/sys/unix"
+
+	"github.com/imgfs/imgfs/imgsrc"
+)
+
+func TestReadOnlyFileSystem(t *testing.T) {
+	r := newReal(t, "overlay")
+	src := t.TempDir()
+	write(t, []byte("x"), src, "x")
+	r.commit(t, "localhost/x", "oci", src)
+	at := t.TempDir()
+	if err := unix.Mount(r.root, at, "", unix.MS_BIND, ""); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(at, 0); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := unix.Mount("", at, "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY, ""); err != nil {
+		t.Fatal(err)
+	}
+	s := real{at, r.run, "overlay"}.source(t)
+	img := find(t, s, "localhost/x:latest")
+	diff, err := img.Diff(t.Context(), 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := readAll(t.Context(), diff); err != nil {
+		t.Error(err)
+	}
+	if err := s.Tag(t.Context(), img.Desc(), []string{"localhost/y:latest"}, nil); !errors.Is(err, imgsrc.ErrReadOnly) {
+		t.Errorf("tagging on a read-only file system: %v", err)
+	}
+}
+
+func TestAdditionalStore(t *testing.T) {
+	base, top := newReal(t, "overlay"), newReal(t, "overlay")
+	src := t.TempDir()
+	write(t, []byte("base"), src, "base", "b")
+	write(t, []byte("top"), src, "top", "t")
+	base.commit(t, "localhost/base", "oci", filepath.Join(src, "base"))
+	conf := write(t, fmt.Appendf(nil, "[storage]\ndriver = \"overlay\"\ngraphroot = %q\nrunroot = %q\n[storage.options]\nadditionalimagestores = [%q]\n",
+		top.root, top.run, base.root), t.TempDir(), "storage.conf")
+	t.Setenv("CONTAINERS_STORAGE_CONF", conf)
+	ctr := run(t, "buildah", "from", "--pull-never", "localhost/base")
+	run(t, "buildah", "copy", ctr, filepath.Join(src, "top"), "/")
+	run(t, "buildah", "commit", "--rm", ctr, "localhost/top")
+
+	// The configuration is read once for the process, so that it is given here.
+	s, err := open(Options{}, types.StoreOptions{GraphRoot: top.root, RunRoot: top.run, GraphDriverName: "overlay",
+		GraphDriverOptions: []string{"imagestore=" + base.root}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	if s.Name() != "containers-storage:" || !slices.Equal(s.Dirs(), []string{top.root, base.root}) {
+		t.Errorf("%s: %v", s.Name(), s.Dirs())
+	}
+	img := find(t, s, "localhost/top:latest")
+	layers := strings.Fields(run(t, "podman", "image", "inspect", "--format", "{{range .RootFS.Layers}}{{.}} {{end}}", "localhost/top"))
+	if len(layers) != 2 {
+		t.Fatal(layers)
+	}
+	for n, want := range layers {
+		diff, err := img.Diff(t.Context(), n)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if data, err := readAll(t.Context(), diff); err != nil || sha(data) != want {
+			t.Errorf("layer %d: %d bytes, %v", n, len(data), err)
+		}
+	}
+	below := find(t, s, "localhost/base:latest")
+	before := tree(t, top.root, base.root)
+	if err := s.Tag(t.Context(), below.Desc(), []string{"localhost/y:latest"}, nil); !errors.Is(err, imgsrc.ErrReadOnly) {
+		t.Errorf("tagging in an additional store: %v", err)
+	}
+	if tree(t, top.root, base.root) != before {
+		t.Error("a refused tag has written to the store")
+	}
+	if err := s.Tag(t.Context(), img.Desc(), []string{"localhost/y:latest"}, nil); err != nil {
+		t.Error(err)
+	}
+	find(t, s, "localhost/y:latest")
+	// A missing additional store leaves the rest.
+	if err := os.Rename(base.root, base.root+"-gone"); err != nil {
+		t.Fatal(err)
+	}
+	list, err := s.List(t.Context())
+	if err != nil || len(list.Images) != 1 || len(list.Problems) != 1 {
+		t.Errorf("%v, %v", list, err)
+	}
+}

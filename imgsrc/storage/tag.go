@@ -1,0 +1,163 @@
+package storage
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"syscall"
+
+	"go.podman.io/image/v5/docker/reference"
+	cs "go.podman.io/storage"
+	"golang.org/x/sys/unix"
+
+	"github.com/imgfs/imgfs/imgsrc"
+)
+
+// CheckName implements [imgsrc.Tagger] by podman's rule: a name without a registry is below localhost, one of docker.io
+// without a directory is below library, and one without a tag is the latest.
+func (s *Source) CheckName(name string) (string, error) {
+	ref, err := reference.Parse(name)
+	if err != nil {
+		return "", invalid(name, err)
+	}
+	named, ok := ref.(reference.Named)
+	if !ok {
+		return "", invalid(name, errors.New("it has no repository"))
+	}
+	if _, ok := ref.(reference.Digested); ok || strings.HasPrefix(name, "sha256:") {
+		return "", invalid(name, errors.New("a digest is given by the image, not by tagging it"))
+	}
+	if registry := reference.Domain(named); !strings.ContainsAny(registry, ".:") && registry != "localhost" {
+		name = "localhost/" + name
+	}
+	full, err := reference.ParseNormalizedNamed(name)
+	if err != nil {
+		return "", invalid(name, err)
+	}
+	return reference.TagNameOnly(full).String(), nil
+}
+
+func invalid(name string, why error) error {
+	if len(name) > 80 {
+		name = name[:80] + "..."
+	}
+	return fmt.Errorf("checking name %q: %w: %w", name, why, imgsrc.ErrInvalid)
+}
+
+// Tag implements [imgsrc.Tagger]. The store's library is opened for this one write and takes the store's locks, as
+// podman tag does: it waits while somebody else unpacks a layer there.
+func (s *Source) Tag(ctx context.Context, img imgsrc.Desc, add, remove []string) error {
+	if err := s.tag(ctx, img.ID, add, remove); err != nil {
+		return fmt.Errorf("tagging image %s in %s: %w", img.ID, s.name, err)
+	}
+	return nil
+}
+
+func (s *Source) tag(ctx context.Context, id string, add, remove []string) error {
+	for _, name := range add {
+		if full, err := s.CheckName(name); err != nil {
+			return err
+		} else if full != name {
+			return fmt.Errorf("the store keeps the name %q as %q: %w", name, full, imgsrc.ErrInvalid)
+		}
+	}
+	s.tagMu.Lock()
+	defer s.tagMu.Unlock()
+	if err := s.mayTag(ctx, id, remove); err != nil {
+		return err
+	}
+	store, err := cs.GetStore(s.writable())
+	if err != nil {
+		return writeError(err)
+	}
+	// GetStore keeps what it opens for the process. Free drops that, and unmounts nothing: shutting the store down would
+	// unmount what another process has mounted.
+	defer store.Free()
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	img, err := store.Image(id) // what happened while the locks were waited for
+	if err != nil {
+		return writeError(err)
+	}
+	if err := hasNames(img.Names, remove); err != nil {
+		return err
+	}
+	switch {
+	case len(remove) == 0:
+		err = store.AddNames(id, add)
+	case len(add) == 0:
+		err = store.RemoveNames(id, remove)
+	default:
+		kept := slices.DeleteFunc(slices.Clone(img.Names), func(name string) bool { return slices.Contains(remove, name) })
+		err = store.SetNames(id, slices.Concat(add, kept))
+	}
+	return writeError(err)
+}
+
+// mayTag looks for all that would keep the image from being tagged, without touching the store.
+func (s *Source) mayTag(ctx context.Context, id string, remove []string) error {
+	for i := range s.stores {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		records, _, err := s.readRecords(i)
+		if err != nil {
+			if i > 0 {
+				continue
+			}
+			return err
+		}
+		at := slices.IndexFunc(records, func(r *record) bool { return r.ID == id })
+		switch {
+		case at < 0:
+			continue
+		case i > 0:
+			return fmt.Errorf("it is in the additional store %s, which is not written to: %w", s.stores[i], imgsrc.ErrReadOnly)
+		}
+		if err := hasNames(records[at].Names, remove); err != nil {
+			return err
+		}
+		return writeError(unix.Access(s.imagesDir(0), unix.W_OK))
+	}
+	return fmt.Errorf("the store does not have it: %w", imgsrc.ErrNotFound)
+}
+
+// hasNames checks that all names that are to go are there.
+func hasNames(have, remove []string) error {
+	there := map[string]bool{}
+	for _, name := range have {
+		there[name] = true
+	}
+	for _, name := range remove {
+		if !there[name] {
+			return fmt.Errorf("it does not have the name %q: %w", name, imgsrc.ErrNotFound)
+		}
+	}
+	return nil
+}
+
+// writable is how the library opens the store. With skip_mount_home it does not mount the driver's directory onto
+// itself, which would outlast the write.
+func (s *Source) writable() cs.StoreOptions {
+	opts := s.real
+	if s.driver == "overlay" {
+		opts.GraphDriverOptions = slices.Concat(opts.GraphDriverOptions, []string{"overlay.skip_mount_home=true"})
+	}
+	return opts
+}
+
+// writeError names the conditions that the library has other errors for.
+func writeError(err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, cs.ErrImageUnknown), errors.Is(err, cs.ErrLayerUnknown), errors.Is(err, cs.ErrNotAnImage):
+		return fmt.Errorf("%w: %w", err, imgsrc.ErrNotFound)
+	case errors.Is(err, cs.ErrStoreIsReadOnly), errors.Is(err, syscall.EROFS):
+		return fmt.Errorf("%w: %w", err, imgsrc.ErrReadOnly)
+	}
+	return err
+}
