@@ -1,0 +1,40 @@
+// Package ops carries out what is written to an image's controls: tag, untag and push.
+//
+// It works on package imgsrc's interfaces alone. It knows nothing of a file system, of nodes or errnos, and of no
+// particular backend: the image comes from a [imgsrc.Catalog], names are changed through [imgsrc.Tagger], and the bytes
+// of a push are read through [imgsrc.Image].
+//
+// # Requests and jobs
+//
+// A [Request] is one write to a control. All its lines are parsed and checked before the first is carried out, so that a
+// bad line changes nothing; then they run in their order until one fails.
+//
+// Each request is a job with a key. Whoever asks for the same key while the job runs joins it. A job whose last waiter
+// has left goes on for two seconds: programs written in Go interrupt their own system calls all the time and repeat them,
+// and the repeated write must find the push that it began, or its result. A job that nobody came back for is cancelled.
+// A job whose result somebody got is forgotten, so that the same line written again is a new push. At most
+// [Options].Pushes copies run at once; the others wait, and can be cancelled while they do.
+//
+// # Pushing
+//
+// A push is a copy.Image of go.podman.io/image with a source of this package's own over imgsrc.Image. Where the image's
+// source keeps the blobs that the manifest names, those bytes are copied and every digest stays; otherwise each layer is
+// offered as the uncompressed tar of its diff id, and the manifest is rewritten to say so. No lock of a store is held and
+// no temporary file is made for a layer on the way.
+//
+// What is made on this machine is made whole or not at all: an archive, a directory and an image in a layout are written
+// into a directory beside their place and moved into it at the end. Nothing that was there before is removed or replaced;
+// where something is in the way the push fails before it begins. (containers-storage commits by itself.)
+//
+// # Errors
+//
+// Every error that Do returns is one line that names the operation, the image and the destination, and what to do about
+// it where that is known. Its condition is found with errors.Is: one of package imgsrc's, a syscall.Errno, or
+// context.Canceled. Credentials are taken out of every text before it is returned, logged or recorded: userinfo and
+// queries of URLs, and words that look like user:password@host.
+//
+// # What must hold in the program
+//
+// containers-storage unpacks layers in a child process that is this very program: main must call reexec.Init of
+// go.podman.io/storage/pkg/reexec before anything else.
+package ops

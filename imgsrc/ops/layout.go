@@ -1,0 +1,269 @@
+package ops
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	imgspecv1 "github.com/opencontainers/image-spec/specs-go/v1"
+	"go.podman.io/image/v5/oci/layout"
+	"golang.org/x/sys/unix"
+
+	"github.com/imgfs/imgfs/imgsrc"
+)
+
+// A layoutDir is a name in an OCI layout that may have other images in it.
+type layoutDir struct{ path, name string }
+
+func parseLayout(rest string, resolve pathResolver) (destination, error) {
+	path, name, err := parseNamed(rest, resolve)
+	return &layoutDir{path, name}, err
+}
+
+func (d *layoutDir) kind() *kind           { return layoutKind }
+func (d *layoutDir) String() string        { return named("oci:", d.path, d.name) }
+func (d *layoutDir) hint(err error) string { return localHint(err) }
+
+// check accepts a layout, an empty directory, one into which other pushes are on their way, and nothing at all.
+func (d *layoutDir) check() error {
+	entries, err := os.ReadDir(d.path)
+	entries = slices.DeleteFunc(entries, func(e fs.DirEntry) bool { return strings.HasPrefix(e.Name(), stagingPrefix) })
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return checkParent(d.path)
+	case errors.Is(err, unix.ENOTDIR):
+		return errInWay(d.path)
+	case err != nil || len(entries) == 0:
+		return err
+	}
+	if _, err := os.Stat(filepath.Join(d.path, imgspecv1.ImageLayoutFile)); err != nil {
+		return fail(imgsrc.ErrExists, "%s is there already, and is no OCI layout: name another directory", quote(d.path))
+	}
+	return nil
+}
+
+// stage makes a layout of its own inside the directory, on the same file system as its blobs, and links into it those
+// blobs that are there already and will be copied as they are.
+func (d *layoutDir) stage(s staging) (_ staged, err error) {
+	made := os.Mkdir(d.path, 0o755) == nil
+	own, err := os.MkdirTemp(d.path, stagingPrefix)
+	discard := func() {
+		_ = os.RemoveAll(own)
+		if made {
+			_ = os.Remove(d.path) // if it is empty: nothing was pushed here
+		}
+	}
+	if err != nil {
+		if made {
+			_ = os.Remove(d.path)
+		}
+		return staged{}, err
+	}
+	for _, blob := range s.blobs {
+		at := blobPath(blob)
+		if os.MkdirAll(filepath.Join(own, filepath.Dir(at)), 0o755) == nil {
+			_ = os.Link(filepath.Join(d.path, at), filepath.Join(own, at)) // what cannot be linked is copied
+		}
+	}
+	ref, err := layout.NewReference(own, d.name)
+	return staged{ref, func(ctx context.Context) error { return d.merge(ctx, own) }, discard}, err
+}
+
+// blobPath is where a layout has a blob, relative to its directory.
+func blobPath(d digest.Digest) string {
+	return filepath.Join(imgspecv1.ImageBlobsDir, d.Algorithm().String(), d.Encoded())
+}
+
+// merge moves the image of the layout own into this one. The index is replaced in one step, last of all; a reader sees
+// it with the image or without.
+func (d *layoutDir) merge(ctx context.Context, own string) error {
+	unlock, err := lockDir(ctx, d.path)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	old, err := readIndex(d.path)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	added, err := readIndex(own)
+	if err != nil {
+		return err
+	}
+	index := filepath.Join(own, "index.new")
+	if old == nil {
+		old = added
+	} else if err := old.add(added); err != nil {
+		return err
+	}
+	text, err := json.Marshal(old)
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(index, text, 0o644); err != nil { // before anything moves: the disk may be full
+		return err
+	}
+	// First, so that the directory is a layout to another push as soon as it has something in it.
+	if err := moveNew(filepath.Join(own, imgspecv1.ImageLayoutFile), filepath.Join(d.path, imgspecv1.ImageLayoutFile)); err != nil && !errors.Is(err, imgsrc.ErrExists) {
+		return err
+	}
+	if err := moveBlobs(own, d.path); err != nil {
+		return err
+	}
+	return os.Rename(index, filepath.Join(d.path, imgspecv1.ImageIndexFile))
+}
+
+// moveBlobs moves all blobs from one layout to another on the same file system.
+func moveBlobs(from, to string) error {
+	algorithms, err := os.ReadDir(filepath.Join(from, imgspecv1.ImageBlobsDir))
+	if err != nil {
+		return err
+	}
+	for _, algorithm := range algorithms {
+		dir := filepath.Join(imgspecv1.ImageBlobsDir, algorithm.Name())
+		if err := os.MkdirAll(filepath.Join(to, dir), 0o755); err != nil {
+			return err
+		}
+		blobs, err := os.ReadDir(filepath.Join(from, dir))
+		if err != nil {
+			return err
+		}
+		for _, blob := range blobs {
+			at := filepath.Join(dir, blob.Name())
+			if err := os.Rename(filepath.Join(from, at), filepath.Join(to, at)); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// lockDir locks a directory against other pushes of this program into it, until unlock.
+func lockDir(ctx context.Context, path string) (unlock func(), err error) {
+	dir, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	for {
+		err := unix.Flock(int(dir.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			return func() { _ = dir.Close() }, nil
+		}
+		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
+			_ = dir.Close()
+			return nil, fmt.Errorf("locking %s: %w", path, err)
+		}
+		select {
+		case <-time.After(10 * time.Millisecond):
+		case <-ctx.Done():
+			_ = dir.Close()
+			return nil, context.Cause(ctx)
+		}
+	}
+}
+
+// An ociIndex is an index.json of which nothing is lost that this program does not know.
+type ociIndex struct {
+	fields    map[string]json.RawMessage
+	manifests []map[string]json.RawMessage
+}
+
+func readIndex(dir string) (*ociIndex, error) {
+	path := filepath.Join(dir, imgspecv1.ImageIndexFile)
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	text, err := io.ReadAll(io.LimitReader(f, imgsrc.MaxManifest+1))
+	if err != nil {
+		return nil, err
+	}
+	if len(text) > imgsrc.MaxManifest {
+		return nil, fail(imgsrc.ErrDamaged, "%s is larger than %d bytes", quote(path), imgsrc.MaxManifest)
+	}
+	index := &ociIndex{}
+	err = json.Unmarshal(text, &index.fields)
+	if err == nil && index.fields["manifests"] != nil {
+		err = json.Unmarshal(index.fields["manifests"], &index.manifests)
+	}
+	if err != nil || index.fields == nil {
+		return nil, fail(imgsrc.ErrDamaged, "%s is no index of an OCI layout", quote(path))
+	}
+	return index, nil
+}
+
+func (x *ociIndex) MarshalJSON() ([]byte, error) {
+	manifests, err := json.Marshal(x.manifests)
+	if err != nil {
+		return nil, err
+	}
+	x.fields["manifests"] = manifests
+	return json.Marshal(x.fields)
+}
+
+// add adds the images of another index. A name that they bring is taken from the image that has it; an image that is
+// there already keeps what is said of it and gets the name.
+func (x *ociIndex) add(other *ociIndex) error {
+	for _, image := range other.manifests {
+		name := refName(image)
+		there := -1
+		for i, have := range x.manifests {
+			if name != "" && refName(have) == name {
+				if err := setRefName(have, ""); err != nil {
+					return err
+				}
+			}
+			if string(have["digest"]) == string(image["digest"]) && (there < 0 || refName(x.manifests[there]) != "") {
+				there = i // one that has no name yet, if possible
+			}
+		}
+		switch {
+		case there < 0 || name != "" && refName(x.manifests[there]) != "":
+			x.manifests = append(x.manifests, image)
+		case name != "":
+			if err := setRefName(x.manifests[there], name); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func refName(descriptor map[string]json.RawMessage) string {
+	var annotations map[string]string
+	if json.Unmarshal(descriptor["annotations"], &annotations) != nil {
+		return ""
+	}
+	return annotations[imgspecv1.AnnotationRefName]
+}
+
+// setRefName changes the name of a descriptor, and takes it away if name is empty.
+func setRefName(descriptor map[string]json.RawMessage, name string) error {
+	annotations := map[string]string{}
+	if text := descriptor["annotations"]; text != nil {
+		if err := json.Unmarshal(text, &annotations); err != nil {
+			return err
+		}
+	}
+	delete(annotations, imgspecv1.AnnotationRefName)
+	if name != "" {
+		annotations[imgspecv1.AnnotationRefName] = name
+	}
+	delete(descriptor, "annotations")
+	if len(annotations) == 0 {
+		return nil
+	}
+	text, err := json.Marshal(annotations)
+	descriptor["annotations"] = text
+	return err
+}

@@ -1,0 +1,190 @@
+package ops
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/imgfs/imgfs/imgsrc"
+)
+
+// Options are what operations need to know of the mount that they belong to.
+type Options struct {
+	// Catalog has the images and their sources.
+	Catalog *imgsrc.Catalog
+	// ReadOnly refuses every request with imgsrc.ErrReadOnly.
+	ReadOnly bool
+	// AuthFile holds the credentials for registries, in the format of containers-auth.json(5). Empty: where podman looks.
+	AuthFile string
+	// TLSVerify says whether registries must have a valid certificate. nil: as registries.conf says; a registry on this
+	// machine's loopback that it does not mention need not, as with CRI-O and Docker.
+	TLSVerify *bool
+	// SignaturePolicy is the policy.json to go by. Empty: the system's.
+	SignaturePolicy string
+	// PathInside reports whether a path lies in this mount. It is given absolute, clean paths in which symbolic links are
+	// resolved, so that comparing it with the mountpoint will do. It must not look the path up: the file system that would
+	// answer is the one that waits. nil: no path does.
+	PathInside func(path string) bool
+	// Pushes is how many pushes may run at once; 0 means 4.
+	Pushes int
+	// Timeout is how long a registry may keep silent in the middle of a push; 0 means two minutes, which leaves a slow one
+	// the time to store a large layer.
+	Timeout time.Duration
+	// Log gets one line for each failed operation; nil means none.
+	Log *slog.Logger
+}
+
+// Request is one write to a control file.
+type Request struct {
+	Control string     // the file's name: "tags", "push"
+	Image   string     // the id of the image whose control it is
+	Lines   [][]string // the words of each line; blank lines and comments are left out
+	Key     string     // equal for equal writes, and only for those; empty: this request is never joined
+	UID     uint32     // the writer
+	PID     uint32     // the writer; 0 if it cannot be seen from here
+	Err     error      // why Lines could not be made out: Do records it and fails with it
+}
+
+// Ops carries out requests. Its methods may be called from several goroutines at once.
+type Ops struct {
+	opt    Options
+	log    *slog.Logger
+	jobs   *jobs
+	slots  chan struct{} // one element for each push that runs
+	events eventLog
+	errors lastErrors
+
+	noPolicy sync.Once // says once that there is no signature policy
+
+	// copy does the work of one push. Tests of what surrounds it put something quicker here.
+	copy func(ctx context.Context, p pushJob) error
+}
+
+// New returns an Ops that carries out requests until it is closed.
+func New(opt Options) *Ops {
+	if opt.Pushes == 0 {
+		opt.Pushes = 4
+	}
+	if opt.Timeout == 0 {
+		opt.Timeout = 2 * time.Minute
+	}
+	if opt.Log == nil {
+		opt.Log = slog.New(slog.DiscardHandler)
+	}
+	if opt.PathInside == nil {
+		opt.PathInside = func(string) bool { return false }
+	}
+	o := &Ops{opt: opt, log: opt.Log, jobs: newJobs(opt.Log), slots: make(chan struct{}, opt.Pushes)}
+	o.copy = o.copyImage
+	return o
+}
+
+// Do carries out one request: it checks all the lines, runs them in their order, and returns when the last one is done or
+// the first has failed. When ctx ends first, Do returns ctx's error at once; the work stops unless a Do with the same Key
+// comes within two seconds, which then waits for the work that is under way.
+//
+// Errors: imgsrc.ErrInvalid (a line, a name, a destination), ErrNotFound (the image, or the name to be removed),
+// ErrExists, ErrReadOnly, ErrDenied (by a registry, or the signature policy), ErrUnsupported, ErrDamaged; of the system's
+// ECONNREFUSED, EHOSTUNREACH, ETIMEDOUT, ENOSPC and what opening a path says; context.Canceled when the Ops is closed.
+func (o *Ops) Do(ctx context.Context, r Request) error {
+	return o.jobs.do(ctx, r.Key, func(ctx context.Context) error {
+		switch r.Control {
+		case "tags":
+			return o.tags(ctx, r)
+		case "push":
+			return o.push(ctx, r)
+		}
+		op := operation{kind: r.Control, doing: "writing " + r.Control + " of", request: r, start: time.Now()}
+		return o.done(op, fail(imgsrc.ErrInvalid, "there is no such control"))
+	})
+}
+
+// refuse returns why nothing of a request is to be carried out, nil if there is no reason.
+func (o *Ops) refuse(r Request) error {
+	if o.opt.ReadOnly {
+		return fail(imgsrc.ErrReadOnly, "this mount is read-only")
+	}
+	return r.Err
+}
+
+// Record adds an event that is not an operation ("drop": half a line that was never completed).
+func (o *Ops) Record(status, image, text string) {
+	o.events.add(event{Type: status, Image: image, Message: oneLine(text)})
+}
+
+// Events returns the events since New as JSON lines, oldest first, and when the last was added (zero if there is none).
+// Past 1 MiB the older half is dropped. The bytes are never changed afterwards.
+func (o *Ops) Events() (text []byte, changed time.Time) { return o.events.read() }
+
+// LastError returns the text of the last failed operation on the image with this id, empty if there was none or one has
+// succeeded since, and when that changed (zero if it never did).
+func (o *Ops) LastError(id string) (text string, changed time.Time) { return o.errors.get(id) }
+
+// Close cancels what is running or queued and waits until it is gone, or until ctx ends, whose error it then returns.
+// Requests that come later fail with context.Canceled.
+func (o *Ops) Close(ctx context.Context) error { return o.jobs.close(ctx) }
+
+// image returns the catalog's entry for the image of a request, from a listing that is not older than the request.
+func (o *Ops) image(ctx context.Context, id string) (*imgsrc.Snapshot, *imgsrc.Entry, error) {
+	snapshot, err := o.opt.Catalog.Refresh(ctx)
+	if e := snapshot.ByID(id); e != nil {
+		return snapshot, e, nil // what another source's listing failed with is no concern of this image
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	return nil, nil, fail(imgsrc.ErrNotFound, "the image is not there any more")
+}
+
+// An operation is what has been done, or not, for the events, the log and the error text.
+type operation struct {
+	kind      string // the event's type: "push"; "push-error" when it failed
+	doing     string // begins the error text: "pushing"
+	to        string // what follows the image in the error text; may be empty
+	reference string // a name or a destination
+	hint      func(error) string
+	request   Request
+	start     time.Time
+	bytes     int64
+}
+
+func (op *operation) event() event {
+	return event{
+		Type: op.kind, Image: op.request.Image, Reference: redactWord(op.reference), User: &op.request.UID,
+		Duration: time.Since(op.start).Seconds(), Bytes: op.bytes,
+	}
+}
+
+func (o *Ops) succeeded(op operation) {
+	o.events.add(op.event())
+	o.errors.set(op.request.Image, "")
+}
+
+// done records that op has ended with err, and returns what Do returns: nil, or an error without credentials in it.
+func (o *Ops) done(op operation, err error) error {
+	if err == nil {
+		o.succeeded(op)
+		return nil
+	}
+	prefix := fmt.Sprintf("%s %.12s", op.doing, op.request.Image)
+	if op.to != "" {
+		prefix += " to " + op.to
+	}
+	cond := condition(err)
+	text := prefix + ": " + err.Error()
+	if op.hint != nil {
+		if hint := op.hint(err); hint != "" {
+			text += ": " + hint
+		}
+	}
+	f := &failure{text: oneLine(text), condition: cond}
+	e := op.event()
+	e.Type += "-error"
+	e.Error = f.text
+	o.events.add(e)
+	o.errors.set(op.request.Image, f.text)
+	o.log.Warn(op.doing, "image", op.request.Image, "reference", e.Reference, "user", op.request.UID, "error", f.text)
+	return f
+}

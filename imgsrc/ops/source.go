@@ -1,0 +1,320 @@
+package ops
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"path/filepath"
+	"strings"
+	"sync"
+
+	"github.com/opencontainers/go-digest"
+	imgspecv1 "github.com/opencontainers/image-spec/specs-go/v1"
+	"go.podman.io/image/v5/docker/reference"
+	"go.podman.io/image/v5/manifest"
+	"go.podman.io/image/v5/types"
+	"go.podman.io/storage/pkg/chunked/toc"
+
+	"github.com/imgfs/imgfs/imgsrc"
+)
+
+// A source is an image of the catalog as the copying library wants it: reference and source in one. It is good for one
+// copy.
+type source struct {
+	held     imgsrc.Held
+	instance func(digest.Digest) imgsrc.Image // an index's image of this digest, nil if it is not there
+	plain    bool                             // offer layers as uncompressed tars even where there are blobs
+	reading  func() (done func())             // called around each read from the image
+
+	mu    sync.Mutex
+	diffs map[digest.Digest]diff // what LayerInfosForCopy has put in the place of a blob
+}
+
+// A diff is a layer as an uncompressed tar.
+type diff struct {
+	img imgsrc.Image
+	n   int
+}
+
+// image returns the image that a method of types.ImageSource means.
+func (s *source) image(instance *digest.Digest) (imgsrc.Image, error) {
+	if instance == nil {
+		return s.held, nil
+	}
+	if img := s.instance(*instance); img != nil {
+		return img, nil
+	}
+	return nil, fail(imgsrc.ErrNotFound, "image %s of the index is not in %s", *instance, s.held.Source.Name())
+}
+
+func (s *source) GetManifest(ctx context.Context, instance *digest.Digest) ([]byte, string, error) {
+	img, err := s.image(instance)
+	if err != nil {
+		return nil, "", err
+	}
+	defer s.reading()()
+	text, err := img.Manifest(ctx)
+	if err != nil {
+		return nil, "", err
+	}
+	mediaType := img.Desc().MediaType
+	if mediaType == "" {
+		mediaType = manifest.GuessMIMEType(text)
+	}
+	return text, mediaType, nil
+}
+
+// LayerInfosForCopy keeps each layer of which there is a blob, and replaces the others by the uncompressed tar of their
+// diff id, under the media type that says so.
+func (s *source) LayerInfosForCopy(ctx context.Context, instance *digest.Digest) ([]types.BlobInfo, error) {
+	img, err := s.image(instance)
+	if err != nil {
+		return nil, err
+	}
+	text, mediaType, err := s.GetManifest(ctx, instance)
+	if err != nil {
+		return nil, err
+	}
+	m, err := manifest.FromBlob(text, mediaType)
+	if err != nil {
+		return nil, fail(imgsrc.ErrDamaged, "reading manifest %s: %s", img.Desc().Digest, err)
+	}
+	defer s.reading()()
+	layers := m.LayerInfos()
+	infos := make([]types.BlobInfo, len(layers))
+	changed := false
+	var ids []digest.Digest
+	for n, l := range layers {
+		infos[n] = l.BlobInfo
+		blob, missing := s.hasBlob(ctx, img, l.Digest)
+		if missing != nil && !errors.Is(missing, imgsrc.ErrAbsent) {
+			return nil, missing
+		}
+		if blob && !s.plain {
+			continue
+		}
+		if ids == nil {
+			if ids, err = diffIDs(ctx, img); err != nil && !blob {
+				return nil, err
+			}
+		}
+		info, err := s.diffInfo(ctx, img, n, ids, mediaType, l.BlobInfo)
+		if err == nil {
+			infos[n], changed = info, true
+		} else if !blob {
+			return nil, err
+		}
+	}
+	if !changed {
+		return nil, nil
+	}
+	return infos, nil
+}
+
+// hasBlob reports whether the source keeps the blob d.
+func (s *source) hasBlob(ctx context.Context, img imgsrc.Image, d digest.Digest) (bool, error) {
+	content, err := img.Blob(ctx, d)
+	if err != nil {
+		return false, err
+	}
+	return true, content.Close()
+}
+
+// diffInfo describes layer n as an uncompressed tar, and remembers where GetBlob finds it.
+func (s *source) diffInfo(ctx context.Context, img imgsrc.Image, n int, ids []digest.Digest, mediaType string, blob types.BlobInfo) (types.BlobInfo, error) {
+	if n >= len(ids) || ids[n].Validate() != nil {
+		return types.BlobInfo{}, fail(imgsrc.ErrUnsupported, "layer %d has no diff id, and its source keeps no blob of it", n)
+	}
+	content, err := img.Diff(ctx, n)
+	if err != nil {
+		return types.BlobInfo{}, fmt.Errorf("opening layer %d (%s): %w", n, ids[n], err)
+	}
+	defer content.Close()
+	size, err := content.Size(ctx)
+	if err != nil {
+		return types.BlobInfo{}, fmt.Errorf("opening layer %d (%s): %w", n, ids[n], err)
+	}
+	info := types.BlobInfo{Digest: ids[n], Size: size, MediaType: imgspecv1.MediaTypeImageLayer}
+	if mediaType == manifest.DockerV2Schema2MediaType {
+		info.MediaType = manifest.DockerV2SchemaLayerMediaTypeUncompressed
+	}
+	for key, value := range blob.Annotations {
+		if _, ok := toc.ChunkedAnnotations[key]; ok {
+			continue // says where things are in the compressed blob
+		}
+		if info.Annotations == nil {
+			info.Annotations = map[string]string{}
+		}
+		info.Annotations[key] = value
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.diffs == nil {
+		s.diffs = map[digest.Digest]diff{}
+	}
+	s.diffs[ids[n]] = diff{img, n}
+	return info, nil
+}
+
+// diffIDs returns what an image's config says its layers are: nothing if it has none, or an artifact's, which can be
+// anything.
+func diffIDs(ctx context.Context, img imgsrc.Image) ([]digest.Digest, error) {
+	text, err := img.Config(ctx)
+	if errors.Is(err, imgsrc.ErrAbsent) {
+		return []digest.Digest{}, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	var config imgspecv1.Image
+	_ = json.Unmarshal(text, &config)
+	return append([]digest.Digest{}, config.RootFS.DiffIDs...), nil
+}
+
+// blobs returns the digests of the layers that will be copied as they are, and whether those are all layers.
+func (s *source) blobs(ctx context.Context) (kept []digest.Digest, all bool, err error) {
+	text, mediaType, err := s.GetManifest(ctx, nil)
+	if err != nil || s.plain || manifest.MIMETypeIsMultiImage(mediaType) {
+		return nil, false, err
+	}
+	m, err := manifest.FromBlob(text, mediaType)
+	if err != nil {
+		return nil, false, fail(imgsrc.ErrDamaged, "reading manifest %s: %s", s.held.Desc().Digest, err)
+	}
+	defer s.reading()()
+	all = true
+	for _, l := range m.LayerInfos() {
+		if ok, _ := s.hasBlob(ctx, s.held, l.Digest); ok && l.Digest.Validate() == nil {
+			kept = append(kept, l.Digest)
+		} else {
+			all = false
+		}
+	}
+	return kept, all, nil
+}
+
+// GetBlob opens a layer or the config. Its reader fails as soon as ctx ends.
+func (s *source) GetBlob(ctx context.Context, info types.BlobInfo, _ types.BlobInfoCache) (io.ReadCloser, int64, error) {
+	defer s.reading()()
+	s.mu.Lock()
+	d, ok := s.diffs[info.Digest]
+	s.mu.Unlock()
+	var content imgsrc.Content
+	var err error
+	if ok {
+		content, err = d.img.Diff(ctx, d.n)
+	} else {
+		content, err = s.blob(ctx, info.Digest)
+	}
+	if err != nil {
+		return nil, 0, err
+	}
+	size, err := content.Size(ctx)
+	if err != nil {
+		_ = content.Close()
+		return nil, 0, err
+	}
+	return &contentReader{ctx: ctx, content: content, reading: s.reading}, size, nil
+}
+
+// blob opens the config or a blob of the image, or of whichever image of the index has it.
+func (s *source) blob(ctx context.Context, d digest.Digest) (imgsrc.Content, error) {
+	images := []imgsrc.Image{s.held}
+	if text, mediaType, err := s.GetManifest(ctx, nil); err == nil && manifest.MIMETypeIsMultiImage(mediaType) {
+		list, err := manifest.ListFromBlob(text, mediaType)
+		if err != nil {
+			return nil, fail(imgsrc.ErrDamaged, "reading index %s: %s", s.held.Desc().Digest, err)
+		}
+		images = nil
+		for _, instance := range list.Instances() {
+			if img := s.instance(instance); img != nil {
+				images = append(images, img)
+			}
+		}
+	}
+	err := imgsrc.ErrAbsent
+	for _, img := range images {
+		if img.Desc().Config == d {
+			text, err := img.Config(ctx)
+			return &textContent{bytes.NewReader(text)}, err
+		}
+		var content imgsrc.Content
+		if content, err = img.Blob(ctx, d); err == nil {
+			return content, nil
+		}
+	}
+	return nil, fmt.Errorf("opening blob %s: %w", d, err)
+}
+
+func (s *source) Reference() types.ImageReference { return s }
+func (s *source) Close() error                    { return nil }
+func (s *source) HasThreadSafeGetBlob() bool      { return true }
+
+// GetSignatures returns none: sources have no way to offer them.
+func (s *source) GetSignatures(context.Context, *digest.Digest) ([][]byte, error) { return nil, nil }
+
+// Transport is the transport of the image's own source, so that the signature policy for it applies.
+func (s *source) Transport() types.ImageTransport {
+	name, _, _ := strings.Cut(s.held.Source.Name(), ":")
+	return transport(name)
+}
+
+// StringWithinTransport names the source and the image's digest; it is for texts.
+func (s *source) StringWithinTransport() string {
+	_, place, _ := strings.Cut(s.held.Source.Name(), ":")
+	return place + "@" + s.held.Desc().Digest.String()
+}
+
+func (s *source) DockerReference() reference.Named { return nil }
+
+// PolicyConfigurationIdentity is the place of the source, so that a policy can tell one layout or store from another.
+func (s *source) PolicyConfigurationIdentity() string {
+	_, place, _ := strings.Cut(s.held.Source.Name(), ":")
+	return place
+}
+
+// PolicyConfigurationNamespaces are what the transports of this library have there: a layout and the directories above
+// it, "[driver@graphroot]" and "[graphroot]".
+func (s *source) PolicyConfigurationNamespaces() []string {
+	place := s.PolicyConfigurationIdentity()
+	if store, ok := strings.CutPrefix(place, "["); ok {
+		store, _, _ = strings.Cut(strings.TrimSuffix(store, "]"), "+")
+		_, root, _ := strings.Cut(store, "@")
+		return []string{"[" + store + "]", "[" + root + "]"}
+	}
+	var above []string
+	if dir, _, _ := strings.Cut(place, ":"); filepath.IsAbs(dir) {
+		for ; dir != "/"; dir = filepath.Dir(dir) {
+			above = append(above, dir)
+		}
+	}
+	return above
+}
+
+func (s *source) NewImageSource(context.Context, *types.SystemContext) (types.ImageSource, error) {
+	return s, nil
+}
+
+var errOnlySource = errors.New("an image of the catalog is only copied from")
+
+func (s *source) NewImage(context.Context, *types.SystemContext) (types.ImageCloser, error) {
+	return nil, errOnlySource
+}
+
+func (s *source) NewImageDestination(context.Context, *types.SystemContext) (types.ImageDestination, error) {
+	return nil, errOnlySource
+}
+
+func (s *source) DeleteImage(context.Context, *types.SystemContext) error { return errOnlySource }
+
+// transport is the name of a source's transport.
+type transport string
+
+func (t transport) Name() string { return string(t) }
+func (t transport) ParseReference(string) (types.ImageReference, error) {
+	return nil, errOnlySource
+}
+func (t transport) ValidatePolicyConfigurationScope(string) error { return nil }

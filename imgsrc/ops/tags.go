@@ -1,0 +1,126 @@
+package ops
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/imgfs/imgfs/imgsrc"
+)
+
+// tags carries out a write to an image's tags.
+func (o *Ops) tags(ctx context.Context, r Request) error {
+	op := operation{kind: "tag", doing: "tagging", request: r, start: time.Now()}
+	add, remove, err := o.tag(ctx, r)
+	if err != nil {
+		if ctx.Err() != nil {
+			err = context.Cause(ctx)
+		}
+		return o.done(op, err)
+	}
+	for _, name := range remove {
+		op.kind, op.reference = "untag", name
+		o.succeeded(op)
+	}
+	for _, name := range add {
+		op.kind, op.reference = "tag", name
+		o.succeeded(op)
+	}
+	if len(add)+len(remove) == 0 {
+		o.errors.set(r.Image, "")
+	}
+	return nil
+}
+
+// tag changes the names, and returns those that were added and removed. The first source of the image whose names can be
+// changed is the one whose names are.
+func (o *Ops) tag(ctx context.Context, r Request) (add, remove []string, err error) {
+	if err := o.refuse(r); err != nil {
+		return nil, nil, err
+	}
+	lines, err := parseTags(r.Lines)
+	if err != nil {
+		return nil, nil, err
+	}
+	_, entry, err := o.image(ctx, r.Image)
+	if err != nil {
+		return nil, nil, err
+	}
+	err = fail(imgsrc.ErrUnsupported, "%s has no names that could be changed", entry.First().Source.Name())
+	for _, held := range entry.Held {
+		tagger, ok := held.Source.(imgsrc.Tagger)
+		if !ok {
+			continue
+		}
+		if add, remove, err = netEffect(lines, tagger, namesIn(entry, held.Source)); err != nil {
+			return nil, nil, err
+		}
+		if len(add)+len(remove) == 0 {
+			return nil, nil, nil
+		}
+		err = tagger.Tag(ctx, held.Desc(), add, remove)
+		if errors.Is(err, imgsrc.ErrReadOnly) {
+			continue // another source may take it
+		}
+		if err != nil {
+			return nil, nil, err
+		}
+		if _, err := o.opt.Catalog.Refresh(ctx); err != nil {
+			o.log.Warn("listing after tagging", "image", r.Image, "error", redact(err.Error()))
+		}
+		return add, remove, nil
+	}
+	return nil, nil, err
+}
+
+// namesIn returns the names that the image has in one source, whichever of its manifests has them.
+func namesIn(entry *imgsrc.Entry, source imgsrc.Source) []string {
+	var names []string
+	for _, held := range entry.Held {
+		if held.Source == source {
+			names = append(names, held.Names...)
+		}
+	}
+	return names
+}
+
+// netEffect returns what the lines, one after the other, change in the names that there are: a name that is added and
+// then removed is neither, and stays with the image that has it. Errors: imgsrc.ErrInvalid, and imgsrc.ErrNotFound for a
+// name that is not there to be removed when its line's turn comes.
+func netEffect(lines []tagLine, tagger imgsrc.Tagger, names []string) (add, remove []string, err error) {
+	before := map[string]bool{}
+	for _, name := range names {
+		before[name] = true
+	}
+	after := map[string]bool{}
+	var order []string // each name of the lines once, as they come
+	for i, line := range lines {
+		name, err := tagger.CheckName(line.name)
+		if err != nil {
+			if redactWord(line.name) != line.name { // which the source's text would show
+				err = fail(imgsrc.ErrInvalid, "%s is not a reference", quote(line.name))
+			}
+			return nil, nil, fmt.Errorf("line %d: %w", i+1, err)
+		}
+		has, seen := after[name]
+		if !seen {
+			has = before[name]
+			order = append(order, name)
+		}
+		if line.remove && !has {
+			return nil, nil, fail(imgsrc.ErrNotFound, "line %d: the image has no name %s", i+1, quote(name))
+		}
+		after[name] = !line.remove
+	}
+	changed := slices.DeleteFunc(order, func(name string) bool { return after[name] == before[name] })
+	for _, name := range changed {
+		if after[name] {
+			add = append(add, name)
+		} else {
+			remove = append(remove, name)
+		}
+	}
+	return add, remove, nil
+}
