@@ -1,0 +1,76 @@
+package layer
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"slices"
+	"time"
+)
+
+// sweep removes the part files of processes that died.
+func (c *Cache) sweep() {
+	parts, err := fs.ReadDir(c.dir.FS(), partDir)
+	if err != nil {
+		c.log.Debug("sweeping cache", "error", err)
+		return
+	}
+	for _, part := range parts {
+		c.removeUnlocked(partDir + "/" + part.Name())
+	}
+}
+
+// evict removes files, the longest unused first, until the rest is within the limit and at least free bytes are gone.
+// Those that somebody has open stay.
+func (c *Cache) evict(free int64) {
+	if c.dir == nil || c.limit <= 0 && free == 0 {
+		return
+	}
+	type file struct {
+		path string
+		size int64
+		used time.Time
+	}
+	var files []file
+	var total int64
+	for _, kind := range []string{diffKind, blobKind} {
+		err := fs.WalkDir(c.dir.FS(), kind, func(path string, d fs.DirEntry, err error) error {
+			if err != nil || d.IsDir() {
+				return err
+			}
+			fi, err := d.Info()
+			if errors.Is(err, fs.ErrNotExist) {
+				return nil
+			}
+			if err == nil {
+				files = append(files, file{path, fi.Size(), fi.ModTime()})
+				total += fi.Size()
+			}
+			return err
+		})
+		if err != nil {
+			c.log.Debug("evicting from cache", "error", err)
+		}
+	}
+	slices.SortFunc(files, func(a, b file) int { return a.used.Compare(b.used) })
+	for _, f := range files {
+		if (c.limit <= 0 || total <= c.limit) && free <= 0 {
+			return
+		}
+		if c.removeUnlocked(f.path) {
+			total -= f.size
+			free -= f.size
+			c.log.Debug("evicted from cache", "path", f.path, "size", f.size)
+		}
+	}
+}
+
+// removeUnlocked removes a file unless somebody has a lock on it, and says whether it did.
+func (c *Cache) removeUnlocked(path string) bool {
+	f, err := c.tryLock(path, os.O_RDONLY)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	return c.dir.Remove(path) == nil
+}
