@@ -1,0 +1,43 @@
+package main
+
+import (
+	"github.com/spf13/cobra"
+)
+
+func newRootCommand(a *app) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "imgfs",
+		Short: "Container images as files",
+		Long: `imgfs puts every container image of a store or a layout into one directory tree,
+where ls, cat, jq, grep, diff, cp and rsync read them, and echo tags and pushes.
+
+    imgfs mount /mnt          the images of podman, buildah and CRI-O
+    imgfs mount ./layout /mnt those of an OCI image layout
+    cat /mnt/README           what is where
+    imgfs umount /mnt
+
+` + exitHelp,
+		Version:       buildVersion(),
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		PersistentPreRun: func(*cobra.Command, []string) {
+			a.ran = true
+		},
+	}
+	cmd.SetVersionTemplate("{{.Version}}\n")
+	cmd.AddCommand(
+		newMountCommand(a),
+		newUmountCommand(),
+		newListCommand(a),
+		newVersionCommand(a),
+	)
+	cmd.InitDefaultCompletionCmd()
+	for _, c := range cmd.Commands() {
+		for _, shell := range c.Commands() {
+			if shell.Name() == "powershell" {
+				c.RemoveCommand(shell) // there is no FUSE where it is at home
+			}
+		}
+	}
+	return cmd
+}

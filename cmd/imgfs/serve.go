@@ -1,0 +1,107 @@
+package main
+
+import (
+	"context"
+	"log/slog"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/imgfs/imgfs/fs"
+	"github.com/imgfs/imgfs/imgsrc"
+	"github.com/imgfs/imgfs/imgsrc/layer"
+	"github.com/imgfs/imgfs/imgsrc/ops"
+	"github.com/imgfs/imgfs/mount"
+)
+
+// closeTime is how long running operations have to stop when the mount has ended.
+const closeTime = 3 * time.Second
+
+// serve puts the parts together, serves the tree until it is unmounted, and takes them apart in the opposite order.
+func (o *mountOptions) serve(ctx context.Context, a *app, specs []*spec, mountpoint string, log *slog.Logger) error {
+	cache, err := layer.OpenCache(o.cacheDir, int64(o.cacheSize), log)
+	if err != nil {
+		return err
+	}
+	defer closing(log, "cache", cache.Close)
+
+	avoid := o.avoid(specs)
+	var sources []imgsrc.Source
+	var names []string
+	for _, s := range specs {
+		src, err := s.open(ctx, sourceEnv{cache: cache, log: log})
+		if err != nil {
+			return sourceFailed(ctx, err)
+		}
+		defer closing(log, src.Name(), src.Close)
+		sources, names = append(sources, src), append(names, src.Name())
+		if d, ok := src.(interface{ Dirs() []string }); ok {
+			for _, dir := range d.Dirs() {
+				avoid = append(avoid, mount.Dir{Path: dir, What: "the source " + src.Name()})
+			}
+		}
+	}
+	point, err := mount.Check(mountpoint, avoid...)
+	if err != nil {
+		return err
+	}
+	catalog := imgsrc.NewCatalog(log, sources...)
+	if _, err := catalog.Refresh(ctx); err != nil {
+		return sourceFailed(ctx, err)
+	}
+	operations := ops.New(ops.Options{
+		Catalog:    catalog,
+		ReadOnly:   o.flags.ReadOnly,
+		AuthFile:   o.authFile,
+		TLSVerify:  o.tls(),
+		PathInside: func(path string) bool { return strings.HasPrefix(path+"/", point.Path()+"/") },
+		Log:        log,
+	})
+	defer closing(log, "operations", func() error {
+		ctx, cancel := context.WithTimeout(context.Background(), closeTime)
+		defer cancel()
+		return operations.Close(ctx)
+	})
+	tree := fs.New(fs.Options{
+		Catalog:  catalog,
+		Ops:      controls{operations},
+		ReadOnly: o.flags.ReadOnly,
+		UID:      uint32(os.Geteuid()),
+		GID:      uint32(os.Getegid()),
+		Log:      log,
+	})
+	following, stop := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	wg.Go(func() { tree.Run(following) })
+	defer wg.Wait()
+	defer stop()
+
+	options := mount.Options{Point: point, Sources: names, Flags: o.flags, Log: log}
+	if a.parent != nil {
+		options.Ready = a.parent.Ready
+	}
+	return mount.Serve(ctx, tree, options)
+}
+
+func (o *mountOptions) tls() *bool {
+	if !o.tlsAsked {
+		return nil
+	}
+	return &o.tlsVerify
+}
+
+// controls gives the tree its operations: the two packages do not know each other.
+type controls struct{ *ops.Ops }
+
+func (c controls) Do(ctx context.Context, w fs.Write) error {
+	return c.Ops.Do(ctx, ops.Request{
+		Control: w.Control,
+		Image:   w.Image,
+		Lines:   w.Lines,
+		Key:     w.Key,
+		UID:     w.UID,
+		PID:     w.PID,
+		Err:     w.Err,
+	})
+}

@@ -1,0 +1,247 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/imgfs/imgfs/imgsrc"
+	"github.com/imgfs/imgfs/imgsrc/layer"
+	"github.com/imgfs/imgfs/imgsrc/layout"
+	"github.com/imgfs/imgfs/imgsrc/storage"
+)
+
+// A transport is one kind of source.
+type transport struct {
+	name   string // what stands before the colon, as in containers/image
+	syntax string // for help
+	help   string
+	// parse reads what stands behind the colon.
+	parse func(rest string) (*spec, error)
+	// at is for a directory that is given without a transport: nil if it is not one of this kind.
+	at func(dir string) *spec
+}
+
+// transports are the kinds of sources there are. A path is the first kind that knows it.
+var transports = []transport{
+	{
+		name:   "containers-storage",
+		syntax: "containers-storage:[[DRIVER@]GRAPHROOT[+RUNROOT]]",
+		help:   "the store of podman, buildah and CRI-O",
+		parse:  parseStorage,
+		at:     storageAt,
+	},
+	{
+		name:   "oci",
+		syntax: "oci:DIR[:REF]",
+		help:   "an OCI image layout, or its images of one name",
+		parse:  parseLayout,
+		at:     layoutAt,
+	},
+}
+
+// planned are the other transports of containers/image: known, so that the error can say so.
+var planned = []string{
+	"docker", "docker-archive", "docker-daemon", "oci-archive", "dir", "sif", "tarball", "atomic", "ostree",
+}
+
+// sourceHelp lists the transports for help.
+func sourceHelp() string {
+	var b strings.Builder
+	for _, t := range transports {
+		fmt.Fprintf(&b, "  %s\n                 %s\n", t.syntax, t.help)
+	}
+	b.WriteString("  DIR            either of them, recognised by what is in it\n")
+	return b.String()
+}
+
+// A spec is one SOURCE, understood and not opened.
+type spec struct {
+	name string   // as a person would type it
+	dirs []string // where it lies, as far as that is known: absolute
+	open func(ctx context.Context, env sourceEnv) (imgsrc.Source, error)
+}
+
+// sourceEnv is what sources are opened with.
+type sourceEnv struct {
+	cache *layer.Cache
+	log   *slog.Logger
+}
+
+// sourceError is whatever keeps a source from being opened or listed.
+type sourceError struct{ err error }
+
+func (e *sourceError) Error() string { return e.err.Error() }
+func (e *sourceError) Unwrap() error { return e.err }
+
+// sourceFailed returns err as a sourceError, unless it is that ctx ended.
+func sourceFailed(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	return &sourceError{err}
+}
+
+// parseSources reads the SOURCEs of a command line; none means the user's own store.
+func parseSources(args []string) ([]*spec, error) {
+	if len(args) == 0 {
+		args = []string{"containers-storage:"}
+	}
+	var specs []*spec
+	for _, arg := range args {
+		s, err := parseSource(arg)
+		if err != nil {
+			return nil, &sourceError{fmt.Errorf("source %q: %w", arg, err)}
+		}
+		specs = append(specs, s)
+	}
+	return specs, nil
+}
+
+func parseSource(arg string) (*spec, error) {
+	name, rest, hasColon := strings.Cut(arg, ":")
+	for _, t := range transports {
+		if hasColon && t.name == name {
+			return t.parse(rest)
+		}
+	}
+	if hasColon && slices.Contains(planned, name) {
+		return nil, fmt.Errorf("the transport %s is %w; there are %s", name, imgsrc.ErrUnsupported, transportNames())
+	}
+	info, err := os.Stat(arg)
+	switch {
+	case errors.Is(err, fs.ErrNotExist) && hasColon && isTransportName(name):
+		return nil, fmt.Errorf("%w: %q is neither a transport (there are %s) nor the beginning of a path", imgsrc.ErrNoSource, name, transportNames())
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, fmt.Errorf("%w: there is no such directory", imgsrc.ErrNoSource)
+	case err != nil:
+		return nil, err
+	case !info.IsDir():
+		return nil, fmt.Errorf("a file as a source is %w; a directory is", imgsrc.ErrUnsupported)
+	}
+	dir, err := filepath.Abs(arg)
+	if err != nil {
+		return nil, err
+	}
+	for _, t := range transports {
+		if s := t.at(dir); s != nil {
+			return s, nil
+		}
+	}
+	if err := unix.Access(dir, unix.R_OK|unix.X_OK); err != nil {
+		return nil, fmt.Errorf("looking into the directory: %w", err)
+	}
+	return nil, fmt.Errorf("%w: the directory is neither an OCI image layout (it has no oci-layout) nor a containers-storage (it has no overlay-images or vfs-images)",
+		imgsrc.ErrNoSource)
+}
+
+func transportNames() string {
+	var names []string
+	for _, t := range transports {
+		names = append(names, t.name+":")
+	}
+	return strings.Join(names, ", ")
+}
+
+// isTransportName says whether a word looks like the name of a transport.
+func isTransportName(word string) bool {
+	return word != "" && strings.Trim(word, "abcdefghijklmnopqrstuvwxyz0123456789-+") == ""
+}
+
+// parseStorage reads [driver@]graphroot[+runroot], also in the brackets that containers/image puts around it.
+func parseStorage(rest string) (*spec, error) {
+	if inner, ok := strings.CutPrefix(rest, "["); ok {
+		var image string
+		rest, image, ok = strings.Cut(inner, "]")
+		if !ok {
+			return nil, fmt.Errorf("%w: the bracket is not closed", imgsrc.ErrNoSource)
+		}
+		if image != "" {
+			return nil, fmt.Errorf("one image of a store is %w as a source; the whole store is", imgsrc.ErrUnsupported)
+		}
+	}
+	if rest == "" {
+		return storageSpec("containers-storage:", storage.Options{}), nil
+	}
+	name := "containers-storage:" + rest
+	var o storage.Options
+	if driver, path, ok := strings.Cut(rest, "@"); ok && !strings.Contains(driver, "/") {
+		o.Driver, rest = driver, path
+	}
+	var ok bool
+	if o.GraphRoot, o.RunRoot, ok = strings.Cut(rest, "+/"); ok {
+		o.RunRoot = "/" + o.RunRoot
+	}
+	if !filepath.IsAbs(o.GraphRoot) {
+		return nil, fmt.Errorf("%w: %q is not the absolute path of a store", imgsrc.ErrNoSource, o.GraphRoot)
+	}
+	return storageSpec(name, o), nil
+}
+
+func storageAt(dir string) *spec {
+	for _, name := range []string{"overlay-images", "vfs-images"} {
+		if info, err := os.Stat(filepath.Join(dir, name)); err == nil && info.IsDir() {
+			return storageSpec("containers-storage:"+dir, storage.Options{GraphRoot: dir})
+		}
+	}
+	return nil
+}
+
+func storageSpec(name string, o storage.Options) *spec {
+	s := &spec{name: name}
+	for _, dir := range []string{o.GraphRoot, o.RunRoot} {
+		if dir != "" {
+			s.dirs = append(s.dirs, dir)
+		}
+	}
+	s.open = func(ctx context.Context, env sourceEnv) (imgsrc.Source, error) {
+		o.Log = env.log
+		return storage.Open(ctx, o)
+	}
+	return s
+}
+
+// parseLayout reads DIR[:REF]. A directory with a colon in its name is found too, if it is there.
+func parseLayout(rest string) (*spec, error) {
+	dir, ref := rest, ""
+	if info, err := os.Stat(rest); err != nil || !info.IsDir() {
+		dir, ref, _ = strings.Cut(rest, ":")
+	}
+	if dir == "" {
+		return nil, fmt.Errorf("%w: the directory is missing", imgsrc.ErrNoSource)
+	}
+	abs, err := filepath.Abs(dir)
+	if err != nil {
+		return nil, err
+	}
+	return layoutSpec(abs, ref), nil
+}
+
+func layoutAt(dir string) *spec {
+	if info, err := os.Stat(filepath.Join(dir, "oci-layout")); err != nil || !info.Mode().IsRegular() {
+		return nil
+	}
+	return layoutSpec(dir, "")
+}
+
+func layoutSpec(dir, ref string) *spec {
+	name := "oci:" + dir
+	if ref != "" {
+		name += ":" + ref
+	}
+	return &spec{
+		name: name,
+		dirs: []string{dir},
+		open: func(ctx context.Context, env sourceEnv) (imgsrc.Source, error) {
+			return layout.Open(ctx, layout.Options{Dir: dir, Ref: ref, Cache: env.cache, Log: env.log})
+		},
+	}
+}

@@ -1,0 +1,149 @@
+package mount
+
+import (
+	"errors"
+	"os"
+	"strings"
+	"sync"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// The kernel's own emergency exit leaves a mount that answers nothing.
+func TestAborted(t *testing.T) {
+	at := place(t)
+	control := t.TempDir()
+	if err := unix.Mount("fusectl", control, "fusectl", 0, ""); err != nil {
+		if os.Getenv("CI") == "true" {
+			t.Fatal(err)
+		}
+		t.Skipf("mounting fusectl: %v", err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(control, 0); err != nil {
+			t.Error(err)
+		}
+	})
+	st := start(t, at)
+	if err := os.WriteFile(control+"/"+strings.TrimPrefix(st.Device, "0:")+"/abort", []byte("1"), 0); err != nil {
+		t.Error(err)
+	}
+	until(t, "the process ends", func() bool { return !running(st.PID, st.Started) })
+}
+
+func TestKilled(t *testing.T) {
+	kill := func(st State) {
+		t.Helper()
+		if err := unix.Kill(st.PID, unix.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		until(t, "the process ends", func() bool { return !running(st.PID, st.Started) })
+	}
+	at := place(t)
+
+	kill(start(t, at))
+	if st := state(t, at); !st.Dead {
+		t.Errorf("state %+v", st)
+	}
+	kill(start(t, at)) // replaces the first
+	end(t, at)
+	if _, err := os.Lstat(at); err == nil {
+		t.Error("the directory that the first process made was not removed")
+	}
+
+	// The same, but what is there at the end is a living mount, and the place is named by a symlink.
+	kill(start(t, at))
+	link := t.TempDir() + "/link"
+	if err := os.Symlink(at, link); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := command(link).CombinedOutput(); err != nil {
+		t.Fatalf("mounting over a dead mount: %v: %s", err, out)
+	}
+	if got := read(t, at+"/file"); got != fileText {
+		t.Errorf("read %q", got)
+	}
+	end(t, link)
+	if _, err := os.Lstat(at); err == nil {
+		t.Error("the directory that the first process made was not removed")
+	}
+
+	// Whoever unmounts a dead mount by other means leaves a state file, which is forgotten.
+	st := start(t, at)
+	kill(st)
+	if err := unix.Unmount(at, 0); err != nil {
+		t.Error(err)
+	}
+	if _, err := List(); err != nil {
+		t.Error(err)
+	}
+	dir, err := stateDir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(st.file(dir)); err == nil {
+		t.Error("the state file is still there")
+	}
+	if err := os.Remove(at); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestBusy(t *testing.T) {
+	at := place(t)
+	st := start(t, at)
+	f, err := os.Open(at + "/file")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	err = Unmount(t.Context(), at, false)
+	if !errors.Is(err, ErrBusy) || !strings.Contains(err.Error(), "("+itoa(os.Getpid())+")") {
+		t.Errorf("error %v", err)
+	}
+	if err := Unmount(t.Context(), at, true); !errors.Is(err, ErrServing) {
+		t.Errorf("lazily, with an open file: error %v", err)
+	}
+	if got := make([]byte, 5); true {
+		if _, err := f.ReadAt(got, 0); err != nil || string(got) != fileText[:5] {
+			t.Errorf("the open file: %q, error %v", got, err)
+		}
+	}
+	// The place is free for the next one while the first still serves.
+	second := start(t, at)
+	if second.PID == st.PID {
+		t.Error("the second mount is the first")
+	}
+	end(t, at)
+	f.Close()
+	until(t, "the process ends", func() bool { return !running(st.PID, st.Started) })
+}
+
+func TestOneOfMany(t *testing.T) {
+	at := place(t)
+	var wg sync.WaitGroup
+	results := make([]string, 8)
+	for i := range results {
+		wg.Go(func() {
+			out, err := command(at).CombinedOutput()
+			if err != nil {
+				results[i] = string(out)
+			}
+		})
+	}
+	wg.Wait()
+	won := 0
+	for _, text := range results {
+		switch {
+		case text == "":
+			won++
+		case !strings.Contains(text, ErrMounted.Error()):
+			t.Errorf("a loser says %q", text)
+		}
+	}
+	if won != 1 {
+		t.Errorf("%d processes have mounted", won)
+	}
+	end(t, at)
+}
