@@ -1,0 +1,81 @@
+# What there is to make. `make` alone says it too. Nothing here needs a C compiler; `make race` uses one if it is there.
+
+GO       = go
+TAGS     = containers_image_openpgp
+PACKAGES = ./...
+PREFIX   = /usr/local
+FUZZTIME = 5s
+SOAKTIME = 10m
+LINT     = .cache/bin/golangci-lint-v2.15.0
+
+export CGO_ENABLED = 0
+
+# A checkout without commits, or one that git refuses to read, builds too, without a revision in it.
+VCS = $(shell git rev-parse --quiet --verify HEAD >/dev/null 2>&1 || echo -buildvcs=false)
+
+# The clients that the tests run against, as command:package of Debian.
+CLIENTS = podman:podman buildah:buildah skopeo:skopeo umoci:umoci docker-registry:docker-registry rsync:rsync jq:jq \
+          fusermount3:fuse3 getfattr:attr
+
+.PHONY: help build install demo test race lint fuzz ci bench soak deps clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+
+build: ## bin/imgfs, one static binary
+	$(GO) build $(VCS) -trimpath -tags $(TAGS) -ldflags '-s -w' -o bin/imgfs ./cmd/imgfs
+
+install: build ## bin/imgfs to PREFIX/bin (/usr/local), also as mount.imgfs in PREFIX/sbin
+	install -D -m 0755 bin/imgfs $(DESTDIR)$(PREFIX)/bin/imgfs
+	install -d $(DESTDIR)$(PREFIX)/sbin
+	ln -sf ../bin/imgfs $(DESTDIR)$(PREFIX)/sbin/mount.imgfs
+
+demo: build ## a tour: make images, mount them, read, tag, push, back up, unmount
+	@$(GO) run ./test/demo bin/imgfs
+
+test: deps ## all tests, against real mounts and real clients
+	@$(GO) run ./test/report -tags $(TAGS) -count=1 -timeout=15m $(PACKAGES)
+
+race: ## imgsrc, imgsrc/layer and fs under the race detector, where there is a C compiler
+	@if command -v cc >/dev/null; then \
+		CGO_ENABLED=1 $(GO) test -race -tags '$(TAGS) exclude_graphdriver_btrfs' ./imgsrc ./imgsrc/layer ./fs; \
+	else echo 'race: no C compiler, not run'; fi
+
+lint: $(LINT) ## formatting, vet, modules, dependency directions, golangci-lint
+	@out=$$(gofmt -l cmd fs imgsrc mount test); test -z "$$out" || { echo "not formatted by gofmt:"; echo "$$out"; exit 1; }
+	$(GO) mod tidy -diff
+	$(GO) vet -tags $(TAGS) $(PACKAGES)
+	@out=$$(git ls-files | cut -d/ -f1 | sort -u | grep -vxE 'cmd|fs|imgsrc|mount|test|Makefile|go\.mod|go\.sum|README\.md|LICENSE|\..*'); \
+		test -z "$$out" || { echo "does not belong at the top level:"; echo "$$out"; exit 1; }
+	$(LINT) run
+
+# The version is in the file's name: another version is built anew, the same one never.
+$(LINT):
+	GOBIN=$(CURDIR)/.cache/bin/new $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(lastword $(subst -, ,$@))
+	mv .cache/bin/new/golangci-lint $@
+
+fuzz: ## each fuzzer over its corpus and FUZZTIME (5s) beyond
+	@$(GO) test -tags $(TAGS) -list '^Fuzz' $(PACKAGES) | awk '/^Fuzz/ { f[n++] = $$1 } /^ok/ { while (n) print $$2, f[--n] }' | \
+	while read -r package fuzzer; do \
+		$(GO) test -tags $(TAGS) -run "^$$fuzzer$$" -fuzz "^$$fuzzer$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 2s $$package </dev/null || exit 1; \
+	done
+
+ci: lint test race fuzz ## what continuous integration runs
+
+bench: build deps ## imgfs against the kernel's own file systems, as ratios
+	@$(GO) run -tags $(TAGS) ./test/bench -imgfs bin/imgfs
+
+soak: deps ## hours, by hand: long fuzzing (SOAKTIME each), rounds of kill -9, load
+	$(MAKE) fuzz FUZZTIME=$(SOAKTIME)
+	$(GO) test -tags '$(TAGS) soak' -count=1 -timeout=0 -v -run '^TestSoak' ./test/e2e
+
+deps: ## the clients that tests use: by apt as root on Debian, a list of what is missing elsewhere
+	@missing=; for c in $(CLIENTS); do command -v $${c%:*} >/dev/null || missing="$$missing $${c#*:}"; done; \
+	if [ -z "$$missing" ]; then exit 0; fi; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		apt-get -q -o Acquire::Retries=3 update && \
+		DEBIAN_FRONTEND=noninteractive apt-get -q -y -o Acquire::Retries=3 install --no-install-recommends $$missing; \
+	else echo "missing, their tests will skip:$$missing"; fi
+
+clean: ## what was built; caches in .cache stay
+	rm -rf bin

@@ -1,0 +1,111 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/imgfs/imgfs/test/images"
+)
+
+const mountpoint = "mnt"
+
+// tour is what the demo shows. See shell.show for the notation.
+var tour = []string{
+	"# An image layout is a directory of blobs. Mounted, every image in it is a directory of files.",
+	"ls layout",
+	"imgfs mount --cache-dir cache layout mnt",
+	"ls mnt",
+	"find mnt/images -type l -printf '%p -> %l\\n' | cut -c 1-80",
+	"ls -F mnt/images/localhost/hello:1.0/",
+
+	"# Values are files.",
+	"cd mnt/images/localhost/hello:1.0 && head env entrypoint labels/*",
+	"cat mnt/images/localhost/hello:1.0/history",
+	"jq? jq .config mnt/images/localhost/hello:1.0/config.json",
+	"jq? jq -r '.architecture + \" \" + .created' mnt/ids/*/config.json",
+	"grep -rl GREETING=hello mnt/ids --include=env",
+
+	"# Bytes are exact: digests are sha256sum's.",
+	"cd mnt/images/localhost/hello:1.0 && cat digest id layers/01/diff-id",
+	"cd mnt/images/localhost/hello:1.0 && sha256sum manifest.json config.json layers/01/diff.tar",
+	"tar tvf mnt/images/localhost/hello:1.0/layers/01/diff.tar | head -n 4",
+
+	"# Names are links. A line in the file tags adds one, a minus removes it; an error is the write's own.",
+	"echo localhost/hello:latest >mnt/images/localhost/hello:1.0/tags",
+	"find mnt/images -name hello:latest -printf '%p -> %l\\n' | cut -c 1-80",
+	"echo -localhost/hello:latest >mnt/images/localhost/hello:1.0/tags",
+	"cat mnt/images/localhost/hello:1.0/tags",
+	"fails: echo -localhost/nothing:1 >mnt/images/localhost/hello:1.0/tags",
+	"cat mnt/images/localhost/hello:1.0/error",
+
+	"# A line in the file push copies the image: to a registry, an archive, a directory.",
+	"echo REGISTRY/hello:1.0 tls-verify=false >mnt/images/localhost/hello:1.0/push",
+	"curl? curl -s http://REGISTRY/v2/hello/manifests/1.0 | cmp - mnt/images/localhost/hello:1.0/manifest.json && echo same",
+	"echo oci-archive:hello.tar:hello >mnt/images/localhost/hello:1.0/push",
+	"tar tf hello.tar | sort",
+	"jq? jq -c '[.type, .reference]' mnt/events",
+
+	"# A backup is a copy. The second one moves nothing.",
+	"rsync? rsync -a mnt/ids/ backup/ && rsync -ai mnt/ids/ backup/ && du -sh backup | cut -f1",
+	"cp -a mnt/images/localhost/hello:1.0/ hello && diff -r hello mnt/images/localhost/hello:1.0 && echo same",
+
+	"imgfs umount mnt",
+	"ls",
+}
+
+// makeImages makes three images of files that are on any machine that has Go: base, hello over it, and hello in Docker's format, with a
+// healthcheck.
+func makeImages(dir string) error {
+	out, err := exec.Command("go", "env", "GOROOT").Output()
+	if err != nil {
+		return fmt.Errorf("asking go for its directory: %w", err)
+	}
+	goroot := strings.TrimSpace(string(out))
+	license, err := images.HostFile("usr/share/doc/go/LICENSE", filepath.Join(goroot, "LICENSE"))
+	if err != nil {
+		return err
+	}
+	source, err := images.Tree("usr/src/fmt", filepath.Join(goroot, "src", "fmt"), 0)
+	if err != nil {
+		return err
+	}
+	base := images.Layer{CreatedBy: "ADD base /", Entries: []images.Entry{
+		images.Dir("etc"), images.File("etc/os-release", "ID=demo\nPRETTY_NAME=\"The demo\"\n"),
+		images.File("etc/passwd", "root:x:0:0:root:/root:/bin/sh\n"), images.Dir("usr"), images.Dir("usr/share"),
+		images.Dir("usr/share/doc"), images.Dir("usr/share/doc/go"), license,
+	}}
+	hello := images.Image{
+		Layers: []images.Layer{
+			base,
+			{CreatedBy: "COPY fmt /usr/src/fmt", Entries: source},
+			{CreatedBy: "ENV GREETING=hello", Empty: true},
+			{CreatedBy: "RUN rm /etc/passwd", Entries: []images.Entry{images.Dir("etc"), images.Whiteout("etc/passwd")}},
+		},
+		Config: v1.ImageConfig{
+			Env:        []string{"PATH=/usr/bin:/bin", "GREETING=hello"},
+			Entrypoint: []string{"/usr/bin/hello"}, Cmd: []string{"--loud"}, WorkingDir: "/srv",
+			ExposedPorts: map[string]struct{}{"8080/tcp": {}}, StopSignal: "SIGINT",
+			Labels: map[string]string{"org.opencontainers.image.title": "hello", "org.opencontainers.image.version": "1.0"},
+		},
+		Author:      "The demo <demo@example.org>",
+		Annotations: map[string]string{"org.opencontainers.image.base.name": "localhost/base:1"},
+	}
+	docker := hello
+	docker.Docker, docker.Comment = true, "with a healthcheck"
+	docker.Healthcheck = &images.Healthcheck{Test: []string{"CMD", "/usr/bin/hello", "--ping"}, Interval: 30 * time.Second, Retries: 3}
+
+	l, err := images.Create(dir)
+	if err != nil {
+		return err
+	}
+	_, err1 := l.Add(images.Image{Layers: []images.Layer{base}, Config: v1.ImageConfig{Cmd: []string{"/bin/sh"}}}, "localhost/base:1")
+	_, err2 := l.Add(hello, "localhost/hello:1.0")
+	_, err3 := l.Add(docker, "localhost/hello:docker")
+	return errors.Join(err1, err2, err3, l.Close())
+}

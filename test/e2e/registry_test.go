@@ -1,0 +1,162 @@
+package e2e
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"log"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+
+	"github.com/google/go-containerregistry/pkg/registry"
+	"github.com/rogpeppe/go-internal/testscript"
+)
+
+// The user and the password of a registry with -auth, and the password's hash as htpasswd -B makes it.
+const (
+	registryUser     = "ann"
+	registryPassword = "secret"
+	registryHash     = "$2a$05$PjglcpI6QkXM.kR8Jp0HcetnDUT3lZAR7ARqqr/PpUoxMRePsQ3Cu"
+)
+
+// A registryServer is Debian's docker-registry in a process of its own, or an embedded one that can hold uploads.
+type registryServer struct {
+	process *exec.Cmd
+	*holding
+	server *httptest.Server
+}
+
+func (r *registryServer) stop() {
+	if r.process != nil {
+		_ = r.process.Process.Kill()
+		_ = r.process.Wait()
+		return
+	}
+	r.open()
+	r.server.CloseClientConnections()
+	r.server.Close()
+}
+
+func startRegistry(ts *testscript.TestScript, neg bool, args []string) {
+	s := of(ts)
+	kind, name := "", ""
+	switch len(args) {
+	case 1:
+		name = args[0]
+	case 2:
+		kind, name = args[0], args[1]
+	}
+	usage(ts, neg, args, name != "" && (kind == "" || kind == "-auth" || kind == "-held"), "registry [-auth|-held] NAME")
+	if kind == "-held" {
+		h := &holding{next: registry.New(registry.Logger(log.New(io.Discard, "", 0))), gate: make(chan struct{})}
+		server := httptest.NewServer(h)
+		s.registries[name] = &registryServer{holding: h, server: server}
+		ts.Setenv(name, strings.TrimPrefix(server.URL, "http://"))
+		return
+	}
+	need(ts, false, []string{"docker-registry"})
+	dir := filepath.Join(s.work, ".registry-"+name)
+	ts.Check(os.MkdirAll(filepath.Join(dir, "data"), 0o755))
+	address := freeAddress(ts)
+	config := fmt.Sprintf("version: 0.1\nlog: {level: warn}\nstorage: {filesystem: {rootdirectory: %s/data}}\nhttp: {addr: %s}\n", dir, address)
+	if kind == "-auth" {
+		ts.Check(os.WriteFile(filepath.Join(dir, "htpasswd"), []byte(registryUser+":"+registryHash+"\n"), 0o644))
+		config += fmt.Sprintf("auth: {htpasswd: {realm: test, path: %s/htpasswd}}\n", dir)
+	}
+	ts.Check(os.WriteFile(filepath.Join(dir, "config.yml"), []byte(config), 0o644))
+	output, err := os.Create(filepath.Join(dir, "log"))
+	ts.Check(err)
+	defer output.Close()
+	cmd := exec.Command("docker-registry", "serve", filepath.Join(dir, "config.yml"))
+	cmd.Env, cmd.Stdout, cmd.Stderr = s.env, output, output
+	ts.Check(cmd.Start())
+	s.registries[name] = &registryServer{process: cmd}
+	poll(ts, "docker-registry to answer at "+address, func() bool {
+		resp, err := http.Get("http://" + address + "/v2/")
+		if err != nil {
+			return false
+		}
+		_ = resp.Body.Close()
+		return true
+	})
+	ts.Setenv(name, address)
+}
+
+// freeAddress is a port of the loopback interface that nobody listens on.
+func freeAddress(ts *testscript.TestScript) string {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	ts.Check(err)
+	defer l.Close()
+	return l.Addr().String()
+}
+
+// holding is a registry in which whatever sends the bytes of a blob waits at a gate: until the gate is opened, or the
+// client is gone.
+type holding struct {
+	next    http.Handler
+	gate    chan struct{}
+	let     sync.Once    // closes gate
+	waiting atomic.Int32 // uploads at the gate
+	given   atomic.Int32 // uploads that were given up there
+}
+
+func (h *holding) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if (r.Method == http.MethodPatch || r.Method == http.MethodPut) && strings.Contains(r.URL.Path, "/blobs/uploads/") {
+		if !h.hold(r) {
+			return
+		}
+	}
+	h.next.ServeHTTP(w, r)
+}
+
+// hold returns when the gate is open, or false when the client is gone.
+func (h *holding) hold(r *http.Request) bool {
+	h.waiting.Add(1)
+	defer h.waiting.Add(-1)
+	// A server notices a client that has gone only once it has read the whole request.
+	body, err := io.ReadAll(r.Body)
+	if err == nil {
+		r.Body = io.NopCloser(bytes.NewReader(body))
+		select {
+		case <-h.gate:
+			return true
+		case <-r.Context().Done():
+		}
+	}
+	h.given.Add(1)
+	return false
+}
+
+func holdingRegistry(ts *testscript.TestScript, args []string) *registryServer {
+	r := of(ts).registries[args[0]]
+	if r == nil || r.holding == nil {
+		ts.Fatalf("%s is not a registry that was started with -held", args[0])
+	}
+	return r
+}
+
+func held(ts *testscript.TestScript, neg bool, args []string) {
+	usage(ts, neg, args, len(args) == 1, "held NAME")
+	r := holdingRegistry(ts, args)
+	poll(ts, "an upload", func() bool { return r.waiting.Load() > 0 })
+}
+
+func release(ts *testscript.TestScript, neg bool, args []string) {
+	usage(ts, neg, args, len(args) == 1, "release NAME")
+	holdingRegistry(ts, args).open()
+}
+
+func abandoned(ts *testscript.TestScript, neg bool, args []string) {
+	usage(ts, neg, args, len(args) == 1, "abandoned NAME")
+	r := holdingRegistry(ts, args)
+	poll(ts, "the end of all uploads", func() bool { return r.waiting.Load() == 0 && r.given.Load() > 0 })
+}
+
+func (h *holding) open() { h.let.Do(func() { close(h.gate) }) }
