@@ -1,7 +1,9 @@
 package imgsrc
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
@@ -17,9 +19,12 @@ type Catalog struct {
 	log     *slog.Logger
 	sources []Source
 
-	mu     sync.Mutex // serialises Refresh; guards stamps and lists
+	turn   chan struct{} // holds one element while somebody refreshes; guards the next three
 	stamps []Stamp
 	lists  []*Listing
+	failed []*Stamp // at which stamp the source could not be listed; nil if it could
+
+	told []atomic.Bool // a watch has called since the source was last listed
 
 	current atomic.Pointer[Snapshot]
 }
@@ -61,8 +66,11 @@ func NewCatalog(log *slog.Logger, sources ...Source) *Catalog {
 	c := &Catalog{
 		log:     log,
 		sources: sources,
+		turn:    make(chan struct{}, 1),
 		stamps:  make([]Stamp, len(sources)),
 		lists:   make([]*Listing, len(sources)),
+		failed:  make([]*Stamp, len(sources)),
+		told:    make([]atomic.Bool, len(sources)),
 	}
 	c.current.Store(&Snapshot{})
 	return c
@@ -75,38 +83,77 @@ func (c *Catalog) Sources() []Source { return c.sources }
 func (c *Catalog) Snapshot() *Snapshot { return c.current.Load() }
 
 // Refresh looks at the sources' stamps, lists those that have moved, and returns the current snapshot: the one that
-// there was if nothing changed. A source that cannot be listed keeps its last listing; the first such error is returned
-// beside the snapshot, once for each stamp.
+// there was if nothing changed. When ctx ends first it returns that too, with ctx's error; the listing goes on for the
+// next who asks. A source that cannot be listed keeps its last listing, and is asked again at the next Refresh; its error
+// is returned beside the snapshot, once for each stamp.
 func (c *Catalog) Refresh(ctx context.Context) (*Snapshot, error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	var firstErr error
-	changed := false
+	select {
+	case c.turn <- struct{}{}:
+	case <-ctx.Done():
+		return c.current.Load(), ctx.Err()
+	}
+	moved := c.moved()
+	if len(moved) == 0 {
+		<-c.turn
+		return c.current.Load(), nil
+	}
+	done := make(chan error, 1)
+	go func() {
+		err := c.relist(context.WithoutCancel(ctx), moved)
+		<-c.turn
+		done <- err
+	}()
+	select {
+	case err := <-done:
+		return c.current.Load(), err
+	case <-ctx.Done():
+		return c.current.Load(), ctx.Err()
+	}
+}
+
+// A move is a source that is to be listed.
+type move struct {
+	source int
+	stamp  Stamp // taken before the listing: a change in between is seen at the next Refresh
+	told   bool  // a watch has said so
+}
+
+// moved returns the sources that may list something else than they did.
+func (c *Catalog) moved() []move {
+	var all []move
 	for i, src := range c.sources {
-		stamp := src.Stamp() // before List: a change in between is seen at the next Refresh
-		if c.lists[i] != nil && c.stamps[i] == stamp {
-			continue
+		m := move{source: i, told: c.told[i].Swap(false), stamp: src.Stamp()}
+		if c.lists[i] == nil || c.failed[i] != nil || c.stamps[i] != m.stamp || m.told {
+			all = append(all, m)
 		}
+	}
+	return all
+}
+
+// relist lists the sources that have moved, and makes the new snapshot.
+func (c *Catalog) relist(ctx context.Context, moved []move) error {
+	var errs []error
+	changed := false
+	for _, m := range moved {
+		i, src := m.source, c.sources[m.source]
 		list, err := src.List(ctx)
 		if err != nil {
-			if firstErr == nil {
-				firstErr = fmt.Errorf("listing %s: %w", src.Name(), err)
+			if c.failed[i] == nil || *c.failed[i] != m.stamp {
+				errs = append(errs, fmt.Errorf("listing %s: %w", src.Name(), err))
 			}
-			if ctx.Err() == nil && c.lists[i] != nil {
-				c.stamps[i] = stamp
-			}
+			c.failed[i] = &m.stamp
 			continue
 		}
 		for _, p := range list.Problems {
 			c.log.Warn("listing image", "source", src.Name(), "error", p)
 		}
-		c.stamps[i], c.lists[i] = stamp, list
+		c.stamps[i], c.lists[i], c.failed[i] = m.stamp, list, nil
 		changed = true
 	}
 	if changed {
 		c.current.Store(c.merge())
 	}
-	return c.current.Load(), firstErr
+	return errors.Join(errs...)
 }
 
 func (c *Catalog) merge() *Snapshot {
@@ -139,12 +186,7 @@ func (c *Catalog) merge() *Snapshot {
 			}
 		}
 	}
-	slices.SortFunc(s.Entries, func(a, b *Entry) int {
-		if a.ID < b.ID {
-			return -1
-		}
-		return 1
-	})
+	slices.SortFunc(s.Entries, func(a, b *Entry) int { return cmp.Compare(a.ID, b.ID) })
 	return s
 }
 
@@ -177,9 +219,13 @@ func (s *Snapshot) EachName(f func(name string, e *Entry)) {
 // logged and left to Refresh.
 func (c *Catalog) Watch(ctx context.Context, changed func()) {
 	var wg sync.WaitGroup
-	for _, src := range c.sources {
+	for i, src := range c.sources {
+		told := func() {
+			c.told[i].Store(true)
+			changed()
+		}
 		wg.Go(func() {
-			if err := src.Watch(ctx, changed); err != nil && ctx.Err() == nil {
+			if err := src.Watch(ctx, told); err != nil && ctx.Err() == nil {
 				c.log.Warn("watching source", "source", src.Name(), "error", err)
 			}
 		})

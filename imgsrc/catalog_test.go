@@ -270,3 +270,91 @@ func TestCatalogWatch(t *testing.T) {
 		t.Errorf("log: %s", <-log)
 	}
 }
+
+// A source that cannot tell by its stamp relies on its watch.
+func TestCatalogWatchWithoutStamp(t *testing.T) {
+	src := &fakeSource{name: "a", list: Listing{Images: []Listed{listed("a")}}}
+	seen := make(chan struct{})
+	src.watch = func(ctx context.Context, changed func()) error {
+		src.mu.Lock()
+		src.list.Images = []Listed{listed("b")}
+		src.mu.Unlock()
+		changed()
+		<-ctx.Done()
+		return nil
+	}
+	c := NewCatalog(slog.New(slog.DiscardHandler), src)
+	if _, err := c.Refresh(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	go c.Watch(t.Context(), func() { close(seen) })
+	<-seen
+	s, err := c.Refresh(t.Context())
+	if err != nil || ids(s) != "b" {
+		t.Errorf("%s, %v", ids(s), err)
+	}
+}
+
+// Each source's failure is told once for each stamp, and a listing that fails is tried again.
+func TestCatalogFailures(t *testing.T) {
+	a, b := &fakeSource{name: "a", err: errors.New("a is broken")}, &fakeSource{name: "b", list: Listing{Images: []Listed{listed("b")}}}
+	c := NewCatalog(slog.New(slog.DiscardHandler), a, b)
+	refresh := func(want string, told ...string) {
+		t.Helper()
+		s, err := c.Refresh(t.Context())
+		text := fmt.Sprint(err)
+		if ids(s) != want || (err != nil) != (len(told) > 0) {
+			t.Errorf("%q, %v; want %q, %q", ids(s), err, want, told)
+		}
+		for _, one := range told {
+			if strings.Count(text, one) != 1 {
+				t.Errorf("%q does not tell %q once", text, one)
+			}
+		}
+	}
+	refresh("b", "a is broken")
+	refresh("b")
+	b.set(errors.New("b is broken"))
+	a.set(errors.New("a is broken again"))
+	refresh("b", "a is broken again", "b is broken")
+	refresh("b")
+	a.mu.Lock()
+	a.err, a.list.Images = nil, []Listed{listed("a")} // what was wrong passes, and no stamp moves
+	a.mu.Unlock()
+	refresh("ab")
+}
+
+// A reader that leaves neither waits for a listing nor ends it for the others.
+func TestCatalogListingOutlivesItsReader(t *testing.T) {
+	entered, release := make(chan struct{}), make(chan struct{})
+	src := &slowSource{fakeSource: fakeSource{name: "a", list: Listing{Images: []Listed{listed("a")}}}, entered: entered, release: release}
+	c := NewCatalog(slog.New(slog.DiscardHandler), src)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error)
+	go func() {
+		_, err := c.Refresh(ctx)
+		done <- err
+	}()
+	<-entered
+	cancel()
+	if err := <-done; !errors.Is(err, context.Canceled) {
+		t.Errorf("the reader that left: %v", err)
+	}
+	close(release)
+	s, err := c.Refresh(t.Context())
+	if err != nil || ids(s) != "a" || src.count() != 1 {
+		t.Errorf("%q, %v, listed %d times", ids(s), err, src.count())
+	}
+}
+
+// slowSource lists when it is released.
+type slowSource struct {
+	fakeSource
+	entered, release chan struct{}
+}
+
+func (s *slowSource) List(ctx context.Context) (*Listing, error) {
+	close(s.entered)
+	<-s.release
+	return s.fakeSource.List(ctx)
+}

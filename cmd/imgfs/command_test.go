@@ -300,7 +300,7 @@ func TestCommandLogFile(t *testing.T) {
 func TestCommandMountHelper(t *testing.T) {
 	dir := workDir(t)
 	helper := filepath.Join(dir, "mount.imgfs")
-	if err := os.Symlink(program, helper); err != nil {
+	if err := os.Symlink(program(t), helper); err != nil {
 		t.Fatal(err)
 	}
 	run := func(args ...string) (string, error) {

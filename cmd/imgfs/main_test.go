@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -19,49 +20,66 @@ import (
 	"github.com/imgfs/imgfs/mount"
 )
 
-// program is the built command.
-var program string
+// built is the command that the tests run, and the directory that it and all they make is in; others may run the same
+// tests at the same time. It is built when it is first asked for: most tests of the parts do without.
+var built struct {
+	once         sync.Once
+	dir, program string
+	err          error
+}
 
-// TestMain builds the command once, and fails if the tests leave a mount, a process or a state file.
+// TestMain fails if the tests leave a mount, a process or a state file.
 func TestMain(m *testing.M) {
-	os.Exit(func() int {
-		dir, err := os.MkdirTemp("", "imgfs-cmd-")
-		if err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			return 1
-		}
-		defer os.RemoveAll(dir)
-		if err := os.Chmod(dir, 0o755); err != nil { // one test runs it as another user
-			fmt.Fprintln(os.Stderr, err)
-			return 1
-		}
-		if dir, err = filepath.EvalSymlinks(dir); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			return 1
-		}
-		// All that the tests make is below dir: others may run the same tests at the same time.
-		if err := os.Setenv("TMPDIR", dir); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			return 1
-		}
-		program = filepath.Join(dir, "imgfs")
-		build := exec.Command("go", "build", "-buildvcs=false", "-tags", "containers_image_openpgp", "-o", program, ".")
-		build.Env = append(os.Environ(), "CGO_ENABLED=0")
-		if out, err := build.CombinedOutput(); err != nil {
-			fmt.Fprintf(os.Stderr, "building the command: %v\n%s", err, out)
-			return 1
-		}
-		code := m.Run()
-		for _, what := range left(dir) {
+	code := m.Run()
+	if built.dir != "" {
+		for _, what := range left() {
 			fmt.Fprintln(os.Stderr, "left behind:", what)
 			code = 1
 		}
-		return code
-	}())
+		if err := os.RemoveAll(built.dir); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			code = 1
+		}
+	}
+	os.Exit(code)
 }
 
-// left names what the tests have left of what was below dir, and takes it away.
-func left(dir string) (what []string) {
+// program returns the path of the built command. From then on t.TempDir is below built.dir.
+func program(t *testing.T) string {
+	t.Helper()
+	built.once.Do(func() { built.err = build() })
+	if built.err != nil {
+		t.Fatal(built.err)
+	}
+	return built.program
+}
+
+func build() error {
+	dir, err := os.MkdirTemp("", "imgfs-cmd-")
+	if err != nil {
+		return err
+	}
+	built.dir = dir
+	if built.dir, err = filepath.EvalSymlinks(dir); err != nil {
+		return err
+	}
+	if err := os.Chmod(built.dir, 0o755); err != nil { // one test runs the command as another user
+		return err
+	}
+	if err := os.Setenv("TMPDIR", built.dir); err != nil {
+		return err
+	}
+	built.program = filepath.Join(built.dir, "imgfs")
+	cmd := exec.Command("go", "build", "-buildvcs=false", "-tags", "containers_image_openpgp", "-o", built.program, ".")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("building the command: %w\n%s", err, out)
+	}
+	return nil
+}
+
+// left names what the tests have left, and takes it away.
+func left() (what []string) {
 	pids, err := processes()
 	if err != nil {
 		what = append(what, err.Error())
@@ -70,7 +88,7 @@ func left(dir string) (what []string) {
 		what = append(what, fmt.Sprintf("process %d", pid))
 		_ = unix.Kill(pid, unix.SIGKILL) // it may have ended meanwhile
 	}
-	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(dir))
+	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(built.dir))
 	if err != nil {
 		what = append(what, err.Error())
 	}
@@ -83,7 +101,7 @@ func left(dir string) (what []string) {
 		what = append(what, err.Error())
 	}
 	for _, name := range states {
-		if b, err := os.ReadFile(name); err == nil && bytes.Contains(b, []byte(dir+"/")) {
+		if b, err := os.ReadFile(name); err == nil && bytes.Contains(b, []byte(built.dir+"/")) {
 			what = append(what, "state file "+name)
 			_ = os.Remove(name)
 		}
@@ -98,7 +116,7 @@ func processes() (pids []int, err error) {
 		return nil, err
 	}
 	for _, name := range names {
-		if exe, err := os.Readlink(name + "/exe"); err != nil || strings.TrimSuffix(exe, " (deleted)") != program {
+		if exe, err := os.Readlink(name + "/exe"); err != nil || strings.TrimSuffix(exe, " (deleted)") != built.program {
 			continue
 		}
 		if stat, err := os.ReadFile(name + "/stat"); err != nil || bytes.Contains(stat, []byte(") Z ")) {
@@ -125,7 +143,7 @@ func start(t *testing.T, dir string, args ...string) (*exec.Cmd, *bytes.Buffer, 
 	if len(args) > 0 && args[0] == "mount" {
 		args = append([]string{"mount", "--cache-dir", cacheDir(t)}, args[1:]...)
 	}
-	cmd := exec.Command(program, args...)
+	cmd := exec.Command(program(t), args...)
 	cmd.Dir = dir
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
@@ -153,13 +171,14 @@ func silent(t *testing.T, dir string, args ...string) {
 }
 
 func cacheDir(t *testing.T) string {
-	return filepath.Join(filepath.Dir(program), "cache-"+strings.ReplaceAll(t.Name(), "/", "-"))
+	return filepath.Join(filepath.Dir(program(t)), "cache-"+strings.ReplaceAll(t.Name(), "/", "-"))
 }
 
 // workDir returns a directory with an OCI layout "layout" of one image, named app:1, and what else tests need.
 func workDir(t *testing.T) string {
 	t.Helper()
 	needFUSE(t)
+	program(t)
 	dir, err := filepath.EvalSymlinks(t.TempDir())
 	if err != nil {
 		t.Fatal(err)

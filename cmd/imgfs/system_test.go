@@ -14,7 +14,7 @@ func inNamespace(t *testing.T, dir, script string) (string, error) {
 	need(t, "unshare")
 	cmd := exec.Command("unshare", "--mount", "sh", "-euc", script)
 	cmd.Dir = dir
-	cmd.Env = append(os.Environ(), "IMGFS="+program, "CACHE="+cacheDir(t), "XDG_RUNTIME_DIR="+dir)
+	cmd.Env = append(os.Environ(), "IMGFS="+program(t), "CACHE="+cacheDir(t), "XDG_RUNTIME_DIR="+dir)
 	out, err := cmd.CombinedOutput()
 	return string(out), err
 }
