@@ -18,9 +18,13 @@ type Options struct {
 	Catalog  *imgsrc.Catalog // the images; refreshed by the tree
 	Ops      Ops             // what the controls do
 	ReadOnly bool            // no control takes a write
-	UID, GID uint32          // who owns what does not come out of a layer; only UID may write to controls
+	UID, GID uint32          // who mounts: the owner of what does not come out of a layer, and the only one who may write
+	Owner    Owner           // what to show instead
 	Log      *slog.Logger
 }
+
+// Owner replaces what stat shows of every file; it changes nothing about who may write. nil leaves it as it is.
+type Owner struct{ UID, GID, Umask *uint32 }
 
 // FS is the tree. It is a fuse.RawFileSystem: everything that the kernel asks for is answered in raw.go.
 type FS struct {
@@ -31,6 +35,7 @@ type FS struct {
 	ops        Ops
 	readOnly   bool
 	uid, gid   uint32
+	owner      Owner
 	readme     []byte
 	readmeTime time.Time
 	started    time.Time
@@ -82,6 +87,7 @@ func New(o Options) *FS {
 		readOnly:      o.ReadOnly,
 		uid:           o.UID,
 		gid:           o.GID,
+		owner:         o.Owner,
 		readme:        readme(),
 		readmeTime:    programTime(),
 		started:       time.Now(),

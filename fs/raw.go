@@ -101,6 +101,15 @@ func (f *FS) fillAttr(out *fuse.Attr, a attr) {
 		Mtime:     uint64(t.Unix()),
 		Mtimensec: uint32(t.Nanosecond()),
 	}
+	if f.owner.UID != nil {
+		out.Uid = *f.owner.UID
+	}
+	if f.owner.GID != nil {
+		out.Gid = *f.owner.GID
+	}
+	if f.owner.Umask != nil && a.mode&syscall.S_IFMT != syscall.S_IFLNK {
+		out.Mode &^= *f.owner.Umask
+	}
 	out.Atime, out.Atimensec = out.Mtime, out.Mtimensec
 	out.Ctime, out.Ctimensec = out.Mtime, out.Mtimensec
 }

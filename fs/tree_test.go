@@ -466,3 +466,22 @@ func TestNodes(t *testing.T) {
 		seen[n] = true
 	}
 }
+
+func TestOwner(t *testing.T) {
+	f, _, _ := newTree(t, named(makeImage(t, "a"), "localhost/x:1"))
+	uid, gid, umask := uint32(7), uint32(8), uint32(0o027)
+	f.owner = Owner{&uid, &gid, &umask}
+	tags := f.image(1).node(viewImage, rowByName["tags"].id)
+	out := &fuse.AttrOut{}
+	if s := f.GetAttr(nil, &fuse.GetAttrIn{InHeader: fuse.InHeader{NodeId: uint64(tags)}}, out); s != fuse.OK {
+		t.Fatal(s)
+	}
+	if out.Uid != uid || out.Gid != gid || out.Mode != syscall.S_IFREG|0o640 {
+		t.Errorf("owner %d:%d, mode %o", out.Uid, out.Gid, out.Mode)
+	}
+	in := &fuse.WriteIn{}
+	in.NodeId, in.Uid = uint64(tags), uid
+	if _, s := f.Write(nil, in, []byte("x\n")); s != fuse.EACCES {
+		t.Errorf("a write by the owner that is shown, who did not mount: %v", s)
+	}
+}

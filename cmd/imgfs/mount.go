@@ -50,6 +50,8 @@ Words for -o, separated by commas:
   ro             the controls take no writes (as --read-only)
   allow_other    other users may read too, each as the modes in the images allow
   noxattr        no extended attributes
+  uid=, gid=, umask=
+                 the owner and group to show, and the permissions to take from every file
   noexec, dev, suid
                  as with mount(8); nodev and nosuid are the default, and only root may ask for dev and suid
 Words that only fstab(5) gives a meaning are ignored.
@@ -92,9 +94,6 @@ func (o *mountOptions) parse() error {
 		if err := o.flags.ParseOptions(word); err != nil {
 			return err
 		}
-	}
-	if o.flags.UID != nil || o.flags.GID != nil || o.flags.Umask != nil {
-		return errors.New("-o uid=, gid= and umask= are not supported")
 	}
 	o.flags.ReadOnly = o.flags.ReadOnly || o.readOnly
 	if err := o.log.parse(); err != nil {

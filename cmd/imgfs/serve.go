@@ -69,6 +69,7 @@ func (o *mountOptions) serve(ctx context.Context, a *app, specs []*spec, mountpo
 		ReadOnly: o.flags.ReadOnly,
 		UID:      uint32(os.Geteuid()),
 		GID:      uint32(os.Getegid()),
+		Owner:    fs.Owner{UID: o.flags.UID, GID: o.flags.GID, Umask: o.flags.Umask},
 		Log:      log,
 	})
 	following, stop := context.WithCancel(ctx)
