@@ -13,6 +13,7 @@ import (
 // Kind is what a manifest describes.
 type Kind int
 
+// The kinds of manifests.
 const (
 	KindImage    Kind = iota // a container image: it has an image config, or is of schema 1
 	KindIndex                // a list of manifests

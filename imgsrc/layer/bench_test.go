@@ -8,8 +8,8 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// The first pass over a layer, and reading it afterwards as a kernel with a read-ahead of 128 KiB does. IMGFS_BENCH_LAYER may name a
-// compressed layer to take instead of a made up one.
+// The first pass over a layer, and reading it afterwards as a kernel with a read-ahead of 128 KiB does.
+// IMGFS_BENCH_LAYER may name a compressed layer to take instead of a made up one.
 func BenchmarkDiff(b *testing.B) {
 	layers := map[string][]byte{"gzip": gzipped(b, payload(64<<20)), "zstd": zstded(b, payload(64<<20))}
 	if path := os.Getenv("IMGFS_BENCH_LAYER"); path != "" {

@@ -15,7 +15,8 @@ import (
 	"github.com/imgfs/imgfs/imgsrc"
 )
 
-// How long another process's part file may stay as it is before that process is taken to be stuck, and how often to look.
+// How long another process's part file may stay as it is before that process is taken to be stuck, and how often to
+// look.
 const (
 	stallTime = 30 * time.Second
 	pollTime  = 20 * time.Millisecond
@@ -108,6 +109,8 @@ func (c *Cache) rename(f *os.File, k key) error {
 // lockPart opens k's part file with an exclusive lock, waiting for the process that has it: that one renames its file or
 // removes it, and the next look makes a new one. It returns errBusy if that process does nothing any more.
 func (c *Cache) lockPart(k key) (*os.File, error) {
+	// Somebody may have emptied the cache. If it cannot be made, opening the file says so.
+	_ = c.dir.Mkdir(partDir, 0o700)
 	var lastSize int64 = -1
 	lastChange := time.Now()
 	for {
@@ -218,8 +221,8 @@ func (c *Cache) slot(ctx context.Context) error {
 	}
 }
 
-// room returns how much may be written to f before asking again, at least a chunk. Error: ENOSPC if the file system has hardly
-// anything left, even after evicting.
+// room returns how much may be written to f before asking again, at least a chunk. Error: ENOSPC if the file system has
+// hardly anything left, even after evicting.
 func (c *Cache) room(f *os.File) (int64, error) {
 	for evicted := false; ; evicted = true {
 		var st unix.Statfs_t

@@ -62,9 +62,9 @@ func (k key) partPath() string {
 }
 
 // OpenCache opens the cache below dir, which is made if it is missing, and removes what processes that died have left
-// there. The files together take at most limit bytes (0: no bound) as soon as nobody reads those above it. If the directory cannot be written, or others
-// can write to it, the cache works without, and says so in the log; an empty dir asks for that. A nil log discards. Errors: the system's, if
-// dir is something else than a directory.
+// there. The files together take at most limit bytes (0: no bound) as soon as nobody reads those above it. If the
+// directory cannot be written, or others can write to it, the cache works without, and says so in the log; an empty dir
+// asks for that. A nil log discards. Errors: the system's, if dir is something else than a directory.
 func OpenCache(dir string, limit int64, log *slog.Logger) (*Cache, error) {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
@@ -177,13 +177,13 @@ func (c *Cache) Close() error {
 }
 
 // Diff returns the uncompressed tar of a layer: what open returns, decompressed. It does nothing yet: the first Size or
-// ReadAt finds the file in the cache or decompresses the layer into it, and others wait. blob is the digest of the compressed bytes,
-// diffID of the uncompressed, empty if it is not known. open is called on the cache's context, perhaps more than once; its reader ends when that context
-// does.
+// ReadAt finds the file in the cache or decompresses the layer into it, and others wait. blob is the digest of the
+// compressed bytes, diffID of the uncompressed, empty if it is not known. open is called on the cache's context,
+// perhaps more than once; its reader ends when that context does.
 //
-// Errors of the content: imgsrc.ErrDamaged if the blob or what is in it is not what the digests say, imgsrc.ErrUnsupported if it
-// needs too much memory, those of open, and fs.ErrClosed when the cache has been closed. Close lets go of the file; a
-// later call opens it again.
+// Errors of the content: imgsrc.ErrDamaged if the blob or what is in it is not what the digests say,
+// imgsrc.ErrUnsupported if it needs too much memory, those of open, and fs.ErrClosed when the cache has been closed.
+// Close lets go of the file; a later call opens it again.
 func (c *Cache) Diff(blob, diffID digest.Digest, open func(context.Context) (io.ReadCloser, error)) imgsrc.Content {
 	d := &content{cache: c, src: blobSource{blob: blob, diffID: diffID, open: open}, key: key{diffKind, diffID}}
 	if diffID == "" {

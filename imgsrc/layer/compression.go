@@ -54,10 +54,10 @@ func isSkippable(head []byte) bool {
 	return len(head) >= 4 && head[0]&0xf0 == 0x50 && head[1] == 0x2a && head[2] == 0x4d && head[3] == 0x18
 }
 
-// Decompress returns the uncompressed bytes of r, and the compression that it found. The caller closes the reader, which
-// does not close r. Errors, from Decompress and from Read: those of r as they are; imgsrc.ErrDamaged if the stream breaks
-// its format, ends early, or is followed by something else (zeros after gzip and xz are ignored); imgsrc.ErrUnsupported if
-// it needs more than 128 MiB of window, or a filter that is not known.
+// Decompress returns the uncompressed bytes of r, and the compression that it found. The caller closes the reader,
+// which does not close r. Errors, from Decompress and from Read: those of r as they are; imgsrc.ErrDamaged if the
+// stream breaks its format, ends early, or is followed by something else (zeros after gzip and xz are ignored);
+// imgsrc.ErrUnsupported if it needs more than 128 MiB of window, or a filter that is not known.
 func Decompress(r io.Reader) (io.ReadCloser, Compression, error) {
 	src := &sourceReader{r: r}
 	br := bufio.NewReaderSize(src, 64<<10)

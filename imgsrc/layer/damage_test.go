@@ -118,6 +118,36 @@ func TestBlobChanges(t *testing.T) {
 	}
 }
 
+// The cache may be deleted while it is in use.
+func TestDeleted(t *testing.T) {
+	dir := t.TempDir()
+	c := testCache(t, dir, 0)
+	read := func(size int) {
+		t.Helper()
+		plain := payload(size)
+		blob := &testBlob{bytes: gzipped(t, plain)}
+		d := c.Diff(blob.digest(), digest.FromBytes(plain), blob.open)
+		wantContent(t, d, plain)
+		if err := d.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	read(1000)
+	for _, kind := range []string{diffKind, blobKind, partDir} {
+		if err := os.RemoveAll(filepath.Join(dir, version, kind)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	read(1000)
+	if n := len(files(t, dir, diffKind)); n != 1 {
+		t.Errorf("%d files, want one that was made again", n)
+	}
+	if err := os.RemoveAll(dir); err != nil {
+		t.Fatal(err)
+	}
+	read(1000)
+}
+
 func TestSweep(t *testing.T) {
 	dir := t.TempDir()
 	testCache(t, dir, 0)

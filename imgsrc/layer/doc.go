@@ -15,14 +15,14 @@
 //
 //   - No byte is returned that was not verified. A pass over a blob hashes what goes in (the blob's digest) and what
 //     comes out (the diff id, where it is known); readers wait until both are right. Afterwards every chunk read from a
-//     cache file is compared with the checksum that the pass recorded, so a file that was cut short or edited is noticed,
-//     thrown away and made again.
+//     cache file is compared with the checksum that the pass recorded, so a file that was cut short or edited is
+//     noticed, thrown away and made again.
 //   - A pass runs on the cache's own context. A reader whose context ends leaves at once, and the work goes on for the
 //     next one. Several readers of one layer wait for one pass, also across processes.
 //   - A cache that cannot be written (read-only, full, somebody else's) never fails a read: the layer then goes to a
 //     temporary file without a name, and where there is no room for that either, it is decompressed again as it is read.
-//   - The directory may be deleted at any time, as a whole or in part, by anybody: files that are open stay readable, and
-//     everything else is made again.
+//   - The directory may be deleted at any time, as a whole or in part, by anybody: files that are open stay readable,
+//     and everything else is made again.
 //   - A blob that expands without end fails with imgsrc.ErrDamaged: beyond 16 GiB the output may be at most 2,000 times
 //     what was read (deflate cannot pass 1,032). Before a file system is full to the last byte, writing stops: a
 //     twentieth of it, at most 1 GiB, is left free.
@@ -38,11 +38,12 @@
 // The format is append-only: these names keep their meaning for good, and another format goes to another directory
 // beside v1, which older programs leave alone.
 //
-// A finished file is the layer's bytes, from offset 0, and after them a trailer: the CRC-32C of every chunk of 1 MiB (four
-// bytes each, little endian), the eight bytes "imgfs-d1", the layer's length (eight bytes, little endian), and the CRC-32C of
-// "<kind>/<algorithm>/<hex>" and of all of the trailer before it (four bytes). A file under another name than its own is therefore no valid
-// file. The modification time is when the file was last opened: the oldest is evicted first when the files together pass
-// the limit. Whoever reads a file holds a shared flock on it, and nothing that is locked is evicted.
+// A finished file is the layer's bytes, from offset 0, and after them a trailer: the CRC-32C of every chunk of 1 MiB
+// (four bytes each, little endian), the eight bytes "imgfs-d1", the layer's length (eight bytes, little endian), and
+// the CRC-32C of "<kind>/<algorithm>/<hex>" and of all of the trailer before it (four bytes). A file under another name
+// than its own is therefore no valid file. The modification time is when the file was last opened: the oldest is
+// evicted first when the files together pass the limit. Whoever reads a file holds a shared flock on it, and nothing
+// that is locked is evicted.
 //
 // A part file is written under an exclusive flock and renamed into place, so there are no lock files that could be left
 // behind: a part file that nobody has locked belongs to a process that died, and the next OpenCache removes it.

@@ -49,8 +49,8 @@ func (e *sinkError) Error() string { return e.err.Error() }
 func (e *sinkError) Unwrap() error { return e.err }
 
 // runPass decompresses the blob, calls write with each chunk in its order, and verifies both digests. The chunks count
-// for nothing until it has returned without an error. Reading, inflating, and hashing with writing each have a goroutine: on a gzip layer
-// everything but inflating is then free.
+// for nothing until it has returned without an error. Reading, inflating, and hashing with writing each have a
+// goroutine: on a gzip layer everything but inflating is then free.
 func runPass(ctx context.Context, src blobSource, limit bomb, write func(chunk []byte, off int64) error) (*pass, error) {
 	rc, err := src.open(ctx)
 	if err != nil {
@@ -91,8 +91,8 @@ func runPass(ctx context.Context, src blobSource, limit bomb, write func(chunk [
 	return p, nil
 }
 
-// digestChunks cuts r into chunks, and hashes them and hands them to each in a goroutine of its own. The digest is empty if
-// there is none to compare it with.
+// digestChunks cuts r into chunks, and hashes them and hands them to each in a goroutine of its own. The digest is
+// empty if there is none to compare it with.
 func digestChunks(r io.Reader, want digest.Digest, each func(chunk []byte, off int64) error) (*pass, digest.Digest, error) {
 	const buffers = 4
 	full, free := make(chan []byte, buffers), make(chan []byte, buffers)
@@ -225,8 +225,8 @@ func (a *readAhead) Read(p []byte) (int, error) {
 // wait returns when the source is not read any more. The context must have ended, or the source.
 func (a *readAhead) wait() { <-a.done }
 
-// readFull is io.ReadFull, but its error is always r's own: an io.ErrUnexpectedEOF is then a connection that broke, and not
-// the end.
+// readFull is io.ReadFull, but its error is always r's own: an io.ErrUnexpectedEOF is then a connection that broke, and
+// not the end.
 func readFull(r io.Reader, p []byte) (n int, err error) {
 	for n < len(p) && err == nil {
 		var m int

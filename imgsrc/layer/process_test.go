@@ -16,9 +16,9 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// cacheProcess is what the test binary does when it is started as another user of the cache in dir: it reads the layer in
-// the file IMGFS_TEST_BLOB and prints how often it opened it and the digest of what it read. With IMGFS_TEST_STUCK it prints "started" when its pass has
-// begun, and never ends it.
+// cacheProcess is what the test binary does when it is started as another user of the cache in dir: it reads the layer
+// in the file IMGFS_TEST_BLOB and prints how often it opened it and the digest of what it read. With IMGFS_TEST_STUCK
+// it prints "started" when its pass has begun, and never ends it.
 func cacheProcess(dir string) int {
 	path := os.Getenv("IMGFS_TEST_BLOB")
 	blob, err := os.ReadFile(path)

@@ -5,9 +5,9 @@ import (
 	"io"
 )
 
-// A replay decompresses a layer again and again instead of keeping it: what is left where no file can be written. Reading
-// on is as fast as decompressing, reading back starts from the beginning, but for a window of a few chunks. The chunks are compared with
-// the checksums of a first pass like those of a file.
+// A replay decompresses a layer again and again instead of keeping it: what is left where no file can be written.
+// Reading on is as fast as decompressing, reading back starts from the beginning, but for a window of a few chunks. The
+// chunks are compared with the checksums of a first pass like those of a file.
 type replay struct {
 	cache *Cache
 	src   blobSource

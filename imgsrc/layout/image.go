@@ -99,8 +99,8 @@ func (m *image) facts(ctx context.Context) (*imgsrc.Facts, error) {
 	return facts, facts.ManifestErr
 }
 
-// usable fails for a layer whose bytes cannot be had here: with imgsrc.ErrAbsent for one that layouts need not hold, with
-// imgsrc.ErrUnsupported for a digest that cannot be checked.
+// usable fails for a layer whose bytes cannot be had here: with imgsrc.ErrAbsent for one that layouts need not hold,
+// with imgsrc.ErrUnsupported for a digest that cannot be checked.
 func (s *Source) usable(l imgsrc.LayerFacts) error {
 	if err := l.Digest.Validate(); err != nil {
 		return fmt.Errorf("%w: %w", imgsrc.ErrUnsupported, err)

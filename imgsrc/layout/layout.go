@@ -69,8 +69,9 @@ func Is(dir string) bool {
 	return err == nil && fi.Mode().IsRegular()
 }
 
-// Open opens the layout in a directory. Errors: imgsrc.ErrNoSource if there is no directory, it is no layout, of a version that is
-// not known, or has no image of the name that is asked for; imgsrc.ErrDamaged if it is a layout that cannot be listed.
+// Open opens the layout in a directory. Errors: imgsrc.ErrNoSource if there is no directory, it is no layout, of a
+// version that is not known, or has no image of the name that is asked for; imgsrc.ErrDamaged if it is a layout that
+// cannot be listed.
 func Open(ctx context.Context, o Options) (*Source, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)

@@ -94,8 +94,8 @@ func unique(names []string) []string {
 	return list
 }
 
-// A walk goes through manifests and what is below them, one level of nesting after the other: each is met once, which also ends
-// cycles.
+// A walk goes through manifests and what is below them, one level of nesting after the other: each is met once, which
+// also ends cycles.
 type walk struct {
 	source   *Source
 	known    map[digest.Digest]*manifest
@@ -180,11 +180,11 @@ func (m *manifest) parse(ctx context.Context, b []byte) error {
 			Size   *int64        `json:"size"`
 		} `json:"config"`
 	}
-	if facts.ManifestErr == nil {
-		facts.ManifestErr = json.Unmarshal(b, &own)
+	desc.Damaged = facts.ManifestErr
+	if desc.Damaged == nil {
+		desc.Damaged = json.Unmarshal(b, &own)
 	}
-	if facts.ManifestErr != nil {
-		desc.Damaged = facts.ManifestErr
+	if desc.Damaged != nil {
 		return nil
 	}
 	if own.MediaType != "" {
@@ -232,8 +232,8 @@ func (m *manifest) parseIndex(b []byte) {
 // idOf returns the id that stands for d: its hash, of which a longer one than SHA-256 is cut.
 func idOf(d digest.Digest) string { return d.Encoded()[:64] }
 
-// readBlob reads a manifest or config and verifies it. A FileInfo is returned for a file that could be read, whatever its
-// bytes. Errors: imgsrc.ErrDamaged, with fs.ErrNotExist if the blob is missing.
+// readBlob reads a manifest or config and verifies it. A FileInfo is returned for a file that could be read, whatever
+// its bytes. Errors: imgsrc.ErrDamaged, with fs.ErrNotExist if the blob is missing.
 func (s *Source) readBlob(d descriptor) ([]byte, fs.FileInfo, error) {
 	path := blobPath(d.digest)
 	b, fi, err := s.readFile(path, imgsrc.MaxManifest)

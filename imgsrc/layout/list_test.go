@@ -145,7 +145,7 @@ func TestList(t *testing.T) {
 		}},
 		"entries that are none": {make: func(l *testLayout) []string {
 			a := l.image("a")
-			for _, e := range []any{
+			l.entries = append(l.entries,
 				nil, 1, "x", []int{}, map[string]any{},
 				map[string]any{"mediaType": image, "digest": "sha256:../../x", "size": 1},
 				map[string]any{"mediaType": image, "digest": "md5:d41d8cd98f00b204e9800998ecf8427e", "size": 1},
@@ -156,9 +156,7 @@ func TestList(t *testing.T) {
 				map[string]any{"mediaType": gzipLayer, "digest": a.Digest, "size": 1},
 				map[string]any{"mediaType": image, "digest": a.Digest, "size": 1, "annotations": 7},
 				map[string]any{"mediaType": image, "digest": a.Digest, "size": 1, "annotations": map[string]any{v1.AnnotationRefName: 7}},
-			} {
-				l.entries = append(l.entries, e)
-			}
+			)
 			l.name(a, "a")
 			return []string{show(a, "", "a")}
 		}, problems: 14},

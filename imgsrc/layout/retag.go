@@ -11,9 +11,9 @@ import (
 	"github.com/imgfs/imgfs/imgsrc"
 )
 
-// retag returns index.json with other names: target has those in add, which nobody else has any more, and no longer those
-// in remove. Entries that are not concerned stay as they are, in their order. Nil if there is nothing to change. Error: imgsrc.ErrNotFound
-// if target does not have a name that is to be removed.
+// retag returns index.json with other names: target has those in add, which nobody else has any more, and no longer
+// those in remove. Entries that are not concerned stay as they are, in their order. Nil if there is nothing to change.
+// Error: imgsrc.ErrNotFound if target does not have a name that is to be removed.
 func (ix *index) retag(target descriptor, add, remove []string) ([]byte, error) {
 	t := &tags{}
 	for _, e := range ix.entries {

@@ -21,12 +21,13 @@ import (
 // maxName is how many bytes a name may have: those of a file name, as which it appears.
 const maxName = 255
 
-// namePattern is the grammar of org.opencontainers.image.ref.name in the image specification's annotations.md. skopeo and
-// podman refuse any other.
+// namePattern is the grammar of org.opencontainers.image.ref.name in the image specification's annotations.md. skopeo
+// and podman refuse any other.
 var namePattern = regexp.MustCompile(`^[A-Za-z0-9]+(?:(?:[-._:@+]|--)[A-Za-z0-9]+)*(?:/[A-Za-z0-9]+(?:(?:[-._:@+]|--)[A-Za-z0-9]+)*)*$`)
 
 // CheckName returns name as it is: a layout stores what was typed. Error: imgsrc.ErrInvalid if it is longer than 255
-// bytes or not of the image specification's grammar: words of letters and digits with one of -._:@+ or -- between them, separated by slashes.
+// bytes or not of the image specification's grammar: words of letters and digits with one of -._:@+ or -- between them,
+// separated by slashes.
 func (s *Source) CheckName(name string) (string, error) {
 	if len(name) > maxName {
 		return "", fmt.Errorf("%w: a name of %d bytes, of at most %d", imgsrc.ErrInvalid, len(name), maxName)
@@ -37,8 +38,8 @@ func (s *Source) CheckName(name string) (string, error) {
 	return name, nil
 }
 
-// tempFile is what index.json is written to before it is renamed. It is made under the lock, so one that is there already was left by a
-// process that died.
+// tempFile is what index.json is written to before it is renamed. It is made under the lock, so one that is there
+// already was left by a process that died.
 const tempFile = ".index.json.imgfs"
 
 // How often to look whether the lock is free, and how often to begin again after another tool's write.

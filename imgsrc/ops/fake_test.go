@@ -177,7 +177,7 @@ func (s *tagging) Tag(_ context.Context, img imgsrc.Desc, add, remove []string) 
 	s.stamp++
 	for i := range s.images {
 		l := &s.images[i]
-		mine := l.Desc().ID == img.ID
+		mine := l.Desc().Digest == img.Digest
 		l.Names = slices.DeleteFunc(l.Names, func(name string) bool {
 			return slices.Contains(add, name) || mine && slices.Contains(remove, name)
 		})

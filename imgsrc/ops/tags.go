@@ -60,7 +60,7 @@ func (o *Ops) tag(ctx context.Context, r Request) (add, remove []string, err err
 		if len(add)+len(remove) == 0 {
 			return nil, nil, nil
 		}
-		err = tagger.Tag(ctx, held.Desc(), add, remove)
+		err = tagAll(ctx, tagger, entry, held, add, remove)
 		if errors.Is(err, imgsrc.ErrReadOnly) {
 			continue // another source may take it
 		}
@@ -73,6 +73,34 @@ func (o *Ops) tag(ctx context.Context, r Request) (add, remove []string, err err
 		return add, remove, nil
 	}
 	return nil, nil, err
+}
+
+// tagAll gives one manifest of a source the names to be added, and takes each that is to be removed from the manifest that
+// has it.
+func tagAll(ctx context.Context, tagger imgsrc.Tagger, entry *imgsrc.Entry, first imgsrc.Held, add, remove []string) error {
+	left := slices.Clone(remove)
+	for _, held := range entry.Held {
+		if held.Source != first.Source || held.Desc().Digest == first.Desc().Digest {
+			continue
+		}
+		var its []string
+		left = slices.DeleteFunc(left, func(name string) bool {
+			if slices.Contains(held.Names, name) && !slices.Contains(first.Names, name) {
+				its = append(its, name)
+				return true
+			}
+			return false
+		})
+		if len(its) > 0 {
+			if err := tagger.Tag(ctx, held.Desc(), nil, its); err != nil {
+				return err
+			}
+		}
+	}
+	if len(add)+len(left) == 0 {
+		return nil
+	}
+	return tagger.Tag(ctx, first.Desc(), add, left)
 }
 
 // namesIn returns the names that the image has in one source, whichever of its manifests has them.
@@ -97,7 +125,10 @@ func netEffect(lines []tagLine, tagger imgsrc.Tagger, names []string) (add, remo
 	after := map[string]bool{}
 	var order []string // each name of the lines once, as they come
 	for i, line := range lines {
-		name, err := tagger.CheckName(line.name)
+		name, err := line.name, error(nil)
+		if !line.remove || !before[name] { // a name that is there can go, whatever would be asked of a new one
+			name, err = tagger.CheckName(line.name)
+		}
 		if err != nil {
 			if redactWord(line.name) != line.name { // which the source's text would show
 				err = fail(imgsrc.ErrInvalid, "%s is not a reference", quote(line.name))

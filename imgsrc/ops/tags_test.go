@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/opencontainers/go-digest"
 	imgspecv1 "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/imgfs/imgfs/imgsrc"
@@ -201,5 +202,27 @@ func TestUnknownControl(t *testing.T) {
 	r.Control = "frobnicate"
 	if err := o.Do(t.Context(), r); !errors.Is(err, imgsrc.ErrInvalid) {
 		t.Error(err)
+	}
+}
+
+// Two manifests over one config are one image to whoever writes, and each has names of its own. A name that a source has is
+// removed whatever it looks like.
+func TestTagsOfSeveralManifests(t *testing.T) {
+	first := smallImage(t)
+	again := *first
+	again.manifest = append(slices.Clone(first.manifest), '\n')
+	again.desc.Digest, again.desc.Size = digest.FromBytes(again.manifest), int64(len(again.manifest))
+	src := &tagging{fakeSource: &fakeSource{name: "oci:/srv", images: []imgsrc.Listed{
+		{Image: first, Names: []string{"localhost/a:1"}},
+		{Image: &again, Names: []string{"localhost/a:2", "My Image"}},
+	}}}
+	o, _ := newOpsOn(t, Options{}, src)
+	for _, words := range [][]string{{"-My Image"}, {"localhost/new:1", "-localhost/a:2", "-localhost/a:1"}} {
+		if err := o.Do(t.Context(), tagRequest(first, words...)); err != nil {
+			t.Fatalf("%q: %v", words, err)
+		}
+	}
+	if got := fmt.Sprint(src.images[0].Names, src.images[1].Names); got != "[localhost/new:1] []" {
+		t.Errorf("names %s", got)
 	}
 }
