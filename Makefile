@@ -54,10 +54,17 @@ $(LINT):
 	GOBIN=$(CURDIR)/.cache/bin/new $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(lastword $(subst -, ,$@))
 	mv .cache/bin/new/golangci-lint $@
 
+# Go before 1.27 may report a fuzzer that was stopped at the end of its time as failed (golang/go#75804): that, without a
+# failing input, is none.
 fuzz: ## each fuzzer over its corpus and FUZZTIME (5s) beyond
+	@mkdir -p .cache
 	@$(GO) test -tags $(TAGS) -list '^Fuzz' $(PACKAGES) | awk '/^Fuzz/ { f[n++] = $$1 } /^ok/ { while (n) print $$2, f[--n] }' | \
 	while read -r package fuzzer; do \
-		$(GO) test -tags $(TAGS) -run "^$$fuzzer$$" -fuzz "^$$fuzzer$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 2s $$package </dev/null || exit 1; \
+		echo "$$fuzzer $$package"; \
+		$(GO) test -tags $(TAGS) -run "^$$fuzzer$$" -fuzz "^$$fuzzer$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 2s $$package \
+			>.cache/fuzz.log 2>&1 </dev/null && continue; \
+		grep -q '^    context deadline exceeded$$' .cache/fuzz.log && ! grep -q 'Failing input' .cache/fuzz.log && continue; \
+		cat .cache/fuzz.log; exit 1; \
 	done
 
 ci: lint test race fuzz ## what continuous integration runs

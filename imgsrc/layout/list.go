@@ -180,12 +180,11 @@ func (m *manifest) parse(ctx context.Context, b []byte) error {
 			Size   *int64        `json:"size"`
 		} `json:"config"`
 	}
-	desc.Damaged = facts.ManifestErr
-	if desc.Damaged == nil {
+	if desc.Damaged = facts.ManifestErr; desc.Damaged == nil {
 		desc.Damaged = json.Unmarshal(b, &own)
 	}
 	if desc.Damaged != nil {
-		return nil
+		return nil //nolint:nilerr // it is listed as damaged
 	}
 	if own.MediaType != "" {
 		desc.MediaType = own.MediaType

@@ -85,7 +85,7 @@ func exits(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(err)
 	got := 0
 	if err := ts.Exec(args[1], args[2:]...); err != nil {
-		exit, ok := err.(*exec.ExitError) //nolint:errorlint // Exec returns it as it is
+		exit, ok := err.(*exec.ExitError)
 		if !ok {
 			ts.Fatalf("%s: %v", args[1], err)
 		}

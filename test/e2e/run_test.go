@@ -138,7 +138,7 @@ func (r *run) setup(env *testscript.Env) error {
 	env.Setenv("XDG_RUNTIME_DIR", filepath.Join(work, ".run"))
 	env.Setenv("XDG_CACHE_HOME", filepath.Join(work, ".cache"))
 	env.Setenv("LC_ALL", "C.UTF-8")
-	for _, name := range []string{"IMGFS_ACCEPT", "IMGFS_ACCEPT_STORE", "IMGFS_SUITE", "SOAK_SECONDS"} {
+	for _, name := range []string{"IMGFS_ACCEPT", "IMGFS_ACCEPT_STORE", "SOAK_SECONDS"} {
 		env.Setenv(name, os.Getenv(name))
 	}
 	env.Setenv(runVar, r.dir)
