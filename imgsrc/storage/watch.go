@@ -144,8 +144,9 @@ func (w *watch) arm() error {
 		}
 		for dir, id := range w.on {
 			if want[dir] != id {
-				// Another directory may be there under the same name.
-				if err := w.notes.Remove(dir); err != nil && !errors.Is(err, fsnotify.ErrNonExistentWatch) {
+				// Another directory may be there under the same name. EINVAL: the kernel has ended the watch of a removed
+				// directory by itself, and the event that says so is still to be read.
+				if err := w.notes.Remove(dir); err != nil && !errors.Is(err, fsnotify.ErrNonExistentWatch) && !errors.Is(err, syscall.EINVAL) {
 					return err
 				}
 				delete(w.on, dir)
