@@ -97,11 +97,22 @@ func (o *openContent) release() {
 	}
 }
 
+// forget closes the layers of an image that is gone: what is open keeps its room on the disk.
+func (c *contentCache) forget(slot uint32) {
+	c.drop(func(key contentKey) bool { return key.slot == slot })
+}
+
 func (c *contentCache) close() {
+	c.drop(func(contentKey) bool { return true })
+}
+
+func (c *contentCache) drop(which func(contentKey) bool) {
 	c.mu.Lock()
 	var drop []*openContent
-	for c.order.Len() > 0 {
-		drop = append(drop, c.unlist(c.order.Back()))
+	for key, el := range c.byKey {
+		if which(key) {
+			drop = append(drop, c.unlist(el))
+		}
 	}
 	c.mu.Unlock()
 	closeAll(drop)

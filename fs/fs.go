@@ -170,6 +170,7 @@ func (f *FS) refresh(ctx context.Context) *state {
 		if e := img.entry.Load(); snap.ByID(id) == nil || e.First().Desc().Digest != snap.ByID(id).First().Desc().Digest {
 			img.entry.Store(nil)
 		}
+		f.contents.forget(img.slot)
 		f.forget(goneEntry{dir: idsNode, name: id})
 	}
 	for _, img := range slots[1:] {
