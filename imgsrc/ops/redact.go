@@ -17,6 +17,8 @@ var (
 	query = regexp.MustCompile(`(://[^\s"'?]*)\?[^\s"']*`)
 	// bodyStart is how the library quotes what a token server answered when that was no JSON.
 	bodyStart = regexp.MustCompile(`body start "(?:[^"\\]|\\.)*"`)
+	// scheme is what may precede the :// of a URL.
+	scheme = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9+.-]*$`)
 	// word is what is looked at for userinfo.
 	word = regexp.MustCompile("[^\\s\"'`(),;]+")
 )
@@ -40,6 +42,9 @@ func redactWord(w string) string {
 		return redactWord(head) + "@" + tail
 	}
 	i := strings.Index(head, "://")
+	if i >= 0 && !scheme.MatchString(head[:i]) {
+		i = -1 // what precedes it may be a secret too
+	}
 	if name, _, ok := strings.Cut(head, ":"); ok && i < 0 && kinds[name] != nil && kinds[name] != registryKind {
 		return w // a path or a store, in which @ and : mean nothing of the kind
 	}
