@@ -83,7 +83,7 @@ func serveRegistry() (address string, closeRegistry func(), err error) {
 		ReadHeaderTimeout: time.Minute,
 	}
 	go func() { _ = server.Serve(l) }() // returns when it is closed
-	return strings.Replace(l.Addr().String(), "127.0.0.1", "localhost", 1), func() { _ = server.Close() }, nil
+	return l.Addr().String(), func() { _ = server.Close() }, nil
 }
 
 // A shell runs commands in one directory.
