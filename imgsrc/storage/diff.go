@@ -32,6 +32,9 @@ func (s *Source) newDiff(l *layer, diffID digest.Digest) (*diff, error) {
 
 // Size implements [imgsrc.Content]. The store has recorded it.
 func (d *diff) Size(ctx context.Context) (int64, error) {
+	if err := ctx.Err(); err != nil {
+		return 0, err
+	}
 	if d.l.Size > 0 {
 		return d.l.Size, nil
 	}
