@@ -74,6 +74,9 @@ func report(r io.Reader, w io.Writer) (skipped []test) {
 				}
 				continue
 			}
+			if strings.HasPrefix(e.Output, "=== ") { // RUN, PAUSE, CONT, NAME: go test prints them only with -v
+				continue
+			}
 			if held[t] == nil {
 				held[t] = &strings.Builder{}
 			}
