@@ -1,6 +1,9 @@
 package fs
 
-import "sync/atomic"
+import (
+	"context"
+	"sync/atomic"
+)
 
 // A small file costs its reader a round trip, whatever is in it. So the answer to the first read of one is preceded by
 // the bytes of those that come after it in the directory, straight into the kernel's cache: whoever reads one file of a
@@ -41,3 +44,10 @@ func (a *ahead) store(n node, b []byte) bool {
 	// A file that the kernel does not know is refused, at a fraction of a round trip.
 	return a.f.server.InodeNotifyStoreCache(uint64(n), 0, b).Ok()
 }
+
+// treeAhead remembers which files of a tree have been stored.
+type treeAhead struct{ done []atomic.Uint64 }
+
+func (a *treeAhead) init(n uint32) { a.done = make([]atomic.Uint64, (n+63)/64) }
+
+func (t *tree) readAhead(ctx context.Context, n uint32) {}

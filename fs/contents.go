@@ -2,9 +2,8 @@ package fs
 
 import (
 	"container/list"
+	"io"
 	"sync"
-
-	"github.com/imgfs/imgfs/imgsrc"
 )
 
 // openContents is how many layers' bytes are kept open between reads. Each may hold a file descriptor or two.
@@ -17,40 +16,41 @@ type contentKey struct {
 	kind  contentKind
 }
 
-// contentCache keeps layers open from one read to the next: the kernel opens no files here, so only the cache knows what
+// openCache keeps layers open from one read to the next: the kernel opens no files here, so only the cache knows what
 // is in use.
-type contentCache struct {
+type openCache[T io.Closer] struct {
 	mu    sync.Mutex
 	limit int
-	order *list.List // of *openContent, most recent first
+	order *list.List // of *opened[T], most recent first
 	byKey map[contentKey]*list.Element
 }
 
-// openContent is a content in use by any number of readers.
-type openContent struct {
-	imgsrc.Content
-	cache *contentCache
+// opened is something open that any number of readers use.
+type opened[T io.Closer] struct {
+	it    T
+	cache *openCache[T]
 	key   contentKey
 	users int  // guarded by the cache
 	out   bool // thrown out: the last user closes it
 }
 
-func newContentCache(limit int) *contentCache {
-	return &contentCache{limit: limit, order: list.New(), byKey: map[contentKey]*list.Element{}}
+func newOpenCache[T io.Closer](limit int) *openCache[T] {
+	return &openCache[T]{limit: limit, order: list.New(), byKey: map[contentKey]*list.Element{}}
+
 }
 
 // get returns what is open under key, or opens it. The caller releases it.
-func (c *contentCache) get(key contentKey, open func() (imgsrc.Content, error)) (*openContent, error) {
+func (c *openCache[T]) get(key contentKey, open func() (T, error)) (*opened[T], error) {
 	if o := c.use(key); o != nil {
 		return o, nil
 	}
-	content, err := open()
+	it, err := open()
 	if err != nil {
 		return nil, err
 	}
-	o := &openContent{Content: content, cache: c, key: key, users: 1}
+	o := &opened[T]{it: it, cache: c, key: key, users: 1}
 	c.mu.Lock()
-	var drop []*openContent
+	var drop []*opened[T]
 	if el := c.byKey[key]; el != nil { // somebody was faster
 		drop = append(drop, c.unlist(el))
 	}
@@ -63,7 +63,7 @@ func (c *contentCache) get(key contentKey, open func() (imgsrc.Content, error)) 
 	return o, nil
 }
 
-func (c *contentCache) use(key contentKey) *openContent {
+func (c *openCache[T]) use(key contentKey) *opened[T] {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	el := c.byKey[key]
@@ -71,14 +71,14 @@ func (c *contentCache) use(key contentKey) *openContent {
 		return nil
 	}
 	c.order.MoveToFront(el)
-	o := el.Value.(*openContent)
+	o := el.Value.(*opened[T])
 	o.users++
 	return o
 }
 
 // unlist takes an element out and returns it if nobody uses it: it is then to be closed.
-func (c *contentCache) unlist(el *list.Element) *openContent {
-	o := c.order.Remove(el).(*openContent)
+func (c *openCache[T]) unlist(el *list.Element) *opened[T] {
+	o := c.order.Remove(el).(*opened[T])
 	delete(c.byKey, o.key)
 	o.out = true
 	if o.users > 0 {
@@ -87,28 +87,28 @@ func (c *contentCache) unlist(el *list.Element) *openContent {
 	return o
 }
 
-func (o *openContent) release() {
+func (o *opened[T]) release() {
 	o.cache.mu.Lock()
 	o.users--
 	last := o.out && o.users == 0
 	o.cache.mu.Unlock()
 	if last {
-		closeAll([]*openContent{o})
+		closeAll([]*opened[T]{o})
 	}
 }
 
 // forget closes the layers of an image that is gone: what is open keeps its room on the disk.
-func (c *contentCache) forget(slot uint32) {
+func (c *openCache[T]) forget(slot uint32) {
 	c.drop(func(key contentKey) bool { return key.slot == slot })
 }
 
-func (c *contentCache) close() {
+func (c *openCache[T]) close() {
 	c.drop(func(contentKey) bool { return true })
 }
 
-func (c *contentCache) drop(which func(contentKey) bool) {
+func (c *openCache[T]) drop(which func(contentKey) bool) {
 	c.mu.Lock()
-	var drop []*openContent
+	var drop []*opened[T]
 	for key, el := range c.byKey {
 		if which(key) {
 			drop = append(drop, c.unlist(el))
@@ -118,10 +118,10 @@ func (c *contentCache) drop(which func(contentKey) bool) {
 	closeAll(drop)
 }
 
-func closeAll(all []*openContent) {
+func closeAll[T io.Closer](all []*opened[T]) {
 	for _, o := range all {
 		if o != nil {
-			_ = o.Content.Close() // only read from
+			_ = o.it.Close() // only read from
 		}
 	}
 }

@@ -18,12 +18,12 @@ func (c countedContent) Close() error {
 }
 
 func TestContentCache(t *testing.T) {
-	closed, opened := map[int]*int{}, 0
-	c := newContentCache(2)
-	get := func(layer int) *openContent {
+	closed, opens := map[int]*int{}, 0
+	c := newOpenCache[imgsrc.Content](2)
+	get := func(layer int) *opened[imgsrc.Content] {
 		t.Helper()
 		o, err := c.get(contentKey{slot: 1, layer: layer, kind: contentDiff}, func() (imgsrc.Content, error) {
-			opened++
+			opens++
 			if closed[layer] == nil {
 				closed[layer] = new(int)
 			}
@@ -44,8 +44,8 @@ func TestContentCache(t *testing.T) {
 	}
 	used := get(0)
 	get(0).release()
-	if opened != 1 {
-		t.Errorf("opened %d times", opened)
+	if opens != 1 {
+		t.Errorf("opened %d times", opens)
 	}
 	get(1).release()
 	get(2).release() // throws out 0, which is in use

@@ -1,6 +1,7 @@
 package fs
 
 import (
+	"archive/tar"
 	"bytes"
 	"context"
 	"encoding/json"
@@ -16,6 +17,7 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/imgfs/imgfs/imgsrc"
+	"github.com/imgfs/imgfs/imgsrc/layer"
 )
 
 // fakeSource is a source in memory whose listing a test sets.
@@ -93,6 +95,14 @@ func (i *fakeImage) Diff(_ context.Context, n int) (imgsrc.Content, error) {
 	return fakeContent{bytes.NewReader(i.layers[n])}, nil
 }
 
+func (i *fakeImage) Files(_ context.Context, n int) (imgsrc.Files, error) {
+	c, err := i.Diff(context.Background(), n)
+	if err != nil {
+		return nil, err
+	}
+	return layer.TarFiles(c, imgsrc.FilesKey{Form: layer.TarForm, Digest: digest.FromBytes(i.layers[n])}), nil
+}
+
 type fakeContent struct{ r *bytes.Reader }
 
 func (c fakeContent) Size(context.Context) (int64, error) { return c.r.Size(), nil }
@@ -102,6 +112,24 @@ func (c fakeContent) ReadAt(_ context.Context, p []byte, off int64) (int, error)
 }
 
 func (fakeContent) Close() error { return nil }
+
+// tarOf is a layer with one file, called file, that holds text.
+func tarOf(t *testing.T, text string) []byte {
+	t.Helper()
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	h := tar.Header{Name: "file", Typeflag: tar.TypeReg, Mode: 0o640, Uid: 7, Gid: 8, Size: int64(len(text)), ModTime: createdAt.Add(time.Second)}
+	if err := w.WriteHeader(&h); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.Write([]byte(text)); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return b.Bytes()
+}
 
 // makeImage makes an image that differs from others by its author.
 func makeImage(t *testing.T, author string, layers ...string) *fakeImage {
@@ -113,8 +141,9 @@ func makeImage(t *testing.T, author string, layers ...string) *fakeImage {
 	config.RootFS.Type = "layers"
 	m := v1.Manifest{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: v1.MediaTypeImageManifest}
 	for _, l := range layers {
-		d := digest.FromString(l)
-		img.layers = append(img.layers, []byte(l))
+		text := tarOf(t, l)
+		d := digest.FromBytes(text)
+		img.layers = append(img.layers, text)
 		config.RootFS.DiffIDs = append(config.RootFS.DiffIDs, d)
 		config.History = append(config.History, v1.History{CreatedBy: "COPY " + l})
 		m.Layers = append(m.Layers, v1.Descriptor{MediaType: v1.MediaTypeImageLayerGzip, Digest: digest.FromString("gzip " + l), Size: int64(len(l))})
@@ -198,12 +227,28 @@ func (o *fakeOps) lines() []string {
 	return all
 }
 
+// layerCache makes a cache that keeps nothing on the disk.
+func layerCache(t *testing.T) *layer.Cache {
+	t.Helper()
+	c, err := layer.OpenCache("", 0, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := c.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return c
+}
+
 func newTree(t *testing.T, images ...imgsrc.Listed) (*FS, *fakeSource, *fakeOps) {
 	t.Helper()
 	src := &fakeSource{}
 	src.set(images...)
 	ops := &fakeOps{}
 	f := New(Options{
+		Layers:  layerCache(t),
 		Catalog: imgsrc.NewCatalog(slog.New(slog.DiscardHandler), src),
 		Ops:     ops,
 		Log:     slog.New(slog.DiscardHandler),

@@ -11,12 +11,14 @@ import (
 	"golang.org/x/sync/singleflight"
 
 	"github.com/imgfs/imgfs/imgsrc"
+	"github.com/imgfs/imgfs/imgsrc/layer"
 )
 
 // Options is what a tree is made of.
 type Options struct {
 	Catalog  *imgsrc.Catalog // the images; refreshed by the tree
 	Ops      Ops             // what the controls do
+	Layers   *layer.Cache    // where layers are indexed
 	ReadOnly bool            // no control takes a write
 	UID, GID uint32          // who mounts: the owner of what does not come out of a layer, and the only one who may write
 	Owner    Owner           // what to show instead
@@ -33,6 +35,7 @@ type FS struct {
 	log        *slog.Logger
 	catalog    *imgsrc.Catalog
 	ops        Ops
+	layers     *layer.Cache
 	readOnly   bool
 	uid, gid   uint32
 	owner      Owner
@@ -45,6 +48,7 @@ type FS struct {
 	server *fuse.Server // set once, by Init
 
 	views    map[uint16]view // of the images
+	diffs    view            // of their layers' files
 	topViews map[uint16]view // of what lies above them
 
 	// mu guards what refresh changes. It is never held while a source, the kernel or Ops is asked for something, except
@@ -58,8 +62,11 @@ type FS struct {
 
 	names    interner
 	rendered *renderedCache
-	contents *contentCache
-	sizes    sync.Map // digest.Digest of an uncompressed layer -> int64
+	contents *openCache[imgsrc.Content]
+	files    *openCache[imgsrc.Files]
+	trees    *memo[treeKey, *tree]
+	lists    *memo[treeKey, []byte] // changes
+	sizes    sync.Map               // digest.Digest of an uncompressed layer -> int64
 	flights  singleflight.Group
 	control  controls
 }
@@ -84,6 +91,7 @@ func New(o Options) *FS {
 		log:           o.Log,
 		catalog:       o.Catalog,
 		ops:           o.Ops,
+		layers:        o.Layers,
 		readOnly:      o.ReadOnly,
 		uid:           o.UID,
 		gid:           o.GID,
@@ -94,7 +102,10 @@ func New(o Options) *FS {
 		images:        map[imageKey]*image{},
 		gone:          make(chan goneEntry, 1024),
 		rendered:      newRenderedCache(renderedBytes),
-		contents:      newContentCache(openContents),
+		contents:      newOpenCache[imgsrc.Content](openContents),
+		files:         newOpenCache[imgsrc.Files](openContents),
+		trees:         newMemo[treeKey, *tree](treeBytes),
+		lists:         newMemo[treeKey, []byte](listBytes),
 	}
 	f.ctx, f.cancel = context.WithCancel(context.Background())
 	f.slots.Store(&[]*image{nil})
@@ -111,7 +122,9 @@ func New(o Options) *FS {
 		viewLabels:      mapView{f, labelsOf},
 		viewManifests:   manifestsView{f},
 		viewLayers:      layersView{f},
+		viewRootfs:      treeView{f},
 	}
+	f.diffs = treeView{f}
 	return f
 }
 
@@ -170,7 +183,7 @@ func (f *FS) refresh(ctx context.Context) *state {
 		if e := img.entry.Load(); snap.ByID(id) == nil || e.First().Desc().Digest != snap.ByID(id).First().Desc().Digest {
 			img.entry.Store(nil)
 		}
-		f.contents.forget(img.slot)
+		f.closeLayers(img.slot)
 		f.forget(goneEntry{dir: idsNode, name: id})
 	}
 	for _, img := range slots[1:] {

@@ -27,9 +27,9 @@ type image struct {
 	listing   time.Time // when the directory's listing last changed while mounted; zero if it has not
 	names     time.Time // when the names last changed, as far as it is known
 	writes    map[uint32]time.Time
-	others    []string       // digests of the further manifests ever seen, by place
-	probes    map[int]probed // what the source gives of each layer
-	createdAt *time.Time     // once known
+	others    []string            // digests of the further manifests ever seen, by place
+	probes    map[probeKey]probed // what the source gives of each layer
+	createdAt *time.Time          // once known
 }
 
 func newImage(f *FS, slot uint32, e *imgsrc.Entry, listed time.Time) *image {
@@ -41,7 +41,7 @@ func newImage(f *FS, slot uint32, e *imgsrc.Entry, listed time.Time) *image {
 		ino:    ino(binary.LittleEndian.Uint64(sum[:])).mixed(),
 		names:  listed,
 		writes: map[uint32]time.Time{},
-		probes: map[int]probed{},
+		probes: map[probeKey]probed{},
 	}
 	img.entry.Store(e)
 	return img
@@ -258,13 +258,20 @@ func (v imageView) lookup(ctx context.Context, dir node, name string) (found, er
 	if err != nil {
 		return found{}, err
 	}
-	if !r.has(row) {
-		return found{}, syscall.ENOENT
+	if ok, err := img.has(ctx, r, row); err != nil || !ok {
+		return found{}, orNoEntry(err)
 	}
 	if row.view != 0 {
 		n = img.node(row.view, 0)
 	}
 	return found{node: n}, nil
+}
+
+func orNoEntry(err error) error {
+	if err == nil {
+		return syscall.ENOENT
+	}
+	return err
 }
 
 func (v imageView) list(ctx context.Context, dir node, from uint64, emit func(dirent) bool) error {
@@ -291,10 +298,17 @@ func (v imageView) list(ctx context.Context, dir node, from uint64, emit func(di
 				continue
 			}
 			d.brief = true
-		case !r.has(row):
-			continue
-		case row.view != 0:
-			d.node, d.mode = img.node(row.view, 0), syscall.S_IFDIR
+		default:
+			ok, err := img.has(ctx, r, row)
+			if err != nil {
+				return err
+			}
+			if !ok {
+				continue
+			}
+			if row.view != 0 {
+				d.node, d.mode = img.node(row.view, 0), syscall.S_IFDIR
+			}
 		}
 		if !emit(d) {
 			return nil

@@ -24,6 +24,8 @@ type layerRow struct {
 	body    func(f *imgsrc.Facts, n int) ([]byte, error) // a pure function of the image
 	content contentKind                                  // or bytes that the source has
 	info    bool                                         // or info.json, which says what the source has
+	diff    bool                                         // or diff/, the layer's files
+	changes bool                                         // or what those do to the layers below
 }
 
 type contentKind uint8
@@ -32,6 +34,7 @@ const (
 	contentNone contentKind = iota
 	contentBlob
 	contentDiff
+	contentFiles
 )
 
 var layerTable = []layerRow{
@@ -43,6 +46,8 @@ var layerTable = []layerRow{
 	{name: "media-type", id: 6, body: imgsrc.LayerMediaType, doc: "the media type in the manifest"},
 	{name: "size", id: 7, body: imgsrc.LayerSize, doc: "the size in the manifest, in bytes"},
 	{name: "created-by", id: 8, body: imgsrc.LayerCreatedBy, doc: "the step that made it"},
+	{name: "diff", id: 9, diff: true, doc: "the layer's own files; what it deletes is there as .wh.NAME"},
+	{name: "changes", id: 10, changes: true, doc: "a line a path: A added, C changed, D deleted, against the layers below"},
 }
 
 // A layer's entries: its directory is (n+1)<<layerShift, its files come behind it by their ids.
@@ -55,10 +60,15 @@ func layerName(n, count int) string {
 	return fmt.Sprintf("%0*d", max(2, len(strconv.Itoa(count-1))), n)
 }
 
-// probed is what the source gives of a layer.
+// probed says whether the source has something of a layer.
 type probed struct {
-	blob, diff bool
-	why        string // why there is no diff.tar
+	ok  bool
+	why string // why not
+}
+
+type probeKey struct {
+	layer int
+	kind  contentKind
 }
 
 // layersView is layers/ and what is below it.
@@ -99,72 +109,107 @@ func (v layersView) at(ctx context.Context, n node) (layerFile, error) {
 
 // bytes returns the content of a file that is computed. Errors: ErrAbsent.
 func (l layerFile) bytes(ctx context.Context) ([]byte, error) {
-	if !l.row.info {
+	switch {
+	case l.row.changes:
+		return l.img.changes(ctx, l.n)
+	case !l.row.info:
 		return l.row.body(l.r.facts, l.n)
 	}
-	p, err := l.probe(ctx)
-	if err != nil {
-		return nil, err
+	var state imgsrc.LayerState
+	for kind, ok := range map[contentKind]*bool{contentBlob: &state.Blob, contentDiff: &state.Diff, contentFiles: &state.Files} {
+		p, err := l.img.probe(ctx, l.r, l.n, kind)
+		if err != nil {
+			return nil, err
+		}
+		*ok = p.ok
+		if kind == contentDiff {
+			state.WhyNot = p.why
+		}
 	}
-	return imgsrc.LayerInfoJSON(l.r.facts, l.n, imgsrc.LayerState{Blob: p.blob, Diff: p.diff, WhyNot: p.why})
+	return imgsrc.LayerInfoJSON(l.r.facts, l.n, state)
 }
 
-// probe asks the source what it has of the layer. What is damaged is there, so that reading it says so.
-func (l layerFile) probe(ctx context.Context) (probed, error) {
-	l.img.mu.Lock()
-	p, ok := l.img.probes[l.n]
-	l.img.mu.Unlock()
+// probe asks the source whether it has something of layer n. What is damaged is there, so that reading it says so.
+func (img *image) probe(ctx context.Context, r *rendered, n int, kind contentKind) (probed, error) {
+	if kind != contentBlob && r.facts.Kind != imgsrc.KindImage {
+		return probed{}, nil
+	}
+	key := probeKey{n, kind}
+	img.mu.Lock()
+	p, ok := img.probes[key]
+	img.mu.Unlock()
 	if ok {
 		return p, nil
 	}
-	keep := true
-	try := func(kind contentKind) (bool, string, error) {
-		c, err := l.open(ctx, kind)
-		switch {
-		case err == nil:
-			return true, "", c.Close()
-		case errors.Is(err, imgsrc.ErrAbsent) || errors.Is(err, imgsrc.ErrUnsupported):
-			return false, err.Error(), nil
-		case ctx.Err() != nil || errors.Is(err, imgsrc.ErrNotFound):
-			return false, "", err
-		}
-		keep = false
-		return true, "", nil
-	}
-	var err error
-	if p.blob, _, err = try(contentBlob); err != nil {
-		return probed{}, err
-	}
-	if l.r.facts.Kind == imgsrc.KindImage {
-		if p.diff, p.why, err = try(contentDiff); err != nil {
+	c, err := img.openLayer(ctx, r, n, kind)
+	switch {
+	case err == nil:
+		p = probed{ok: true}
+		if err := c.Close(); err != nil {
 			return probed{}, err
 		}
+	case errors.Is(err, imgsrc.ErrAbsent) || errors.Is(err, imgsrc.ErrUnsupported):
+		p = probed{why: err.Error()}
+	case ctx.Err() != nil || errors.Is(err, imgsrc.ErrNotFound):
+		return probed{}, err
+	default:
+		return probed{ok: true}, nil // asked again: it may have been repaired
 	}
-	if keep {
-		l.img.mu.Lock()
-		l.img.probes[l.n] = p
-		l.img.mu.Unlock()
-	}
+	img.mu.Lock()
+	img.probes[key] = p
+	img.mu.Unlock()
 	return p, nil
 }
 
-// open opens the layer's bytes at the source.
-func (l layerFile) open(ctx context.Context, kind contentKind) (imgsrc.Content, error) {
-	e, err := l.img.current()
+func (img *image) openLayer(ctx context.Context, r *rendered, n int, kind contentKind) (io.Closer, error) {
+	if kind == contentFiles {
+		return img.openFiles(ctx, n)
+	}
+	return img.openContent(ctx, r, n, kind)
+}
+
+// openFiles opens a layer's files at the source.
+func (img *image) openFiles(ctx context.Context, n int) (imgsrc.Files, error) {
+	e, err := img.current()
+	if err != nil {
+		return nil, err
+	}
+	return e.First().Files(ctx, n)
+}
+
+// openContent opens a layer's bytes at the source.
+func (img *image) openContent(ctx context.Context, r *rendered, n int, kind contentKind) (imgsrc.Content, error) {
+	e, err := img.current()
 	if err != nil {
 		return nil, err
 	}
 	if kind == contentDiff {
-		return e.First().Diff(ctx, l.n)
+		return e.First().Diff(ctx, n)
 	}
-	return e.First().Blob(ctx, l.r.facts.Layers[l.n].Digest)
+	return e.First().Blob(ctx, r.facts.Layers[n].Digest)
+}
+
+func (l layerFile) open(ctx context.Context) (imgsrc.Content, error) {
+	return l.img.openContent(ctx, l.r, l.n, l.row.content)
+}
+
+// node is the node of one of the layer's files; diff/ is a tree of its own.
+func (l layerFile) node(row *layerRow) node {
+	if row.diff {
+		return l.img.node(diffView(l.n), 0)
+	}
+	return l.img.node(viewLayers, layerEntry(l.n, row.id))
 }
 
 // has says whether the layer has this file.
 func (l layerFile) has(ctx context.Context, row *layerRow) (bool, error) {
-	if row.content != contentNone {
-		p, err := l.probe(ctx)
-		return row.content == contentBlob && p.blob || row.content == contentDiff && p.diff, err
+	kind := row.content
+	if row.diff || row.changes {
+		kind = contentFiles
+	}
+	if kind != contentNone {
+		p, err := l.img.probe(ctx, l.r, l.n, kind)
+		return p.ok, err
 	}
 	if row.info {
 		return true, nil
@@ -193,12 +238,12 @@ func (l layerFile) size(ctx context.Context, cheap bool) (int64, error) {
 	if cheap {
 		return 0, errCostly
 	}
-	c, err := l.img.f.contents.get(l.key(), func() (imgsrc.Content, error) { return l.open(ctx, l.row.content) })
+	c, err := l.img.f.contents.get(l.key(), func() (imgsrc.Content, error) { return l.open(ctx) })
 	if err != nil {
 		return 0, err
 	}
 	defer c.release()
-	size, err := c.Size(ctx)
+	size, err := c.it.Size(ctx)
 	if err != nil {
 		return 0, fmt.Errorf("measuring %s of layer %s: %w", l.row.name, facts.Digest, err)
 	}
@@ -221,6 +266,8 @@ func (v layersView) attr(ctx context.Context, n node, cheap bool) (attr, error) 
 	case l.row.content != contentNone:
 		size, err := l.size(ctx, cheap)
 		return fileAttr(l.ino, size, l.r.created), err
+	case l.row.changes && cheap && !l.img.knowsChanges(l.n):
+		return attr{}, errCostly
 	}
 	b, err := l.bytes(ctx)
 	return fileAttr(l.ino, int64(len(b)), l.r.created), err
@@ -251,7 +298,7 @@ func (v layersView) lookup(ctx context.Context, dir node, name string) (found, e
 		if !ok {
 			break
 		}
-		return found{node: l.img.node(viewLayers, layerEntry(l.n, row.id))}, nil
+		return found{node: l.node(row)}, nil
 	}
 	return found{}, syscall.ENOENT
 }
@@ -282,7 +329,11 @@ func (v layersView) list(ctx context.Context, dir node, from uint64, emit func(d
 		if err != nil {
 			return err
 		}
-		if ok && !emit(dirent{name: row.name, node: l.img.node(viewLayers, layerEntry(l.n, row.id)), ino: l.ino.nth(uint64(row.id)), mode: syscall.S_IFREG, cookie: uint64(row.id)}) {
+		d := dirent{name: row.name, node: l.node(row), ino: l.ino.nth(uint64(row.id)), mode: syscall.S_IFREG, cookie: uint64(row.id)}
+		if row.diff {
+			d.mode = syscall.S_IFDIR
+		}
+		if ok && !emit(d) {
 			return nil
 		}
 	}
@@ -304,12 +355,12 @@ func (v layersView) read(ctx context.Context, n node, dest []byte, off int64) (f
 		}
 		return readBytes(b, dest, off), err
 	}
-	c, err := v.f.contents.get(l.key(), func() (imgsrc.Content, error) { return l.open(ctx, l.row.content) })
+	c, err := v.f.contents.get(l.key(), func() (imgsrc.Content, error) { return l.open(ctx) })
 	if err != nil {
 		return nil, err
 	}
 	defer c.release()
-	k, err := c.ReadAt(ctx, dest, off)
+	k, err := c.it.ReadAt(ctx, dest, off)
 	if err != nil && !errors.Is(err, io.EOF) {
 		return nil, fmt.Errorf("reading %s of layer %s at %d: %w", l.row.name, strings.TrimSpace(l.r.facts.Layers[l.n].Digest.String()), off, err)
 	}

@@ -32,7 +32,16 @@ const (
 	viewLabels             // labels/, likewise
 	viewManifests          // manifest-sha256-<hex>.json; entry: 1 + the manifest's place in image.others
 	viewLayers             // layers/ (entry 0) and its directories: see layerEntry
+	viewRootfs             // rootfs/ (entry 0); entry: the node of the merged tree
 )
+
+// firstDiff is the view of layers/00/diff/; the others follow it. entry: the node of the layer's tree.
+const firstDiff = 16
+
+func diffView(layer int) uint16 { return uint16(firstDiff + layer) }
+
+// maxDiffs is how many layers of an image have a diff/.
+const maxDiffs = 1<<viewBits - firstDiff
 
 const rootNode = node(1)
 

@@ -49,6 +49,7 @@ func (f *FS) Init(s *fuse.Server) { f.server = s }
 func (f *FS) OnUnmount() {
 	f.cancel()
 	f.contents.close()
+	f.files.close()
 }
 
 // Forget is not needed: a node id says all there is to know about its node.
@@ -88,7 +89,7 @@ func (f *FS) fillEntry(out *fuse.EntryOut, n node, a attr, brief bool) {
 
 func (f *FS) fillAttr(out *fuse.Attr, a attr) {
 	t := a.mtime
-	if t.Before(time.Unix(0, 0)) {
+	if t.Before(time.Unix(0, 0)) && !a.layered {
 		t = time.Unix(0, 0)
 	}
 	*out = fuse.Attr{
@@ -100,6 +101,10 @@ func (f *FS) fillAttr(out *fuse.Attr, a attr) {
 		Owner:     fuse.Owner{Uid: f.uid, Gid: f.gid},
 		Mtime:     uint64(t.Unix()),
 		Mtimensec: uint32(t.Nanosecond()),
+	}
+	if a.layered {
+		out.Uid, out.Gid, out.Rdev = a.uid, a.gid, a.rdev
+		out.Blocks = uint64(a.stored+511) / 512
 	}
 	if f.owner.UID != nil {
 		out.Uid = *f.owner.UID
@@ -185,6 +190,10 @@ func (f *FS) readDir(cancel <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntry
 		if e.node == 0 {
 			return true
 		}
+		if e.attr != nil {
+			f.fillEntry(eo, e.node, *e.attr, e.brief)
+			return true
+		}
 		if a, err := f.view(e.node).attr(ctx, e.node, true); err == nil {
 			f.fillEntry(eo, e.node, a, e.brief)
 		}
@@ -243,8 +252,18 @@ func (f *FS) StatFs(cancel <-chan struct{}, h *fuse.InHeader, out *fuse.StatfsOu
 	return fuse.OK
 }
 
-// GetXAttr knows no attributes. The answer for labels and ACLs is the one that makes ls stop asking for them.
+// GetXAttr returns an extended attribute of a file out of a layer; nothing else has any. The answer for labels and ACLs
+// that are not there is the one that makes ls stop asking for them.
 func (f *FS) GetXAttr(cancel <-chan struct{}, h *fuse.InHeader, name string, dest []byte) (uint32, fuse.Status) {
+	xattrs, err := f.xattrs(f.request(cancel), node(h.NodeId))
+	if err != nil {
+		return 0, f.fail("reading extended attributes", node(h.NodeId), err)
+	}
+	for _, x := range xattrs {
+		if x.Name == name {
+			return giveXattr(x.Value, dest)
+		}
+	}
 	switch name {
 	case "security.selinux", "system.posix_acl_access", "system.posix_acl_default":
 		return 0, fuse.Status(syscall.EOPNOTSUPP)
@@ -252,7 +271,39 @@ func (f *FS) GetXAttr(cancel <-chan struct{}, h *fuse.InHeader, name string, des
 	return 0, fuse.ENOATTR
 }
 
-// ListXAttr lists none.
+// ListXAttr lists the names of a file's extended attributes.
 func (f *FS) ListXAttr(cancel <-chan struct{}, h *fuse.InHeader, dest []byte) (uint32, fuse.Status) {
-	return 0, fuse.OK
+	xattrs, err := f.xattrs(f.request(cancel), node(h.NodeId))
+	if err != nil {
+		return 0, f.fail("reading extended attributes", node(h.NodeId), err)
+	}
+	var names string
+	for _, x := range xattrs {
+		names += x.Name + "\x00"
+	}
+	return giveXattr(names, dest)
+}
+
+// giveXattr answers a request for bytes into dest, or for their number if dest has no room at all.
+func giveXattr(value string, dest []byte) (uint32, fuse.Status) {
+	if len(dest) > 0 && len(value) > len(dest) {
+		return 0, fuse.ERANGE
+	}
+	copy(dest, value)
+	return uint32(len(value)), fuse.OK
+}
+
+// Lseek finds data and holes.
+func (f *FS) Lseek(cancel <-chan struct{}, in *fuse.LseekIn, out *fuse.LseekOut) fuse.Status {
+	n := node(in.NodeId)
+	v := f.view(n)
+	if v == nil {
+		return fuse.ENOENT
+	}
+	off, err := f.seek(f.request(cancel), n, int64(in.Offset), in.Whence)
+	if err != nil {
+		return f.fail("seeking", n, err)
+	}
+	out.Offset = uint64(off)
+	return fuse.OK
 }

@@ -125,17 +125,19 @@ func (r *rendered) keyedOf(of func(*imgsrc.Facts) (map[string]string, error)) []
 }
 
 // has says whether the image is known to have this file, be it damaged.
-func (r *rendered) has(row *row) bool {
+func (img *image) has(ctx context.Context, r *rendered, row *row) (bool, error) {
 	switch row.view {
 	case viewAnnotations:
-		return len(r.annotations) > 0
+		return len(r.annotations) > 0, nil
 	case viewLabels:
-		return len(r.labels) > 0
+		return len(r.labels) > 0, nil
 	case viewLayers:
-		return len(r.facts.Layers) > 0
+		return len(r.facts.Layers) > 0, nil
+	case viewRootfs:
+		return img.hasRootfs(ctx, r)
 	}
 	err := r.errs[row.id]
-	return err == nil || row.sure && !errors.Is(err, imgsrc.ErrAbsent)
+	return err == nil || row.sure && !errors.Is(err, imgsrc.ErrAbsent), nil
 }
 
 func (r *rendered) file(row *row) ([]byte, error) { return r.files[row.id], r.errs[row.id] }

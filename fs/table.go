@@ -62,6 +62,7 @@ var table = []row{
 	{name: "tags", id: 35, live: tagsText, control: true, doc: "its names; write NAME to tag, -NAME to untag"},
 	{name: "push", id: 36, control: true, doc: "write a destination to copy the image there"},
 	{name: "error", id: 37, lastError: true, doc: "the text of this image's last failed operation"},
+	{name: "rootfs", id: 38, view: viewRootfs, doc: "all layers merged, as a container would see it"},
 }
 
 var (

@@ -128,10 +128,15 @@ func TestTree(t *testing.T) {
 		ids + "/tags":                               "docker.io/library/web:1\nlocalhost/web:latest\n",
 		ids + "/names":                              "docker.io/library/web:1\nlocalhost/web:latest\n",
 		ids + "/push":                               "",
-		ids + "/layers/00/diff.tar":                 "layer one",
-		ids + "/layers/01/diff.tar":                 "layer two",
-		ids + "/layers/01/diff-id":                  digest.FromString("layer two").String() + "\n",
-		"/ids/" + b.desc.ID + "/layers/00/diff.tar": "layer one",
+		ids + "/layers/00/diff.tar":                 string(tarOf(t, "layer one")),
+		ids + "/layers/01/diff.tar":                 string(tarOf(t, "layer two")),
+		ids + "/layers/01/diff-id":                  digest.FromBytes(tarOf(t, "layer two")).String() + "\n",
+		ids + "/layers/00/diff/file":                "layer one",
+		ids + "/layers/01/diff/file":                "layer two",
+		ids + "/layers/00/changes":                  "A /file\n",
+		ids + "/layers/01/changes":                  "C /file\n",
+		ids + "/rootfs/file":                        "layer two",
+		"/ids/" + b.desc.ID + "/layers/00/diff.tar": string(tarOf(t, "layer one")),
 	} {
 		got, ok := all[path]
 		if !ok || got.text != want {
@@ -161,8 +166,15 @@ func TestTree(t *testing.T) {
 		if was := all[path]; was.attr.ino != got.attr.ino {
 			t.Errorf("%s: inode number %d in one mount and %d in another", path, was.attr.ino, got.attr.ino)
 		}
-		if strings.HasPrefix(path, "/ids/") && !got.attr.live && !got.attr.mtime.Equal(createdAt) {
-			t.Errorf("%s: modified %v, want the image's creation", path, got.attr.mtime)
+		want, of := createdAt, "image"
+		if strings.HasSuffix(path, "/file") {
+			want, of = createdAt.Truncate(time.Second).Add(time.Second), "file"
+			if a := got.attr; a.uid != 7 || a.gid != 8 || a.mode != syscall.S_IFREG|0o640 || a.nlink != 1 {
+				t.Errorf("%s: %+v", path, a)
+			}
+		}
+		if strings.HasPrefix(path, "/ids/") && !got.attr.live && !got.attr.mtime.Equal(want) {
+			t.Errorf("%s: modified %v, want the %s's time %v", path, got.attr.mtime, of, want)
 		}
 	}
 }
@@ -194,7 +206,7 @@ func TestCatalogThatWasListedBefore(t *testing.T) {
 	if _, err := catalog.Refresh(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	f := New(Options{Catalog: catalog, Ops: &fakeOps{}, Log: slog.New(slog.DiscardHandler)})
+	f := New(Options{Layers: layerCache(t), Catalog: catalog, Ops: &fakeOps{}, Log: slog.New(slog.DiscardHandler)})
 	t.Cleanup(f.OnUnmount)
 	all := map[string]file{}
 	walk(t, f, rootNode, "", all)

@@ -32,6 +32,13 @@ type attr struct {
 	size  int64
 	mtime time.Time
 	live  bool // may change: the kernel asks each time
+
+	// What only files out of layers have.
+	layered bool // these hold
+	uid     uint32
+	gid     uint32
+	rdev    uint32
+	stored  int64 // bytes that are not holes
 }
 
 // A dirent is an entry of a listing.
@@ -41,7 +48,8 @@ type dirent struct {
 	ino    ino
 	mode   uint32 // the type's bits
 	cookie uint64
-	brief  bool // the kernel may not keep the entry
+	brief  bool  // the kernel may not keep the entry
+	attr   *attr // if they are at hand
 }
 
 // found is the result of a lookup that found something.
@@ -76,6 +84,9 @@ func (f *FS) view(n node) view {
 	}
 	if f.image(n.image()) == nil {
 		return nil
+	}
+	if n.view() >= firstDiff {
+		return f.diffs
 	}
 	return f.views[n.view()]
 }

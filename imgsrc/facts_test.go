@@ -33,6 +33,7 @@ func (i *fakeImage) Manifest(context.Context) ([]byte, error) {
 func (i *fakeImage) Config(context.Context) ([]byte, error)               { return i.config, i.configE }
 func (i *fakeImage) Blob(context.Context, digest.Digest) (Content, error) { return nil, ErrAbsent }
 func (i *fakeImage) Diff(context.Context, int) (Content, error)           { return nil, ErrAbsent }
+func (i *fakeImage) Files(context.Context, int) (Files, error)            { return nil, ErrAbsent }
 
 // newFake returns an image of these bytes; a nil config is an absent one.
 func newFake(manifest, config []byte) *fakeImage {
@@ -83,7 +84,7 @@ func layerFuncs(n int) []fileFunc {
 		of("LayerDigest", LayerDigest), of("LayerDiffID", LayerDiffID), of("LayerMediaType", LayerMediaType),
 		of("LayerSize", LayerSize), of("LayerCreatedBy", LayerCreatedBy),
 		{fmt.Sprintf("LayerInfoJSON(%d)", n), true, func(f *Facts) ([]byte, error) {
-			return LayerInfoJSON(f, n, LayerState{Diff: true, WhyNot: "the store keeps no blobs"})
+			return LayerInfoJSON(f, n, LayerState{Diff: true, Files: true, WhyNot: "the store keeps no blobs"})
 		}},
 	}
 }

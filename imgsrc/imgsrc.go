@@ -79,6 +79,10 @@ type Image interface {
 	// id. Errors: ErrAbsent if layer n cannot be had as these bytes, or there is no layer n; ErrUnsupported if its
 	// media type or compression is unknown or it is encrypted.
 	Diff(ctx context.Context, n int) (Content, error)
+
+	// Files opens layer n as entries and their bodies. Errors: as with Diff, but a source can have the files of a layer
+	// without having its tar.
+	Files(ctx context.Context, n int) (Files, error)
 }
 
 // MaxManifest is how many bytes a manifest, an index or a config may have (the distribution specification asks

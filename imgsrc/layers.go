@@ -10,6 +10,7 @@ import (
 type LayerState struct {
 	Blob   bool   // the bytes of the manifest's digest
 	Diff   bool   // the uncompressed tar
+	Files  bool   // the files
 	WhyNot string // why one of them is missing; empty if that needs no explanation
 }
 
@@ -98,10 +99,11 @@ func LayerInfoJSON(f *Facts, n int, s LayerState) ([]byte, error) {
 		Annotations map[string]string `json:"annotations,omitempty"`
 		Blob        bool              `json:"blob"`
 		Diff        bool              `json:"diff"`
+		Files       bool              `json:"files"`
 		WhyNot      string            `json:"whyNot,omitempty"`
 	}{
 		Digest: string(l.Digest), DiffID: string(l.DiffID), MediaType: l.MediaType, Annotations: l.Annotations,
-		Blob: s.Blob, Diff: s.Diff, WhyNot: s.WhyNot,
+		Blob: s.Blob, Diff: s.Diff, Files: s.Files, WhyNot: s.WhyNot,
 	}
 	if l.Size >= 0 {
 		info.Size = &l.Size

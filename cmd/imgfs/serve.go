@@ -66,6 +66,7 @@ func (o *mountOptions) serve(ctx context.Context, a *app, specs []*spec, mountpo
 	tree := fs.New(fs.Options{
 		Catalog:  catalog,
 		Ops:      controls{operations},
+		Layers:   cache,
 		ReadOnly: o.flags.ReadOnly,
 		UID:      uint32(os.Geteuid()),
 		GID:      uint32(os.Getegid()),

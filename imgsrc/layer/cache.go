@@ -32,6 +32,8 @@ type Cache struct {
 	jobs   sync.WaitGroup
 	slots  chan struct{} // one for each pass that may run at a time
 
+	indexes *indexes
+
 	mu      sync.Mutex
 	entries map[key]*entry // those that are held or being made
 	closed  bool
@@ -75,6 +77,7 @@ func OpenCache(dir string, limit int64, log *slog.Logger) (*Cache, error) {
 		bomb:    defaultBomb,
 		slots:   make(chan struct{}, runtime.GOMAXPROCS(0)),
 		entries: map[key]*entry{},
+		indexes: newIndexes(),
 	}
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	if dir == "" {

@@ -33,7 +33,7 @@ func (c *Cache) evict(free int64) {
 	}
 	var files []file
 	var total int64
-	for _, kind := range []string{diffKind, blobKind} {
+	for _, kind := range c.kinds() {
 		err := fs.WalkDir(c.dir.FS(), kind, func(path string, d fs.DirEntry, err error) error {
 			if err != nil || d.IsDir() {
 				return err
@@ -63,6 +63,21 @@ func (c *Cache) evict(free int64) {
 			c.log.Debug("evicted from cache", "path", f.path, "size", f.size)
 		}
 	}
+}
+
+// kinds are the directories that hold finished files.
+func (c *Cache) kinds() []string {
+	dirs, err := fs.ReadDir(c.dir.FS(), ".")
+	if err != nil {
+		c.log.Debug("listing cache", "error", err)
+	}
+	var kinds []string
+	for _, d := range dirs {
+		if d.IsDir() && d.Name() != partDir {
+			kinds = append(kinds, d.Name())
+		}
+	}
+	return kinds
 }
 
 // removeUnlocked removes a file unless somebody has a lock on it, and says whether it did.

@@ -191,6 +191,23 @@ func (m *image) diff(ctx context.Context, n int) (imgsrc.Content, error) {
 	}), nil
 }
 
+// Files implements imgsrc.Image: the entries of the tar that Diff opens.
+func (m *image) Files(ctx context.Context, n int) (imgsrc.Files, error) {
+	c, err := m.Diff(ctx, n)
+	if err != nil {
+		return nil, err
+	}
+	facts, err := m.facts(ctx)
+	if err != nil {
+		return nil, errors.Join(err, c.Close())
+	}
+	key := imgsrc.FilesKey{Form: layer.TarForm, Digest: facts.Layers[n].DiffID}
+	if key.Digest == "" {
+		key.Digest = facts.Layers[n].Digest
+	}
+	return layer.TarFiles(c, key), nil
+}
+
 // compression tells a layer's compression from its first bytes.
 func (s *Source) compression(l imgsrc.LayerFacts) (layer.Compression, error) {
 	f, _, err := s.openBlob(l.Digest, l.Size)

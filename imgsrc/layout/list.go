@@ -265,3 +265,7 @@ func (m manifestOnly) Blob(context.Context, digest.Digest) (imgsrc.Content, erro
 func (m manifestOnly) Diff(context.Context, int) (imgsrc.Content, error) {
 	return nil, imgsrc.ErrAbsent
 }
+
+func (m manifestOnly) Files(context.Context, int) (imgsrc.Files, error) {
+	return nil, imgsrc.ErrAbsent
+}

@@ -108,6 +108,10 @@ func (i *fakeImage) Diff(_ context.Context, n int) (imgsrc.Content, error) {
 	return i.content(i.diffs[n])
 }
 
+func (i *fakeImage) Files(context.Context, int) (imgsrc.Files, error) {
+	return nil, imgsrc.ErrAbsent
+}
+
 type fakeContent struct {
 	img  *fakeImage
 	text []byte

@@ -53,8 +53,8 @@ func identityIn(info fs.FileInfo) identity {
 // bodies keeps the files that were read last open.
 type bodies struct {
 	mu     sync.Mutex
-	closed bool                     // guarded by mu
-	files  *lru[bodyKey, *openFile] // guarded by mu
+	closed bool                 // guarded by mu
+	files  *lru[any, *openFile] // guarded by mu
 }
 
 type bodyKey struct {
@@ -69,7 +69,7 @@ type openFile struct {
 }
 
 func newBodies() *bodies {
-	return &bodies{files: newLRU[bodyKey](openFiles, func(f *openFile) { f.unref() })}
+	return &bodies{files: newLRU[any](openFiles, func(f *openFile) { f.unref() })}
 }
 
 // unref is called with bodies.mu held.
@@ -79,9 +79,8 @@ func (f *openFile) unref() {
 	}
 }
 
-// open returns the file of a body, and what to call when it is not needed any more.
-func (b *bodies) open(l *layerIndex, c body) (*openFile, func(), error) {
-	key := bodyKey{l, c.n}
+// open returns the file that is known by key, and what to call when it is not needed any more.
+func (b *bodies) open(key any, open func() (*os.File, error)) (*openFile, func(), error) {
 	b.mu.Lock()
 	if b.closed {
 		b.mu.Unlock()
@@ -94,7 +93,7 @@ func (b *bodies) open(l *layerIndex, c body) (*openFile, func(), error) {
 		return f, func() { b.release(f) }, nil
 	}
 	b.mu.Unlock()
-	file, err := l.openBody(c.name)
+	file, err := open()
 	if err != nil {
 		return nil, nil, err
 	}
@@ -166,7 +165,7 @@ func (l *layerIndex) fingerprint(id identity) uint64 { return max(maphash.Compar
 
 // readBody fills p with the bytes of a body from off on, which must be there. It returns nothing that was not verified.
 func (s *Source) readBody(ctx context.Context, l *layerIndex, c body, p []byte, off int64) error {
-	f, release, err := s.bodies.open(l, c)
+	f, release, err := s.openBody(l, c)
 	if err != nil {
 		return err
 	}
@@ -199,6 +198,10 @@ func (s *Source) readBody(ctx context.Context, l *layerIndex, c body, p []byte, 
 	return fmt.Errorf("%q changes while it is read: %w", c.name, imgsrc.ErrDamaged)
 }
 
+func (s *Source) openBody(l *layerIndex, c body) (*openFile, func(), error) {
+	return s.bodies.open(bodyKey{l, c.n}, func() (*os.File, error) { return l.openBody(c.name) })
+}
+
 // verify compares a body's length and checksum with the recorded ones, and notes in which state it was found right.
 func (s *Source) verify(ctx context.Context, l *layerIndex, c body, f *openFile) error {
 	if c.size <= smallBody {
@@ -206,7 +209,7 @@ func (s *Source) verify(ctx context.Context, l *layerIndex, c body, f *openFile)
 	}
 	_, err := fly(ctx, s.work, bodyKey{l, c.n}, func(ctx context.Context) (struct{}, error) {
 		// The reader that began this may leave, and close its file.
-		f, release, err := s.bodies.open(l, c)
+		f, release, err := s.openBody(l, c)
 		if err != nil {
 			return struct{}{}, err
 		}
@@ -217,22 +220,32 @@ func (s *Source) verify(ctx context.Context, l *layerIndex, c body, f *openFile)
 }
 
 func verifyFile(ctx context.Context, l *layerIndex, c body, f *os.File) error {
+	id, err := checkFile(ctx, f, c.name, c.size, c.crc)
+	if err == nil {
+		l.verified[c.n].Store(l.fingerprint(id))
+	}
+	return err
+}
+
+// checkFile compares a file with the length and the checksum of a body, and returns the identity in which it was found
+// right.
+func checkFile(ctx context.Context, f *os.File, name string, size int64, want uint64) (identity, error) {
 	id, err := identityOf(f)
 	if err != nil {
-		return err
+		return id, err
 	}
-	if id.size != c.size {
-		return fmt.Errorf("%q has %d bytes on the disk, and %d in the layer: %w", c.name, id.size, c.size, imgsrc.ErrDamaged)
+	if id.size != size {
+		return id, fmt.Errorf("%q has %d bytes on the disk, and %d in the layer: %w", name, id.size, size, imgsrc.ErrDamaged)
 	}
-	buf := make([]byte, min(c.size, verifyChunk))
+	buf := make([]byte, min(size, verifyChunk))
 	crc := crc64.New(crcTable)
-	for off := int64(0); off < c.size; {
+	for off := int64(0); off < size; {
 		if err := ctx.Err(); err != nil {
-			return err
+			return id, err
 		}
-		n, err := f.ReadAt(buf[:min(int64(len(buf)), c.size-off)], off)
+		n, err := f.ReadAt(buf[:min(int64(len(buf)), size-off)], off)
 		if err != nil && !errors.Is(err, io.EOF) {
-			return err
+			return id, err
 		}
 		if n == 0 {
 			break // it has become shorter: the checksum tells
@@ -240,9 +253,8 @@ func verifyFile(ctx context.Context, l *layerIndex, c body, f *os.File) error {
 		crc.Write(buf[:n])
 		off += int64(n)
 	}
-	if crc.Sum64() != c.crc {
-		return fmt.Errorf("%q has another checksum than the layer: %w", c.name, imgsrc.ErrDamaged)
+	if crc.Sum64() != want {
+		return id, fmt.Errorf("%q has another checksum than the layer: %w", name, imgsrc.ErrDamaged)
 	}
-	l.verified[c.n].Store(l.fingerprint(id))
-	return nil
+	return id, nil
 }

@@ -119,11 +119,8 @@ type layerIndex struct {
 }
 
 // locate finds a layer's tar-split file and the directory with its files. Errors: [imgsrc.ErrAbsent] if its tar cannot
-// be put together, [imgsrc.ErrNotFound] if the layer is gone.
+// be put together, with the directory if its files can be found there; [imgsrc.ErrNotFound] if the layer is gone.
 func (s *Source) locate(l *layer) (tarSplit, dir string, err error) {
-	if l.DiffID == "" {
-		return "", "", fmt.Errorf("layer %s was pulled in part, and the store does not know its tar's digest: %w", l.ID, imgsrc.ErrAbsent)
-	}
 	// A store with a separate image store spreads a layer over both.
 	for _, i := range append([]int{l.store}, indices(len(s.stores), l.store)...) {
 		if file := filepath.Join(s.layersDir(i), l.ID+".tar-split.gz"); tarSplit == "" && exists(file) {
@@ -138,8 +135,10 @@ func (s *Source) locate(l *layer) (tarSplit, dir string, err error) {
 		return "", "", fmt.Errorf("layer %s is gone: %w", l.ID, imgsrc.ErrNotFound)
 	case s.driver == "overlay" && exists(filepath.Join(filepath.Dir(dir), "composefs-data")):
 		return "", "", fmt.Errorf("layer %s is a composefs layer: its files are not under their names: %w", l.ID, imgsrc.ErrAbsent)
+	case l.DiffID == "":
+		return "", dir, fmt.Errorf("layer %s was pulled in part, and the store does not know its tar's digest: %w", l.ID, imgsrc.ErrAbsent)
 	case tarSplit == "":
-		return "", "", fmt.Errorf("layer %s has no tar-split file, so that its tar cannot be made again: %w", l.ID, imgsrc.ErrAbsent)
+		return "", dir, fmt.Errorf("layer %s has no tar-split file, so that its tar cannot be made again: %w", l.ID, imgsrc.ErrAbsent)
 	}
 	return tarSplit, dir, nil
 }

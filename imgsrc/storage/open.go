@@ -50,6 +50,8 @@ type Source struct {
 	work   *flights
 	bodies *bodies
 	blocks *blockCache
+	// verified are the large files that were found right.
+	verified *verified
 
 	listMu sync.Mutex
 	listed map[manifestKey]*cached // guarded by listMu
@@ -117,6 +119,7 @@ func open(o Options, conf types.StoreOptions) (*Source, error) {
 	}
 	s.work = newFlights(s.log)
 	s.bodies = newBodies()
+	s.verified = newVerified()
 	if s.blocks, err = newBlockCache(); err != nil {
 		return nil, err
 	}

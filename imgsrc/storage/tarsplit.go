@@ -4,10 +4,12 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
@@ -65,59 +67,117 @@ func (t *tracked) Read(p []byte) (int, error) {
 }
 
 func readEntries(ctx context.Context, r io.Reader, b *builder) error {
-	in := bufio.NewReaderSize(r, 64<<10)
-	plain, err := decompress(in)
+	entries, err := newEntryReader(ctx, r)
 	if err != nil {
 		return err
 	}
-	defer plain.Close()
-	lines := bufio.NewReaderSize(plain, 64<<10)
-	var long []byte // a line that is longer than the reader's buffer
-	for n := 0; ; n++ {
-		if n%checkEvery == 0 && ctx.Err() != nil {
-			return ctx.Err()
-		}
-		line, err := lines.ReadSlice('\n')
-		for long = long[:0]; errors.Is(err, bufio.ErrBufferFull); {
-			long = append(long, line...)
-			if len(long) > maxLine {
-				return fmt.Errorf("line %d is longer than %d bytes", n+1, maxLine)
-			}
-			line, err = lines.ReadSlice('\n')
-		}
-		if err != nil && err != io.EOF {
-			return err
-		}
-		if len(long) > 0 {
-			long = append(long, line...)
-			line = long
-		}
-		if line = bytes.TrimSpace(line); len(line) > 0 {
-			if err := addEntry(b, line); err != nil {
-				return fmt.Errorf("line %d: %w", n+1, err)
-			}
-		}
+	defer entries.close()
+	for {
+		e, err := entries.next()
 		if err == io.EOF {
 			return nil
+		}
+		if err == nil {
+			err = addEntry(b, e)
+		}
+		if err != nil {
+			return fmt.Errorf("line %d: %w", entries.line, err)
 		}
 	}
 }
 
-func addEntry(b *builder, line []byte) error {
-	var e tarsplit.Entry
-	if err := json.Unmarshal(line, &e); err != nil {
-		return err
-	}
-	switch e.Type {
-	case tarsplit.SegmentType:
+func addEntry(b *builder, e *tarsplit.Entry) error {
+	if e.Type == tarsplit.SegmentType {
 		return b.segment(e.Payload)
-	case tarsplit.FileType:
-		if e.Size == 0 {
-			return nil // no body: a directory, a link, an empty file
-		}
-		return b.file(e.GetName(), e.Size, e.Payload)
 	}
-	return fmt.Errorf("an entry of the unknown type %d", e.Type)
+	if e.Size == 0 {
+		return nil // no body: a directory, a link, an empty file
+	}
+	return b.file(e.GetName(), e.Size, e.Payload)
+}
+
+// An entryReader reads the lines of a tar-split file.
+type entryReader struct {
+	ctx   context.Context
+	plain io.ReadCloser
+	lines *bufio.Reader
+	line  int    // the one read last, from 1
+	long  []byte // a line that is longer than the reader's buffer
+	entry tarsplit.Entry
+	buf   []byte // room for a payload
+}
+
+func newEntryReader(ctx context.Context, r io.Reader) (*entryReader, error) {
+	plain, err := decompress(bufio.NewReaderSize(r, 64<<10))
+	if err != nil {
+		return nil, err
+	}
+	return &entryReader{ctx: ctx, plain: plain, lines: bufio.NewReaderSize(plain, 64<<10)}, nil
+}
+
+func (r *entryReader) close() { r.plain.Close() }
+
+// next returns the next entry, a segment or a file; it is valid until the next call. At the end it returns io.EOF.
+func (r *entryReader) next() (*tarsplit.Entry, error) {
+	for {
+		if r.line++; r.line%checkEvery == 1 && r.ctx.Err() != nil {
+			return nil, r.ctx.Err()
+		}
+		line, err := r.lines.ReadSlice('\n')
+		for r.long = r.long[:0]; errors.Is(err, bufio.ErrBufferFull); {
+			r.long = append(r.long, line...)
+			if len(r.long) > maxLine {
+				return nil, fmt.Errorf("it is longer than %d bytes", maxLine)
+			}
+			line, err = r.lines.ReadSlice('\n')
+		}
+		if err != nil && err != io.EOF {
+			return nil, err
+		}
+		if len(r.long) > 0 {
+			r.long = append(r.long, line...)
+			line = r.long
+		}
+		if line = bytes.TrimSpace(line); len(line) > 0 {
+			return r.parse(line)
+		}
+		if err == io.EOF {
+			return nil, io.EOF
+		}
+	}
+}
+
+// The beginning of a segment's line, as the library writes it. Segments are most of a file, and reading them as JSON
+// would be most of the work.
+var segmentStart = []byte(`{"type":2,"payload":"`)
+
+func (r *entryReader) parse(line []byte) (*tarsplit.Entry, error) {
+	r.entry = tarsplit.Entry{}
+	if rest, ok := bytes.CutPrefix(line, segmentStart); ok {
+		if end := bytes.IndexByte(rest, '"'); end >= 0 && isEntryEnd(rest[end:]) {
+			r.buf = slices.Grow(r.buf[:0], base64.StdEncoding.DecodedLen(end))
+			if n, err := base64.StdEncoding.Decode(r.buf[:cap(r.buf)], rest[:end]); err == nil {
+				r.entry.Type, r.entry.Payload = tarsplit.SegmentType, r.buf[:n]
+				return &r.entry, nil
+			}
+		}
+	}
+	if err := json.Unmarshal(line, &r.entry); err != nil {
+		return nil, err
+	}
+	if r.entry.Type != tarsplit.SegmentType && r.entry.Type != tarsplit.FileType {
+		return nil, fmt.Errorf("an entry of the unknown type %d", r.entry.Type)
+	}
+	return &r.entry, nil
+}
+
+// isEntryEnd says whether b is what the library writes behind a payload: the position, if there is one, and no more.
+func isEntryEnd(b []byte) bool {
+	rest := bytes.TrimPrefix(b, []byte(`"`))
+	if at, ok := bytes.CutPrefix(rest, []byte(`,"position":`)); ok {
+		rest = bytes.TrimLeft(at, "0123456789")
+	}
+	return string(rest) == "}"
 }
 
 // decompress goes by the first bytes.

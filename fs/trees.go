@@ -1,0 +1,399 @@
+package fs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strconv"
+	"syscall"
+	"time"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+
+	"github.com/imgfs/imgfs/imgsrc"
+	"github.com/imgfs/imgfs/imgsrc/layer"
+)
+
+const (
+	// treeBytes is how much memory the trees that nobody is reading may take, in bytes.
+	treeBytes = 32 << 20
+	// listBytes likewise, for lists of changes.
+	listBytes = 4 << 20
+)
+
+// A treeKey names a tree: an image's rootfs/ or one of its diff/.
+type treeKey struct {
+	slot uint32
+	view uint16
+}
+
+// A tree is a tree of files out of layers. It is immutable, but for what it remembers of its readers.
+type tree struct {
+	*layer.Tree
+	img   *image
+	view  uint16
+	base  int // the image's layer that is the tree's first
+	ino   ino // of the root
+	mtime time.Time
+	ahead treeAhead
+}
+
+// treeView is rootfs/ and the diff/ of layers.
+type treeView struct{ f *FS }
+
+func (v treeView) at(ctx context.Context, n node) (*tree, uint32, error) {
+	t, err := v.f.image(n.image()).tree(ctx, n.view())
+	if err != nil {
+		return nil, 0, err
+	}
+	if n.entry() >= t.Len() {
+		return nil, 0, syscall.ENOENT
+	}
+	return t, n.entry(), nil
+}
+
+// hasRootfs says whether the files of all the image's layers can be had, be they damaged.
+func (img *image) hasRootfs(ctx context.Context, r *rendered) (bool, error) {
+	if r.facts.Kind != imgsrc.KindImage || r.facts.ManifestErr != nil || len(r.facts.Layers) > maxDiffs {
+		return false, nil
+	}
+	for n := range r.facts.Layers {
+		if p, err := img.probe(ctx, r, n, contentFiles); err != nil || !p.ok {
+			return false, err
+		}
+	}
+	return true, nil
+}
+
+// tree returns one of the image's trees. It is made once for all who ask at the same time, and the making goes on if the
+// one who asked leaves.
+func (img *image) tree(ctx context.Context, view uint16) (*tree, error) {
+	key := treeKey{img.slot, view}
+	if t, ok := img.f.trees.get(key); ok {
+		return t, nil
+	}
+	res, err := img.shared(ctx, fmt.Sprintf("tree %d %d", img.slot, view), func(ctx context.Context) (any, error) {
+		t, err := img.makeTree(ctx, view)
+		if err != nil {
+			return nil, err
+		}
+		img.f.trees.put(key, t, t.Memory())
+		return t, nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return res.(*tree), nil
+}
+
+// shared does work once for all who ask at the same time, in the mount's context.
+func (img *image) shared(ctx context.Context, key string, work func(context.Context) (any, error)) (any, error) {
+	done := img.f.flights.DoChan(key, func() (any, error) { return work(img.f.ctx) })
+	select {
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	case res := <-done:
+		return res.Val, res.Err
+	}
+}
+
+func (img *image) makeTree(ctx context.Context, view uint16) (*tree, error) {
+	r, err := img.render(ctx)
+	if err != nil {
+		return nil, err
+	}
+	count := len(r.facts.Layers)
+	t := &tree{img: img, view: view, mtime: r.created}
+	if view == viewRootfs {
+		t.ino = img.ino.nth(uint64(rowByView[viewRootfs].id))
+		indexes, err := img.indexes(ctx, 0, count)
+		if err != nil {
+			return nil, err
+		}
+		if t.Tree, err = layer.Merge(ctx, indexes); err != nil {
+			return nil, fmt.Errorf("merging the layers of image %s: %w", img.id, err)
+		}
+	} else {
+		t.base = int(view) - firstDiff
+		if t.base >= count {
+			return nil, syscall.ENOENT
+		}
+		t.ino = img.ino.nth(uint64(rowByView[viewLayers].id)).nth(uint64(t.base)).nth(uint64(diffRow.id))
+		indexes, err := img.indexes(ctx, t.base, t.base+1)
+		if err != nil {
+			return nil, err
+		}
+		t.Tree = layer.NewTree(indexes[0])
+	}
+	t.ahead.init(t.Len())
+	return t, nil
+}
+
+// diffRow is the row of layerTable that is a tree.
+var diffRow = &layerTable[slices.IndexFunc(layerTable, func(r layerRow) bool { return r.diff })]
+
+// indexes returns what the image's layers from first to end hold.
+func (img *image) indexes(ctx context.Context, first, end int) ([]*layer.Index, error) {
+	var layers []layer.Layer
+	for n := first; n < end; n++ {
+		files, err := img.openFiles(ctx, n)
+		if err != nil {
+			return nil, err
+		}
+		key := files.Key()
+		if err := files.Close(); err != nil {
+			return nil, err
+		}
+		layers = append(layers, layer.Layer{Key: key, Open: func(ctx context.Context) (imgsrc.Files, error) { return img.openFiles(ctx, n) }})
+	}
+	return img.f.layers.Indexes(ctx, layers)
+}
+
+// inoOf is the inode number of a node: a hash of its path.
+func (t *tree) inoOf(n uint32) ino {
+	if n == 0 {
+		return t.ino
+	}
+	return t.inoOf(t.Parent(n)).under(t.Name(n))
+}
+
+func (t *tree) node(n uint32) node { return makeNode(t.img.slot, t.view, n) }
+
+// attr describes a node whose number is that of its inode.
+func (t *tree) attr(n uint32, i ino) (attr, error) {
+	a, err := t.Attr(n)
+	if err != nil {
+		return attr{}, err
+	}
+	out := attr{
+		ino: i, mode: a.Mode, nlink: a.Nlink, size: a.Size, mtime: time.Unix(a.Sec, int64(a.Nsec)),
+		layered: true, uid: a.UID, gid: a.GID, rdev: a.Rdev, stored: a.Stored,
+	}
+	if a.Implicit {
+		out.mtime = t.mtime
+	}
+	return out, nil
+}
+
+func (v treeView) attr(ctx context.Context, n node, cheap bool) (attr, error) {
+	if cheap {
+		if _, ok := v.f.trees.get(treeKey{n.image(), n.view()}); !ok {
+			return attr{}, errCostly
+		}
+	}
+	t, e, err := v.at(ctx, n)
+	if err != nil {
+		return attr{}, err
+	}
+	return t.attr(e, t.inoOf(e))
+}
+
+func (v treeView) lookup(ctx context.Context, dir node, name string) (found, error) {
+	t, d, err := v.at(ctx, dir)
+	if err != nil {
+		return found{}, err
+	}
+	n, ok := t.Child(d, name)
+	if !ok {
+		return found{}, syscall.ENOENT
+	}
+	return found{node: t.node(t.Inode(n))}, nil
+}
+
+func (v treeView) list(ctx context.Context, dir node, from uint64, emit func(dirent) bool) error {
+	t, d, err := v.at(ctx, dir)
+	if err != nil {
+		return err
+	}
+	first, count, ok := t.Dir(d)
+	if !ok {
+		return syscall.ENOTDIR
+	}
+	here := t.inoOf(d)
+	var a attr
+	for i := min(from, uint64(count)); i < uint64(count); i++ {
+		n := first + uint32(i)
+		in := t.Inode(n)
+		e := dirent{name: t.Name(n), node: t.node(in), mode: t.Mode(n) & syscall.S_IFMT, cookie: i + 1}
+		if in == n {
+			e.ino = here.under(e.name)
+		} else {
+			e.ino = t.inoOf(in)
+		}
+		if a, err = t.attr(in, e.ino); err == nil {
+			e.attr = &a
+		} else {
+			e.node = 0 // looking it up says why
+		}
+		if !emit(e) {
+			return nil
+		}
+	}
+	return nil
+}
+
+func (v treeView) readlink(ctx context.Context, n node) ([]byte, error) {
+	t, e, err := v.at(ctx, n)
+	if err != nil {
+		return nil, err
+	}
+	target, ok := t.Readlink(e)
+	if !ok {
+		return nil, syscall.EINVAL
+	}
+	return []byte(target), nil
+}
+
+func (v treeView) read(ctx context.Context, n node, dest []byte, off int64) (fuse.ReadResult, error) {
+	t, e, err := v.at(ctx, n)
+	if err != nil {
+		return nil, err
+	}
+	p, ok := t.Place(e)
+	if !ok {
+		return nil, syscall.EISDIR
+	}
+	k, err := t.read(ctx, p, dest, off)
+	if err != nil {
+		return nil, fmt.Errorf("reading %q at %d: %w", t.Path(e), off, err)
+	}
+	if off == 0 && k > 0 && int64(k) == p.Size {
+		t.readAhead(ctx, e)
+	}
+	return fuse.ReadResultData(dest[:k]), nil
+}
+
+// read reads a file at off into dest; fewer bytes than that only at the end.
+func (t *tree) read(ctx context.Context, p layer.Place, dest []byte, off int64) (int, error) {
+	if off < 0 || off >= p.Size {
+		return 0, nil
+	}
+	dest = dest[:min(int64(len(dest)), p.Size-off)]
+	n := t.base + p.Layer
+	files, err := t.img.f.files.get(contentKey{t.img.slot, n, contentFiles}, func() (imgsrc.Files, error) { return t.img.openFiles(ctx, n) })
+	if err != nil {
+		return 0, err
+	}
+	defer files.release()
+	if p.Extents == nil {
+		return readFull(ctx, files.it, p.Body, dest, off)
+	}
+	clear(dest)
+	at := int64(0) // where the extent's bytes are in the body
+	for _, x := range p.Extents {
+		from, to := max(off, x.Off), min(off+int64(len(dest)), x.Off+x.Len)
+		if from < to {
+			if _, err := readFull(ctx, files.it, p.Body, dest[from-off:to-off], at+from-x.Off); err != nil {
+				return 0, err
+			}
+		}
+		at += x.Len
+	}
+	return len(dest), nil
+}
+
+func readFull(ctx context.Context, files imgsrc.Files, b imgsrc.Body, p []byte, off int64) (int, error) {
+	n, err := files.ReadBody(ctx, b, p, off)
+	if n == len(p) || err == nil {
+		return n, nil
+	}
+	if errors.Is(err, io.EOF) {
+		err = fmt.Errorf("%w: the body ends after %d bytes", imgsrc.ErrDamaged, off+int64(n))
+	}
+	return n, err
+}
+
+// xattrs returns the extended attributes of a node.
+func (f *FS) xattrs(ctx context.Context, n node) ([]imgsrc.Xattr, error) {
+	v, ok := f.view(n).(treeView)
+	if !ok {
+		return nil, nil
+	}
+	t, e, err := v.at(ctx, n)
+	if err != nil {
+		return nil, err
+	}
+	return t.Xattrs(e), nil
+}
+
+// seek finds data or a hole in a file from off on, as lseek(2) does.
+func (f *FS) seek(ctx context.Context, n node, off int64, whence uint32) (int64, error) {
+	v := f.view(n)
+	a, err := v.attr(ctx, n, false)
+	if err != nil {
+		return 0, err
+	}
+	if off < 0 || off >= a.size {
+		return 0, syscall.ENXIO
+	}
+	extents := []imgsrc.Extent{{Off: 0, Len: a.size}}
+	if tv, ok := v.(treeView); ok {
+		t, e, err := tv.at(ctx, n)
+		if err != nil {
+			return 0, err
+		}
+		if p, _ := t.Place(e); p.Extents != nil {
+			extents = p.Extents
+		}
+	}
+	switch whence {
+	case unix.SEEK_DATA:
+		for _, x := range extents {
+			if off < x.Off+x.Len {
+				return max(off, x.Off), nil
+			}
+		}
+		return 0, syscall.ENXIO
+	case unix.SEEK_HOLE:
+		for _, x := range extents {
+			if off < x.Off {
+				break
+			}
+			off = max(off, min(x.Off+x.Len, a.size))
+		}
+		return off, nil
+	}
+	return 0, syscall.EINVAL
+}
+
+func (img *image) changesKey(n int) treeKey { return treeKey{img.slot, diffView(n)} }
+
+func (img *image) knowsChanges(n int) bool {
+	_, ok := img.f.lists.get(img.changesKey(n))
+	return ok
+}
+
+// changes returns what layer n does to the ones below it.
+func (img *image) changes(ctx context.Context, n int) ([]byte, error) {
+	if list, ok := img.f.lists.get(img.changesKey(n)); ok {
+		return list, nil
+	}
+	res, err := img.shared(ctx, "changes "+strconv.Itoa(int(img.slot))+" "+strconv.Itoa(n), func(ctx context.Context) (any, error) {
+		indexes, err := img.indexes(ctx, 0, n+1)
+		if err != nil {
+			return nil, err
+		}
+		list, err := layer.Changes(ctx, indexes[:n], indexes[n])
+		if err != nil {
+			return nil, err
+		}
+		img.f.lists.put(img.changesKey(n), list, int64(len(list)))
+		return list, nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return res.([]byte), nil
+}
+
+// closeLayers lets go of the layers of an image that is gone.
+func (f *FS) closeLayers(slot uint32) {
+	f.contents.forget(slot)
+	f.files.forget(slot)
+	ours := func(k treeKey) bool { return k.slot == slot }
+	f.trees.forget(ours)
+	f.lists.forget(ours)
+}

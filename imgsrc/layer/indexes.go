@@ -1,0 +1,175 @@
+package layer
+
+import (
+	"container/list"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"sync"
+	"weak"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/imgfs/imgfs/imgsrc"
+)
+
+// heldIndexes is how many bytes of indexes are held for whoever asks next.
+const heldIndexes = 16 << 20
+
+// indexes are the indexes of layers that are in memory, or being made.
+type indexes struct {
+	mu     sync.Mutex
+	known  map[imgsrc.FilesKey]weak.Pointer[Index]
+	held   *list.List // of *heldIndex, the one used last in front
+	size   int64
+	flying map[imgsrc.FilesKey]*indexJob
+}
+
+type heldIndex struct {
+	key imgsrc.FilesKey
+	x   *Index
+}
+
+// An indexJob is one making of an index.
+type indexJob struct {
+	done chan struct{}
+	x    *Index
+	err  error
+}
+
+func newIndexes() *indexes {
+	return &indexes{known: map[imgsrc.FilesKey]weak.Pointer[Index]{}, held: list.New(), flying: map[imgsrc.FilesKey]*indexJob{}}
+}
+
+// Index returns the index of a layer: from memory, from the cache's directory, or by reading the layer, for all who ask
+// at once. It returns as soon as ctx ends; the reading goes on, on the cache's own context, and files must stay open
+// until then: open is called for it, and what it returns is closed.
+//
+// Errors: imgsrc.ErrDamaged if the layer is not what its digest says, or no tar, or has too many entries; open's;
+// fs.ErrClosed when the cache has been closed.
+func (c *Cache) Index(ctx context.Context, k imgsrc.FilesKey, open func(context.Context) (imgsrc.Files, error)) (*Index, error) {
+	ix := c.indexes
+	ix.mu.Lock()
+	if x := ix.get(k); x != nil {
+		ix.mu.Unlock()
+		return x, nil
+	}
+	j := ix.flying[k]
+	if j == nil {
+		c.mu.Lock()
+		closed := c.closed
+		j = &indexJob{done: make(chan struct{})}
+		if !closed {
+			ix.flying[k] = j
+			c.jobs.Go(func() { c.makeIndex(k, j, open) })
+		}
+		c.mu.Unlock()
+		if closed {
+			ix.mu.Unlock()
+			return nil, fmt.Errorf("indexing layer %s: cache: %w", k.Digest, fs.ErrClosed)
+		}
+	}
+	ix.mu.Unlock()
+	select {
+	case <-j.done:
+		return j.x, j.err
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+func (c *Cache) makeIndex(k imgsrc.FilesKey, j *indexJob, open func(context.Context) (imgsrc.Files, error)) {
+	x, err := c.bringIndex(k, open)
+	if err != nil {
+		if c.ctx.Err() != nil { // never context.Canceled: the reader's own context has not ended
+			err = fmt.Errorf("cache: %w", fs.ErrClosed)
+		} else if errors.Is(err, imgsrc.ErrDamaged) {
+			c.log.Error("indexing layer", "digest", k.Digest, "error", err)
+		}
+		err = fmt.Errorf("indexing layer %s: %w", k.Digest, err)
+	}
+	j.x, j.err = x, err
+	ix := c.indexes
+	ix.mu.Lock()
+	delete(ix.flying, k)
+	if err == nil {
+		ix.known[k] = weak.Make(x)
+		ix.hold(k, x)
+	}
+	ix.mu.Unlock()
+	close(j.done)
+}
+
+func (c *Cache) bringIndex(k imgsrc.FilesKey, open func(context.Context) (imgsrc.Files, error)) (x *Index, err error) {
+	defer func() {
+		if r := recover(); r != nil { // headers from outside are met here
+			x, err = nil, fmt.Errorf("%w: panic: %v", imgsrc.ErrDamaged, r)
+		}
+	}()
+	keep := !k.Transient && k.Digest.Validate() == nil
+	if keep {
+		if x := c.loadIndex(indexKey(k)); x != nil {
+			return x, nil
+		}
+	}
+	files, err := open(c.ctx)
+	if err != nil {
+		return nil, err
+	}
+	x, err = BuildIndex(c.ctx, files)
+	if err = errors.Join(err, files.Close()); err != nil {
+		return nil, err
+	}
+	if x.skipped > 0 {
+		c.log.Warn("leaving out files whose names are too long", "digest", k.Digest, "files", x.skipped)
+	}
+	if keep {
+		c.saveIndex(indexKey(k), x)
+	}
+	return x, nil
+}
+
+// get returns an index that is in memory. The caller holds ix.mu.
+func (ix *indexes) get(k imgsrc.FilesKey) *Index {
+	x := ix.known[k].Value()
+	if x == nil {
+		delete(ix.known, k)
+		return nil
+	}
+	for el := ix.held.Front(); el != nil; el = el.Next() {
+		if el.Value.(*heldIndex).key == k {
+			ix.held.MoveToFront(el)
+			return x
+		}
+	}
+	ix.hold(k, x)
+	return x
+}
+
+func (ix *indexes) hold(k imgsrc.FilesKey, x *Index) {
+	ix.held.PushFront(&heldIndex{k, x})
+	ix.size += x.memory()
+	for ix.size > heldIndexes {
+		ix.size -= ix.held.Remove(ix.held.Back()).(*heldIndex).x.memory()
+	}
+}
+
+// A Layer is what Indexes needs of one.
+type Layer struct {
+	Key  imgsrc.FilesKey
+	Open func(context.Context) (imgsrc.Files, error)
+}
+
+// Indexes returns the indexes of several layers, made side by side.
+func (c *Cache) Indexes(ctx context.Context, layers []Layer) ([]*Index, error) {
+	all := make([]*Index, len(layers))
+	g, ctx := errgroup.WithContext(ctx)
+	for i, l := range layers {
+		g.Go(func() (err error) {
+			all[i], err = c.Index(ctx, l.Key, l.Open)
+			return err
+		})
+	}
+	return all, g.Wait()
+}

@@ -1,0 +1,508 @@
+package storage
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc64"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+
+	"github.com/opencontainers/go-digest"
+	tarsplit "github.com/vbatts/tar-split/tar/storage"
+	"golang.org/x/sys/unix"
+
+	"github.com/imgfs/imgfs/imgsrc"
+	tarlayer "github.com/imgfs/imgfs/imgsrc/layer"
+)
+
+// splitForm is the form of files whose bodies lie under their names in a layer's directory. Where is the CRC-64 that
+// tar-split has recorded of them.
+const splitForm = "split"
+
+// Files implements [imgsrc.Image]. A layer without tar-split is walked.
+func (m *image) Files(ctx context.Context, n int) (imgsrc.Files, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	chain, err := m.chain()
+	if err != nil {
+		return nil, err
+	}
+	if n < 0 || n >= len(chain) {
+		return nil, fmt.Errorf("opening layer %d of image %s: it has %d: %w", n, m.desc.ID, len(chain), imgsrc.ErrAbsent)
+	}
+	f, err := m.s.files(chain[n], m.diffID(ctx, n))
+	if err != nil {
+		return nil, fmt.Errorf("opening layer %d of image %s: %w", n, m.desc.ID, err)
+	}
+	return f, nil
+}
+
+// files opens the files of a layer whose tar's digest, if there is one, is diffID.
+func (s *Source) files(l *layer, diffID digest.Digest) (imgsrc.Files, error) {
+	tarSplit, dir, err := s.locate(l)
+	if errors.Is(err, imgsrc.ErrAbsent) && dir != "" {
+		return s.walk(l, dir), nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	if diffID != "" && diffID != l.DiffID {
+		return nil, fmt.Errorf("layer %s has the diff id %s, and the image's config says %s: %w", l.ID, l.DiffID, diffID, imgsrc.ErrDamaged)
+	}
+	return &splitFiles{
+		unpacked: unpacked{s: s, dir: dir, sum: true},
+		key:      imgsrc.FilesKey{Form: splitForm, Digest: l.DiffID}, tarSplit: tarSplit, size: l.Size,
+	}, nil
+}
+
+// splitFiles are a layer's files as tar-split lists them.
+type splitFiles struct {
+	unpacked
+	key      imgsrc.FilesKey
+	tarSplit string
+	size     int64 // of the tar; 0 or less if not known
+}
+
+var _ imgsrc.Files = (*splitFiles)(nil)
+
+func (f *splitFiles) Key() imgsrc.FilesKey { return f.key }
+
+func (f *splitFiles) Entries(ctx context.Context, emit func(*imgsrc.File) error) error {
+	err := f.entries(ctx, emit)
+	if err != nil {
+		return fmt.Errorf("reading %s: %w", f.tarSplit, err)
+	}
+	return nil
+}
+
+func (f *splitFiles) entries(ctx context.Context, emit func(*imgsrc.File) error) error {
+	file, err := openRegular(f.tarSplit)
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	in := &tracked{r: file}
+	lines, err := newEntryReader(ctx, in)
+	if err != nil {
+		if in.err != nil {
+			return in.err
+		}
+		return fmt.Errorf("%w: %w", err, imgsrc.ErrDamaged)
+	}
+	defer lines.close()
+	t := &splitTar{lines: lines}
+	err = tarlayer.ScanTar(t, func(file *imgsrc.File) error {
+		if file.Type != '0' {
+			return emit(file)
+		}
+		// On the disk a sparse file has its holes.
+		stored := file.Stored
+		file.Extents, file.Stored = nil, file.Size
+		sum, err := t.body(stored)
+		if err != nil {
+			return err
+		}
+		file.Where = sum
+		return emit(file)
+	})
+	if err == nil && f.size > 0 {
+		err = t.drain(f.size)
+	}
+	switch {
+	case err == nil, ctx.Err() != nil, in.err != nil:
+		return errors.Join(ctx.Err(), in.err)
+	case errors.Is(err, imgsrc.ErrDamaged):
+		return err
+	}
+	return fmt.Errorf("%w: %w", err, imgsrc.ErrDamaged)
+}
+
+// splitTar is a tar as its reader wants it, with nothing in place of the bodies: they are skipped, but for a map that
+// says that a sparse file is all holes, which is read out of one.
+type splitTar struct {
+	lines  *entryReader
+	seg    []byte // what is left of the current segment
+	last   []byte // the last block of a segment: a header, when a body follows
+	inBody bool
+	left   int64 // of the current body
+	taken  int64 // of it
+	sum    uint64
+	total  int64 // bytes of the tar so far
+}
+
+const emptyMap = "0\n"
+
+// load makes the next entry current.
+func (t *splitTar) load() error {
+	e, err := t.lines.next()
+	if err != nil {
+		return err
+	}
+	if e.Type == tarsplit.SegmentType {
+		t.seg = e.Payload
+		if n := len(t.seg); n >= tarBlock {
+			t.last = append(t.last[:0], t.seg[n-tarBlock:]...)
+		}
+		t.total += int64(len(t.seg))
+		return nil
+	}
+	if e.Size == 0 {
+		return nil
+	}
+	if e.Size < 0 || len(e.Payload) != crc64.Size {
+		return fmt.Errorf("line %d: a body of %d bytes with a checksum of %d", t.lines.line, e.Size, len(e.Payload))
+	}
+	t.inBody, t.left, t.taken = true, e.Size, 0
+	t.sum = binary.BigEndian.Uint64(e.Payload)
+	t.total += e.Size
+	return nil
+}
+
+func (t *splitTar) Read(p []byte) (int, error) {
+	for len(t.seg) == 0 && !t.inBody {
+		if err := t.load(); err != nil {
+			return 0, err
+		}
+	}
+	if len(t.seg) > 0 {
+		n := copy(p, t.seg)
+		t.seg = t.seg[n:]
+		return n, nil
+	}
+	n := int(min(int64(len(p)), t.left))
+	clear(p[:n])
+	if t.taken < int64(len(emptyMap)) {
+		copy(p[:n], emptyMap[t.taken:])
+	}
+	t.take(int64(n))
+	return n, nil
+}
+
+func (t *splitTar) take(n int64) {
+	t.left -= n
+	t.taken += n
+	t.inBody = t.left > 0
+}
+
+// Seek skips forward, which is all that a reader of tars does.
+func (t *splitTar) Seek(off int64, whence int) (int64, error) {
+	if whence != io.SeekCurrent || off < 0 {
+		return 0, errors.ErrUnsupported
+	}
+	for rest := off; rest > 0; {
+		switch {
+		case len(t.seg) > 0:
+			n := min(rest, int64(len(t.seg)))
+			t.seg = t.seg[n:]
+			rest -= n
+		case t.inBody:
+			n := min(rest, t.left)
+			t.take(n)
+			rest -= n
+		default:
+			if err := t.load(); err != nil {
+				return 0, err
+			}
+		}
+	}
+	return off, nil // only differences are looked at
+}
+
+// body returns the checksum of the body of the entry whose header was just read, of which the tar has stored bytes.
+func (t *splitTar) body(stored int64) (uint64, error) {
+	for len(t.seg) == 0 && !t.inBody {
+		err := t.load()
+		if err == io.EOF {
+			return 0, nil
+		}
+		if err != nil {
+			return 0, err
+		}
+	}
+	if !t.inBody {
+		if stored > 0 && t.taken == 0 {
+			return 0, fmt.Errorf("line %d: a body of %d bytes is missing", t.lines.line, stored)
+		}
+		return 0, nil
+	}
+	if t.taken > 0 { // the map of a sparse file was taken from it
+		n, err := strconv.ParseInt(strings.Trim(string(t.last[124:136]), " \x00"), 8, 64)
+		if err != nil {
+			return 0, fmt.Errorf("line %d: the header before it has no size", t.lines.line)
+		}
+		stored = n - t.taken
+	}
+	// Of a sparse file tar-split counts the holes, and the tar does not.
+	t.left = stored
+	t.inBody = stored > 0
+	t.taken = 0
+	return t.sum, nil
+}
+
+// drain reads what is behind the tar's end, and compares its length with the one that it must have.
+func (t *splitTar) drain(size int64) error {
+	for {
+		err := t.load()
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			return err
+		}
+	}
+	if t.total != size {
+		return fmt.Errorf("the tar has %d bytes, not %d", t.total, size)
+	}
+	return nil
+}
+
+// unpacked is a directory with the files of a layer.
+type unpacked struct {
+	s   *Source
+	dir string
+	sum bool // whether Where is a checksum
+
+	mu     sync.Mutex
+	root   int // the directory, open if opened is set
+	opened bool
+}
+
+// ReadBody returns nothing that does not have the checksum Where, if that is one.
+func (u *unpacked) ReadBody(ctx context.Context, b imgsrc.Body, p []byte, off int64) (int, error) {
+	if off < 0 || off >= b.Size {
+		return 0, io.EOF
+	}
+	var end error
+	if int64(len(p)) > b.Size-off {
+		p, end = p[:b.Size-off], io.EOF
+	}
+	var err error
+	if b.Size <= smallBody {
+		err = u.readSmall(b, p, off)
+	} else {
+		err = u.readLarge(ctx, b, p, off)
+	}
+	switch {
+	case err == nil:
+		return len(p), end
+	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
+		return 0, err
+	}
+	return 0, fmt.Errorf("reading from %s: %w", u.dir, err)
+}
+
+// readSmall reads a whole file, and fills p from it. It keeps nothing open, and makes no more system calls than it must:
+// small files are most of a layer.
+func (u *unpacked) readSmall(b imgsrc.Body, p []byte, off int64) error {
+	fd, err := u.open(b.Path)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return &os.PathError{Op: "stat", Path: b.Path, Err: err}
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFREG || st.Size != b.Size {
+		return fmt.Errorf("%q has %d bytes on the disk, and %d in the layer: %w", b.Path, st.Size, b.Size, imgsrc.ErrDamaged)
+	}
+	whole := p
+	if int64(len(p)) < b.Size {
+		whole = make([]byte, b.Size)
+	}
+	for n := 0; n < len(whole); {
+		m, err := unix.Pread(fd, whole[n:], int64(n))
+		if err != nil && err != unix.EINTR {
+			return &os.PathError{Op: "read", Path: b.Path, Err: err}
+		}
+		if m == 0 && err == nil {
+			break // it has become shorter: the checksum tells
+		}
+		n += max(0, m)
+	}
+	if u.sum && crc64.Checksum(whole, crcTable) != b.Where {
+		return fmt.Errorf("%q has another checksum than the layer: %w", b.Path, imgsrc.ErrDamaged)
+	}
+	copy(p, whole[off:])
+	return nil
+}
+
+// A fileKey names a file of an unpacked layer.
+type fileKey struct{ dir, name string }
+
+// readLarge reads from a file that stays open, and is verified once in each of its states.
+func (u *unpacked) readLarge(ctx context.Context, b imgsrc.Body, p []byte, off int64) error {
+	f, release, err := u.openLarge(b.Path)
+	if err != nil {
+		return err
+	}
+	defer release()
+	key := fileKey{u.dir, b.Path}
+	for range 3 {
+		id, err := identityOf(f.File)
+		if err != nil {
+			return err
+		}
+		if !u.s.verified.has(key, id) {
+			if err := u.verify(ctx, key, b); err != nil {
+				return err
+			}
+			if !u.s.verified.has(key, id) {
+				continue
+			}
+		}
+		if _, err := f.ReadAt(p, off); err != nil && !errors.Is(err, io.EOF) {
+			return err
+		}
+		// What was read is what was verified if the file is still the same now.
+		now, err := identityOf(f.File)
+		if err != nil {
+			return err
+		}
+		if now == id {
+			return nil
+		}
+	}
+	return fmt.Errorf("%q changes while it is read: %w", b.Path, imgsrc.ErrDamaged)
+}
+
+// verify compares a large file with its body, once for all who wait.
+func (u *unpacked) verify(ctx context.Context, key fileKey, b imgsrc.Body) error {
+	_, err := fly(ctx, u.s.work, key, func(ctx context.Context) (struct{}, error) {
+		// The reader that began this may leave, and close what it has open.
+		own := &unpacked{s: u.s, dir: u.dir, sum: u.sum}
+		defer own.Close()
+		f, release, err := own.openLarge(b.Path)
+		if err != nil {
+			return struct{}{}, err
+		}
+		defer release()
+		var id identity
+		if u.sum {
+			id, err = checkFile(ctx, f.File, b.Path, b.Size, b.Where)
+		} else if id, err = identityOf(f.File); err == nil && id.size != b.Size {
+			err = fmt.Errorf("%q has %d bytes, and had %d: %w", b.Path, id.size, b.Size, imgsrc.ErrDamaged)
+		}
+		if err == nil {
+			u.s.verified.add(key, id)
+		}
+		return struct{}{}, err
+	})
+	return err
+}
+
+func (u *unpacked) openLarge(name string) (*openFile, func(), error) {
+	return u.s.bodies.open(fileKey{u.dir, name}, func() (*os.File, error) {
+		fd, err := u.open(name)
+		if err != nil {
+			return nil, err
+		}
+		return os.NewFile(uintptr(fd), filepath.Join(u.dir, name)), nil
+	})
+}
+
+// open opens a file below the directory. The name comes from the layer: it leads nowhere else, whatever links there are.
+func (u *unpacked) open(name string) (int, error) {
+	root, err := u.openRoot()
+	if err != nil {
+		return -1, err
+	}
+	how := unix.OpenHow{
+		Flags: unix.O_RDONLY | unix.O_NONBLOCK | unix.O_CLOEXEC, // a pipe in the file's place must not block
+		// As for a process whose root the directory is.
+		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS,
+	}
+	fd, err := unix.Openat2(root, name, &how)
+	for err == unix.EINTR || err == unix.EAGAIN {
+		fd, err = unix.Openat2(root, name, &how)
+	}
+	switch {
+	case err == nil:
+		return fd, nil
+	case err == unix.ENOSYS, err == unix.EPERM: // an old kernel, or a filter that does not know the call
+		return u.openSlowly(name)
+	}
+	return -1, u.explain(name, err)
+}
+
+func (u *unpacked) openSlowly(name string) (int, error) {
+	f, err := (&layerIndex{dir: u.dir}).openBody(name)
+	if err != nil {
+		return -1, err
+	}
+	defer f.Close()
+	return unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+}
+
+func (u *unpacked) openRoot() (int, error) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.opened {
+		return u.root, nil
+	}
+	fd, err := unix.Open(u.dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err == unix.ENOENT {
+		return -1, fmt.Errorf("the layer has been removed: %w", imgsrc.ErrNotFound)
+	}
+	if err != nil {
+		return -1, &os.PathError{Op: "open", Path: u.dir, Err: err}
+	}
+	u.root, u.opened = fd, true
+	return fd, nil
+}
+
+// Close is called when nobody reads any more.
+func (u *unpacked) Close() error {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if !u.opened {
+		return nil
+	}
+	u.opened = false
+	return unix.Close(u.root)
+}
+
+// explain says what it means that a body's file cannot be opened.
+func (u *unpacked) explain(name string, err error) error {
+	err = &os.PathError{Op: "open", Path: filepath.Join(u.dir, name), Err: err}
+	if !slices.ContainsFunc(notUnpacked, func(e syscall.Errno) bool { return errors.Is(err, e) }) {
+		return err
+	}
+	if _, statErr := os.Lstat(u.dir); errors.Is(statErr, os.ErrNotExist) {
+		return fmt.Errorf("the layer has been removed: %w", imgsrc.ErrNotFound)
+	}
+	return fmt.Errorf("%w: %w", err, imgsrc.ErrDamaged)
+}
+
+// verifiedFiles is how many large files are remembered as right.
+const verifiedFiles = 4096
+
+// verified remembers in which state a file was found right.
+type verified struct {
+	mu    sync.Mutex
+	files *lru[fileKey, identity] // guarded by mu
+}
+
+func newVerified() *verified { return &verified{files: newLRU[fileKey, identity](verifiedFiles, nil)} }
+
+func (v *verified) has(key fileKey, id identity) bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	was, ok := v.files.get(key)
+	return ok && was == id
+}
+
+func (v *verified) add(key fileKey, id identity) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.files.put(key, id, 1)
+}
