@@ -141,6 +141,7 @@ func (c *controls) run(ctx context.Context, img *image, row *row, who fuse.Calle
 	err = c.f.ops.Do(ctx, w)
 	if row.live != nil {
 		c.f.refresh(ctx) // what was written shows at once
+		c.f.settle(ctx)
 	}
 	return err
 }

@@ -37,8 +37,8 @@
 //   - Live is the rest: ids/, images/, events, an image's directory, and the rows of the table that depend on the catalog. Its
 //     attributes have timeout 0. The kernel drops a file's pages when its size or modification time has moved, and a
 //     listing when the directory's modification time has; so each change moves the time, by a nanosecond if the clock has
-//     not moved. Names that can vanish have timeout 0, except those in ids/: every path leads through them, and so the
-//     kernel keeps them and is told when one is gone.
+//     not moved. Names that can vanish have timeout 0, except those that every path leads through: the kernel keeps
+//     those in ids/ for good and those in images/ for a second, and is told when one is gone or means something else.
 //   - A listing carries attributes (READDIRPLUS), except where they cost more than a look at memory: such an entry has node
 //     id 0, and the kernel asks if somebody wants to know.
 //   - A link's node includes its target, so the kernel may keep what a link says.

@@ -233,6 +233,7 @@ func (f *FS) imageName(n node) string {
 type goneEntry struct {
 	dir  node
 	name string
+	done chan struct{} // instead of a name: closed when it is its turn
 }
 
 // forget has the kernel told, later: to tell it from a request's handler may wait for the lock that the request's own
@@ -250,13 +251,33 @@ func (f *FS) forget(g goneEntry) {
 	}
 }
 
+// settle returns when the kernel has been told of all that is gone, but does not wait for long. It is called where no
+// lock of a directory is held: not from a look-up or a listing.
+func (f *FS) settle(ctx context.Context) {
+	if f.server == nil {
+		return
+	}
+	g := goneEntry{done: make(chan struct{})}
+	f.forget(g)
+	select {
+	case <-g.done:
+	case <-ctx.Done():
+	case <-time.After(settleTime):
+	}
+}
+
+const settleTime = time.Second
+
 func (f *FS) forgetNames(ctx context.Context) {
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case g := <-f.gone:
-			if f.server != nil {
+			switch {
+			case g.done != nil:
+				close(g.done)
+			case f.server != nil:
 				f.server.EntryNotify(uint64(g.dir), g.name)
 			}
 		}

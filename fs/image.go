@@ -252,7 +252,7 @@ func (v imageView) lookup(ctx context.Context, dir node, name string) (found, er
 		if row.live(e) == nil {
 			return found{}, syscall.ENOENT
 		}
-		return found{node: n, brief: true}, nil
+		return found{node: n, keep: keepNot}, nil
 	}
 	r, err := img.render(ctx)
 	if err != nil {
@@ -297,7 +297,7 @@ func (v imageView) list(ctx context.Context, dir node, from uint64, emit func(di
 			if row.live(e) == nil {
 				continue
 			}
-			d.brief = true
+			d.keep = keepNot
 		default:
 			ok, err := img.has(ctx, r, row)
 			if err != nil {

@@ -50,7 +50,7 @@ func further(e *imgsrc.Entry) []imgsrc.Held {
 func (img *image) lookupManifest(e *imgsrc.Entry, name string) (found, error) {
 	for _, h := range further(e) {
 		if d := h.Desc().Digest; manifestName(d) == name {
-			return found{node: img.node(viewManifests, 1+img.place(d)), brief: true}, nil
+			return found{node: img.node(viewManifests, 1+img.place(d)), keep: keepNot}, nil
 		}
 	}
 	return found{}, syscall.ENOENT
@@ -63,7 +63,7 @@ func (img *image) listManifests(e *imgsrc.Entry, from uint64, emit func(dirent) 
 		d := h.Desc().Digest
 		p := img.place(d)
 		if cookie := manifestCookie + uint64(p); cookie > from &&
-			!emit(dirent{name: manifestName(d), node: img.node(viewManifests, 1+p), ino: img.ino.under(d.String()), mode: syscall.S_IFREG, cookie: cookie, brief: true}) {
+			!emit(dirent{name: manifestName(d), node: img.node(viewManifests, 1+p), ino: img.ino.under(d.String()), mode: syscall.S_IFREG, cookie: cookie, keep: keepNot}) {
 			return nil
 		}
 	}

@@ -46,12 +46,14 @@ func (f *FS) nameState(snap *imgsrc.Snapshot, old *nameState, first bool, now ti
 		s.base = snap.ModTime
 		return s
 	}
-	s.compare(old, "", now)
+	s.compare(old, "", now, func(dir, name string) {
+		f.forget(goneEntry{dir: makeNode(0, viewNames, f.names.number(dir)), name: name})
+	})
 	return s
 }
 
-// compare walks a directory of the new tree beside the old one's.
-func (s *nameState) compare(old *nameState, dir string, now time.Time) {
+// compare walks a directory of the new tree beside the old one's, and calls gone for each name that meant something else.
+func (s *nameState) compare(old *nameState, dir string, now time.Time, gone func(dir, name string)) {
 	is, _ := s.tree.Dir(dir)
 	was, existed := old.tree.Dir(dir)
 	s.carry(old, dir, now, existed && slices.Equal(is, was))
@@ -61,11 +63,18 @@ func (s *nameState) compare(old *nameState, dir string, now time.Time) {
 	}
 	for _, c := range is {
 		path := joinName(dir, c.Name)
+		same := before[c.Name] == c
+		if same {
+			delete(before, c.Name)
+		}
 		if c.Dir {
-			s.compare(old, path, now)
+			s.compare(old, path, now, gone)
 			continue
 		}
-		s.carry(old, path, now, before[c.Name] == c)
+		s.carry(old, path, now, same)
+	}
+	for name := range before {
+		gone(dir, name)
 	}
 }
 
@@ -184,12 +193,13 @@ func (v namesView) lookup(ctx context.Context, dir node, name string) (found, er
 	}
 	path = joinName(path, name)
 	c, ok := s.tree.Lookup(path)
-	if !ok {
-		if c.ID, ok = unlisted(v.f.state.Load().snap, path); !ok {
-			return found{}, syscall.ENOENT
-		}
+	if ok {
+		return found{node: v.f.nameNode(path, c), keep: keepMoment}, nil
 	}
-	return found{node: v.f.nameNode(path, c), brief: true}, nil
+	if c.ID, ok = unlisted(v.f.state.Load().snap, path); ok {
+		return found{node: v.f.nameNode(path, c), keep: keepNot}, nil
+	}
+	return found{}, syscall.ENOENT
 }
 
 // list lists in the order in which the names were first met, so that a cookie means the same while names come and go.
@@ -217,7 +227,7 @@ func (f *FS) nameList(s *nameState, dir string) []dirent {
 	all := make([]dirent, 0, len(children))
 	for _, c := range children {
 		path := joinName(dir, c.Name)
-		d := dirent{name: c.Name, node: f.nameNode(path, c), ino: nameIno(path), mode: syscall.S_IFLNK, brief: true}
+		d := dirent{name: c.Name, node: f.nameNode(path, c), ino: nameIno(path), mode: syscall.S_IFLNK, keep: keepMoment}
 		if c.Dir {
 			d.mode = syscall.S_IFDIR
 		}

@@ -71,15 +71,18 @@ func (f *FS) Lookup(cancel <-chan struct{}, h *fuse.InHeader, name string, out *
 	if err != nil {
 		return f.fail("looking up "+name, hit.node, err)
 	}
-	f.fillEntry(out, hit.node, a, hit.brief)
+	f.fillEntry(out, hit.node, a, hit.keep)
 	return fuse.OK
 }
 
-func (f *FS) fillEntry(out *fuse.EntryOut, n node, a attr, brief bool) {
+func (f *FS) fillEntry(out *fuse.EntryOut, n node, a attr, k keep) {
 	out.NodeId = uint64(n)
 	out.Generation = 1
-	if !brief {
+	switch k {
+	case keepForever:
 		out.EntryValid = forever
+	case keepMoment:
+		out.EntryValid = 1
 	}
 	if !a.live {
 		out.AttrValid = forever
@@ -191,11 +194,11 @@ func (f *FS) readDir(cancel <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntry
 			return true
 		}
 		if e.attr != nil {
-			f.fillEntry(eo, e.node, *e.attr, e.brief)
+			f.fillEntry(eo, e.node, *e.attr, e.keep)
 			return true
 		}
 		if a, err := f.view(e.node).attr(ctx, e.node, true); err == nil {
-			f.fillEntry(eo, e.node, a, e.brief)
+			f.fillEntry(eo, e.node, a, e.keep)
 		}
 		return true
 	}

@@ -36,7 +36,7 @@ func TestUnlistedNames(t *testing.T) {
 		}
 	}
 	hit, err := f.view(imagesNode).lookup(t.Context(), imagesNode, "nginx")
-	if err != nil || !hit.brief {
+	if err != nil || hit.keep != keepNot {
 		t.Fatalf("images/nginx: %+v, %v", hit, err)
 	}
 	target, err := f.view(hit.node).readlink(t.Context(), hit.node)

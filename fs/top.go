@@ -85,7 +85,7 @@ func (v topView) lookup(ctx context.Context, dir node, name string) (found, erro
 		return found{node: img.node(viewImage, 0)}, nil
 	}
 	if img := s.byPrefix(name); img != nil {
-		return found{node: img.node(viewImage, 0), brief: true}, nil
+		return found{node: img.node(viewImage, 0), keep: keepNot}, nil
 	}
 	return found{}, syscall.ENOENT
 }

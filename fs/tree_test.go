@@ -51,7 +51,7 @@ func walk(t *testing.T, f *FS, dir node, path string, all map[string]file) {
 			t.Errorf("%s: listing from cookie %d gives %q, %v", path, e.cookie, next, err)
 		}
 		hit, err := f.view(dir).lookup(ctx, dir, e.name)
-		if err != nil || hit.node != e.node || hit.brief != e.brief {
+		if err != nil || hit.node != e.node || hit.keep != e.keep {
 			t.Errorf("%s: found %+v, %v; listed %+v", at, hit, err, e)
 			continue
 		}
@@ -291,6 +291,9 @@ func TestChangesShow(t *testing.T) {
 	if is := linkOf("x:1"); is == was {
 		t.Error("a name that moved to another image is the same node")
 	}
+	if g := <-f.gone; g.dir != makeNode(0, viewNames, f.names.number("localhost")) && g.dir != makeNode(0, viewNames, imagesEntry) || g.name != "x:1" {
+		t.Errorf("the kernel was told to forget %+v", g)
+	}
 	if _, err := f.view(dirA).lookup(ctx, dirA, "names"); !errors.Is(err, syscall.ENOENT) {
 		t.Errorf("names of an untagged image: %v", err)
 	}
@@ -318,7 +321,7 @@ func TestIDsByPrefix(t *testing.T) {
 	f, _, _ := newTree(t, named(a), named(b))
 	for prefix, want := range map[string]error{a.desc.ID[:2]: syscall.ENOENT, a.desc.ID[:10]: syscall.ENOENT, a.desc.ID[:12]: nil, b.desc.ID[:12]: nil, "": syscall.ENOENT, "zzz": syscall.ENOENT} {
 		hit, err := f.view(idsNode).lookup(t.Context(), idsNode, prefix)
-		if !errors.Is(err, want) || err == nil && !hit.brief {
+		if !errors.Is(err, want) || err == nil && hit.keep != keepNot {
 			t.Errorf("ids/%s: %+v, %v; want %v", prefix, hit, err, want)
 		}
 	}

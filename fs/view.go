@@ -48,14 +48,23 @@ type dirent struct {
 	ino    ino
 	mode   uint32 // the type's bits
 	cookie uint64
-	brief  bool  // the kernel may not keep the entry
+	keep   keep
 	attr   *attr // if they are at hand
 }
 
+// keep says how long the kernel may keep a name. It is also told when one is gone.
+type keep uint8
+
+const (
+	keepForever keep = iota
+	keepMoment       // for a second
+	keepNot
+)
+
 // found is the result of a lookup that found something.
 type found struct {
-	node  node
-	brief bool // the kernel may not keep the entry
+	node node
+	keep keep
 }
 
 // errCostly: these attributes are not to be had for a mere listing.
