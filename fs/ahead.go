@@ -2,7 +2,10 @@ package fs
 
 import (
 	"context"
+	"sync"
 	"sync/atomic"
+
+	"github.com/imgfs/imgfs/imgsrc/layer"
 )
 
 // A small file costs its reader a round trip, whatever is in it. So the answer to the first read of one is preceded by
@@ -45,9 +48,134 @@ func (a *ahead) store(n node, b []byte) bool {
 	return a.f.server.InodeNotifyStoreCache(uint64(n), 0, b).Ok()
 }
 
+const (
+	// aheadFile is the largest file that is stored ahead, in bytes; the kernel reads larger ones ahead by itself.
+	aheadFile = 128 << 10
+	// aheadAgain is how many files are looked at anew when one that was stored is asked for: the kernel has dropped it.
+	aheadAgain = 1024
+)
+
 // treeAhead remembers which files of a tree have been stored.
 type treeAhead struct{ done []atomic.Uint64 }
 
-func (a *treeAhead) init(n uint32) { a.done = make([]atomic.Uint64, (n+63)/64) }
+func (a *treeAhead) init(n uint32) { a.done = make([]atomic.Uint64, n/64+1) }
 
-func (t *tree) readAhead(ctx context.Context, n uint32) {}
+// take says whether file n is yet to be stored, and counts it as stored.
+func (a *treeAhead) take(n uint32) bool {
+	bit := uint64(1) << (n % 64)
+	return a.done[n/64].Load()&bit == 0 && a.done[n/64].Or(bit)&bit == 0
+}
+
+// drop counts the files from first to end as not stored.
+func (a *treeAhead) drop(first, end uint32) {
+	for w := first / 64; w <= (end-1)/64; w++ {
+		keep := uint64(0)
+		if w == first/64 {
+			keep |= 1<<(first%64) - 1
+		}
+		if w == (end-1)/64 && end%64 != 0 {
+			keep |= ^(uint64(1)<<(end%64) - 1)
+		}
+		a.done[w].And(keep)
+	}
+}
+
+// A batch is files that are read to be stored.
+type batch struct {
+	first uint32 // the node at which looking for them began
+	next  uint32 // and at which looking for more would begin
+	files []aheadBody
+	done  chan struct{} // closed when all have been read
+}
+
+type aheadBody struct {
+	node  uint32
+	place layer.Place
+	bytes []byte // nil if it could not be read: whoever asks for it hears why
+}
+
+const (
+	// aheadReaders is how many files of a batch are read at a time.
+	aheadReaders = 4
+	// aheadBatches is how many batches are kept for readers who may never come.
+	aheadBatches = 4
+)
+
+// readAhead stores the files behind file n: the rest of its directory, and then those of the next directories in the
+// order of a walk, as far as the kernel has listed them. That is how find, grep -r, tar and rsync go. While the kernel's
+// reader is at these, the batch after them is read.
+func (t *tree) readAhead(ctx context.Context, n uint32) {
+	f := t.img.f
+	if f.server == nil {
+		return
+	}
+	if !t.ahead.take(n) {
+		t.ahead.drop(n+1, min(t.Len(), n+aheadAgain))
+	}
+	key := treeKey{t.img.slot, t.view}
+	b, ok := f.batches.take(key)
+	if !ok || b.first <= n || b.first > n+aheadAgain {
+		b = t.batch(n + 1)
+		t.load(ctx, b)
+	}
+	select {
+	case <-b.done:
+	case <-ctx.Done():
+		return
+	}
+	a := ahead{f: f}
+	for i, file := range b.files {
+		if file.bytes != nil && !a.store(t.node(file.node), file.bytes) {
+			for _, rest := range b.files[i:] {
+				t.ahead.drop(rest.node, rest.node+1)
+			}
+			return
+		}
+	}
+	if b = t.batch(b.next); len(b.files) > 0 {
+		f.batches.put(key, b, 1)
+		go t.load(f.ctx, b)
+	}
+}
+
+// batch chooses the files from node first on that are worth storing, up to aheadBytes.
+func (t *tree) batch(first uint32) *batch {
+	b := &batch{first: first, next: first, done: make(chan struct{})}
+	for size := int64(0); b.next < t.Len(); b.next++ {
+		p, ok := t.Place(b.next)
+		if !ok || p.Size == 0 || p.Size > aheadFile || t.Inode(b.next) != b.next {
+			continue
+		}
+		if size += p.Size; size > aheadBytes {
+			break
+		}
+		if t.ahead.take(b.next) {
+			b.files = append(b.files, aheadBody{node: b.next, place: p})
+		}
+	}
+	return b
+}
+
+// load reads the files of a batch, several at a time: they may lie on a disk.
+func (t *tree) load(ctx context.Context, b *batch) {
+	defer close(b.done)
+	var wg sync.WaitGroup
+	var next atomic.Int64
+	for range min(aheadReaders, len(b.files)) {
+		wg.Go(func() {
+			defer t.img.f.recovered("reading ahead")
+			for {
+				i := int(next.Add(1)) - 1
+				if i >= len(b.files) || ctx.Err() != nil {
+					return
+				}
+				file := &b.files[i]
+				buf := make([]byte, file.place.Size)
+				if n, err := t.read(ctx, file.place, buf, 0); err == nil && n == len(buf) {
+					file.bytes = buf
+				}
+			}
+		})
+	}
+	wg.Wait()
+}

@@ -78,3 +78,10 @@ func (f *FS) fail(doing string, n node, err error) fuse.Status {
 	}
 	return fuse.Status(errno)
 }
+
+// recovered is deferred by goroutines of the tree's own: a panic there costs their work and not the mount.
+func (f *FS) recovered(doing string) {
+	if r := recover(); r != nil {
+		f.log.Error("panic", "doing", doing, "reason", r)
+	}
+}

@@ -66,6 +66,7 @@ type FS struct {
 	files    *openCache[imgsrc.Files]
 	trees    *memo[treeKey, *tree]
 	lists    *memo[treeKey, []byte] // changes
+	batches  *memo[treeKey, *batch] // what will be stored ahead of a tree's reader
 	sizes    sync.Map               // digest.Digest of an uncompressed layer -> int64
 	flights  singleflight.Group
 	control  controls
@@ -106,6 +107,7 @@ func New(o Options) *FS {
 		files:         newOpenCache[imgsrc.Files](openContents),
 		trees:         newMemo[treeKey, *tree](treeBytes),
 		lists:         newMemo[treeKey, []byte](listBytes),
+		batches:       newMemo[treeKey, *batch](aheadBatches),
 	}
 	f.ctx, f.cancel = context.WithCancel(context.Background())
 	f.slots.Store(&[]*image{nil})

@@ -38,6 +38,18 @@ func (m *memo[K, V]) get(key K) (value V, ok bool) {
 	return el.Value.(memoItem[K, V]).value, true
 }
 
+// take is get, and forgets the item.
+func (m *memo[K, V]) take(key K) (value V, ok bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	el := m.items[key]
+	if el == nil {
+		return value, false
+	}
+	m.drop(el)
+	return el.Value.(memoItem[K, V]).value, true
+}
+
 func (m *memo[K, V]) put(key K, value V, bytes int64) {
 	m.mu.Lock()
 	defer m.mu.Unlock()

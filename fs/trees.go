@@ -396,4 +396,5 @@ func (f *FS) closeLayers(slot uint32) {
 	ours := func(k treeKey) bool { return k.slot == slot }
 	f.trees.forget(ours)
 	f.lists.forget(ours)
+	f.batches.forget(ours)
 }
