@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"runtime/debug"
 	"sync"
+	"time"
 	"weak"
 
 	"golang.org/x/sync/errgroup"
@@ -17,6 +19,9 @@ import (
 // heldIndexes is how many bytes of indexes are held for whoever asks next.
 const heldIndexes = 16 << 20
 
+// largeIndex is from what size in bytes on the memory that making an index took is given back at once.
+const largeIndex = 4 << 20
+
 // indexes are the indexes of layers that are in memory, or being made.
 type indexes struct {
 	mu     sync.Mutex
@@ -24,6 +29,7 @@ type indexes struct {
 	held   *list.List // of *heldIndex, the one used last in front
 	size   int64
 	flying map[imgsrc.FilesKey]*indexJob
+	bad    map[imgsrc.FilesKey]verdict // layers that are damaged, so that they are not read again at every request
 }
 
 type heldIndex struct {
@@ -39,7 +45,7 @@ type indexJob struct {
 }
 
 func newIndexes() *indexes {
-	return &indexes{known: map[imgsrc.FilesKey]weak.Pointer[Index]{}, held: list.New(), flying: map[imgsrc.FilesKey]*indexJob{}}
+	return &indexes{known: map[imgsrc.FilesKey]weak.Pointer[Index]{}, held: list.New(), flying: map[imgsrc.FilesKey]*indexJob{}, bad: map[imgsrc.FilesKey]verdict{}}
 }
 
 // Index returns the index of a layer: from memory, from the cache's directory, or by reading the layer, for all who ask
@@ -54,6 +60,13 @@ func (c *Cache) Index(ctx context.Context, k imgsrc.FilesKey, open func(context.
 	if x := ix.get(k); x != nil {
 		ix.mu.Unlock()
 		return x, nil
+	}
+	if v, ok := ix.bad[k]; ok {
+		if time.Now().Before(v.until) {
+			ix.mu.Unlock()
+			return nil, v.err
+		}
+		delete(ix.bad, k)
 	}
 	j := ix.flying[k]
 	if j == nil {
@@ -93,6 +106,9 @@ func (c *Cache) makeIndex(k imgsrc.FilesKey, j *indexJob, open func(context.Cont
 	ix := c.indexes
 	ix.mu.Lock()
 	delete(ix.flying, k)
+	if errors.Is(err, imgsrc.ErrDamaged) {
+		ix.bad[k] = verdict{err, time.Now().Add(verdictTime)}
+	}
 	if err == nil {
 		ix.known[k] = weak.Make(x)
 		ix.hold(k, x)
@@ -120,6 +136,9 @@ func (c *Cache) bringIndex(k imgsrc.FilesKey, open func(context.Context) (imgsrc
 	x, err = BuildIndex(c.ctx, files)
 	if err = errors.Join(err, files.Close()); err != nil {
 		return nil, err
+	}
+	if x.memory() > largeIndex {
+		debug.FreeOSMemory() // making it took several times as much as it takes
 	}
 	if x.skipped > 0 {
 		c.log.Warn("leaving out files whose names are too long", "digest", k.Digest, "files", x.skipped)

@@ -42,6 +42,7 @@ func Run(t *testing.T, open func(t *testing.T) imgsrc.Source, want Expect) {
 		"Documents":  (*suite).documents,
 		"Diff":       (*suite).diffs,
 		"Blob":       (*suite).blobs,
+		"Files":      (*suite).files,
 		"Absent":     (*suite).absent,
 		"Cancelled":  (*suite).cancelled,
 		"Catalog":    (*suite).catalog,
@@ -200,6 +201,9 @@ func (s *suite) absent() {
 			if c, err := img.Diff(s.Context(), n); !errors.Is(err, imgsrc.ErrAbsent) {
 				s.Errorf("image %s: layer %d is %v, %v, want ErrAbsent", d.ID, n, c, err)
 			}
+			if f, err := img.Files(s.Context(), n); !errors.Is(err, imgsrc.ErrAbsent) {
+				s.Errorf("image %s: the files of layer %d are %v, %v, want ErrAbsent", d.ID, n, f, err)
+			}
 		}
 	}
 }
@@ -237,6 +241,12 @@ func (s *suite) cancelled() {
 			check("Config", err)
 		}
 		for n, l := range s.facts(img).Layers {
+			if f, err := img.Files(s.Context(), n); err == nil {
+				check("Files, Entries", f.Entries(ctx, func(*imgsrc.File) error { return nil }))
+				if err := f.Close(); err != nil {
+					s.Errorf("Files, Close: %v", err)
+				}
+			}
 			for what, open := range map[string]func() (imgsrc.Content, error){
 				"Diff": func() (imgsrc.Content, error) { return img.Diff(s.Context(), n) },
 				"Blob": func() (imgsrc.Content, error) { return img.Blob(s.Context(), l.Digest) },
