@@ -26,14 +26,14 @@ var errBusy = errors.New("another process holds the lock")
 
 // bring gets at a layer's bytes: from the cache, from another process that is making them, or by a pass. If distrust is
 // set, the file in the cache is made anew.
-func (c *Cache) bring(k key, src blobSource, distrust bool) (s *store, err error) {
+func (c *Cache) bring(k key, src blobSource, distrust bool, j *job) (s *store, err error) {
 	defer func() {
 		if r := recover(); r != nil { // the decompressors meet bytes from outside here
 			err = fmt.Errorf("%w: decompressor: panic: %v", imgsrc.ErrDamaged, r)
 		}
 	}()
 	if c.dir != nil {
-		s, err := c.bringShared(k, src, distrust)
+		s, err := c.bringShared(k, src, distrust, j)
 		if err == nil || !isSinkError(err) {
 			return s, err
 		}
@@ -50,7 +50,7 @@ func (c *Cache) bring(k key, src blobSource, distrust bool) (s *store, err error
 }
 
 // bringShared finds or makes the file in the cache directory. Errors that have to do with that directory are sinkErrors.
-func (c *Cache) bringShared(k key, src blobSource, distrust bool) (*store, error) {
+func (c *Cache) bringShared(k key, src blobSource, distrust bool, j *job) (*store, error) {
 	if !distrust {
 		if s := c.openStore(k); s != nil {
 			return s, nil
@@ -75,7 +75,15 @@ func (c *Cache) bringShared(k key, src blobSource, distrust bool) (*store, error
 	if err := f.Truncate(0); err != nil {
 		return nil, &sinkError{err}
 	}
-	p, err := c.fill(f, src)
+	var g *growing
+	if known := c.loadSums(k); known != nil && !distrust {
+		g = newGrowing(j.done)
+		c.mu.Lock()
+		j.growing = &store{pass: *known, file: f, growing: g, refs: 1}
+		c.mu.Unlock()
+		close(j.early)
+	}
+	p, err := c.fill(f, src, g)
 	if err != nil {
 		return nil, err
 	}
@@ -86,6 +94,9 @@ func (c *Cache) bringShared(k key, src blobSource, distrust bool) (*store, error
 		return nil, &sinkError{err}
 	}
 	kept = true
+	if g == nil {
+		c.saveSums(k, p)
+	}
 	// From the exclusive lock of a writer to the shared one of a reader.
 	if err := flock(f, unix.LOCK_SH); err != nil {
 		c.log.Debug("locking cache file", "path", k.path(), "error", err)
@@ -180,7 +191,7 @@ func (c *Cache) bringPrivate(src blobSource) (*store, error) {
 		f.Close()
 		return nil, &sinkError{err}
 	}
-	p, err := c.fill(f, src)
+	p, err := c.fill(f, src, nil)
 	if err == nil {
 		var s *store
 		if s, err = newStore(f, p); err == nil {
@@ -191,8 +202,8 @@ func (c *Cache) bringPrivate(src blobSource) (*store, error) {
 	return nil, err
 }
 
-// fill runs a pass over the blob into f.
-func (c *Cache) fill(f *os.File, src blobSource) (*pass, error) {
+// fill runs a pass over the blob into f, and says how far it is to g, if that is not nil.
+func (c *Cache) fill(f *os.File, src blobSource, g *growing) (*pass, error) {
 	if err := c.slot(c.ctx); err != nil {
 		return nil, err
 	}
@@ -207,6 +218,9 @@ func (c *Cache) fill(f *os.File, src blobSource) (*pass, error) {
 		}
 		room -= int64(len(chunk))
 		_, err := f.WriteAt(chunk, off)
+		if g != nil && err == nil {
+			g.advance(off + int64(len(chunk)))
+		}
 		return err
 	})
 }

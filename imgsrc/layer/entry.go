@@ -35,9 +35,11 @@ const verdictTime = 10 * time.Second
 
 // A job is one attempt to get at a layer's bytes.
 type job struct {
-	blob digest.Digest
-	done chan struct{}
-	err  error // valid when done is closed
+	blob    digest.Digest
+	done    chan struct{}
+	err     error         // valid when done is closed
+	early   chan struct{} // closed when growing is set
+	growing *store        // what has arrived, if it can be verified already; nobody closes it
 }
 
 // content is the imgsrc.Content that Diff returns.
@@ -52,7 +54,13 @@ type content struct {
 var _ imgsrc.Content = (*content)(nil)
 
 func (d *content) Size(ctx context.Context) (int64, error) {
-	s, err := d.acquire(ctx)
+	if err := ctx.Err(); err != nil {
+		return 0, err
+	}
+	if p := d.cache.knownPass(d); p != nil {
+		return p.size, nil
+	}
+	s, _, err := d.acquire(ctx)
 	if err != nil {
 		return 0, err
 	}
@@ -60,12 +68,27 @@ func (d *content) Size(ctx context.Context) (int64, error) {
 	return s.size, nil
 }
 
+// knownPass returns what an earlier pass has found out of a layer whose bytes are not there any more.
+func (c *Cache) knownPass(d *content) *pass {
+	if d.invalid != nil {
+		return nil
+	}
+	c.mu.Lock()
+	e, closed := c.entries[d.key], c.closed
+	there := e != nil && (e.store != nil || e.damaged[d.src.blob].err != nil)
+	c.mu.Unlock()
+	if closed || there {
+		return nil
+	}
+	return c.loadSums(d.key)
+}
+
 func (d *content) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
 	if off < 0 {
 		return 0, fmt.Errorf("reading layer %s: negative offset: %w", d.src.blob, fs.ErrInvalid)
 	}
 	for attempt := 0; ; attempt++ {
-		s, err := d.acquire(ctx)
+		s, j, err := d.acquire(ctx)
 		if err != nil {
 			return 0, err
 		}
@@ -73,6 +96,15 @@ func (d *content) ReadAt(ctx context.Context, p []byte, off int64) (int, error) 
 		d.cache.release(s)
 		if err == nil || err == io.EOF {
 			return n, err
+		}
+		if j != nil && ctx.Err() == nil { // it was not the whole yet: that says how it ended
+			select {
+			case <-j.done:
+				attempt--
+				continue
+			case <-ctx.Done():
+				return 0, ctx.Err()
+			}
 		}
 		var bad *chunkError
 		if !errors.As(err, &bad) {
@@ -101,20 +133,21 @@ func (d *content) Close() error {
 	return nil
 }
 
-// acquire returns the layer's bytes, which the caller releases, and waits for them if need be.
-func (d *content) acquire(ctx context.Context) (*store, error) {
+// acquire returns the layer's bytes, which the caller releases, and waits for them if need be. With a job they are still
+// arriving, and reading them fails if the job does.
+func (d *content) acquire(ctx context.Context) (*store, *job, error) {
 	if d.invalid != nil {
-		return nil, d.invalid
+		return nil, nil, d.invalid
 	}
 	if err := ctx.Err(); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	c := d.cache
 	for {
 		c.mu.Lock()
 		if c.closed {
 			c.mu.Unlock()
-			return nil, fmt.Errorf("reading layer %s: cache: %w", d.src.blob, fs.ErrClosed)
+			return nil, nil, fmt.Errorf("reading layer %s: cache: %w", d.src.blob, fs.ErrClosed)
 		}
 		e := c.entries[d.key]
 		if e == nil {
@@ -128,11 +161,11 @@ func (d *content) acquire(ctx context.Context) (*store, error) {
 		if s := e.store; s != nil {
 			s.refs++
 			c.mu.Unlock()
-			return s, nil
+			return s, nil, nil
 		}
 		if v := e.damaged[d.src.blob]; v.err != nil && time.Now().Before(v.until) {
 			c.mu.Unlock()
-			return nil, v.err
+			return nil, nil, v.err
 		}
 		if e.job == nil {
 			c.start(e, d.src)
@@ -141,23 +174,29 @@ func (d *content) acquire(ctx context.Context) (*store, error) {
 		c.mu.Unlock()
 		select {
 		case <-j.done:
+		case <-j.early:
+			c.mu.Lock()
+			s := j.growing
+			s.refs++
+			c.mu.Unlock()
+			return s, j, nil
 		case <-ctx.Done():
-			return nil, ctx.Err()
+			return nil, nil, ctx.Err()
 		}
 		// Another blob's failure says nothing about this one.
 		if j.err != nil && j.blob == d.src.blob {
-			return nil, j.err
+			return nil, nil, j.err
 		}
 	}
 }
 
 // start begins a job for e. The caller holds c.mu.
 func (c *Cache) start(e *entry, src blobSource) {
-	j := &job{blob: src.blob, done: make(chan struct{})}
+	j := &job{blob: src.blob, done: make(chan struct{}), early: make(chan struct{})}
 	e.job = j
 	distrust := e.distrust
 	c.jobs.Go(func() {
-		s, err := c.bring(e.key, src, distrust)
+		s, err := c.bring(e.key, src, distrust, j)
 		if err != nil {
 			if c.ctx.Err() != nil { // never context.Canceled: the reader's own context has not ended
 				err = fmt.Errorf("cache: %w", fs.ErrClosed)

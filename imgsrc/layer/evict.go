@@ -27,9 +27,10 @@ func (c *Cache) evict(free int64) {
 		return
 	}
 	type file struct {
-		path string
-		size int64
-		used time.Time
+		path  string
+		bytes bool // a layer's bytes, and not what is known of them
+		size  int64
+		used  time.Time
 	}
 	var files []file
 	var total int64
@@ -43,7 +44,7 @@ func (c *Cache) evict(free int64) {
 				return nil
 			}
 			if err == nil {
-				files = append(files, file{path, fi.Size(), fi.ModTime()})
+				files = append(files, file{path, kind == diffKind || kind == blobKind, fi.Size(), fi.ModTime()})
 				total += fi.Size()
 			}
 			return err
@@ -52,7 +53,15 @@ func (c *Cache) evict(free int64) {
 			c.log.Debug("evicting from cache", "error", err)
 		}
 	}
-	slices.SortFunc(files, func(a, b file) int { return a.used.Compare(b.used) })
+	slices.SortFunc(files, func(a, b file) int {
+		if a.bytes != b.bytes { // indexes take little room and save much work
+			if a.bytes {
+				return -1
+			}
+			return 1
+		}
+		return a.used.Compare(b.used)
+	})
 	for _, f := range files {
 		if (c.limit <= 0 || total <= c.limit) && free <= 0 {
 			return

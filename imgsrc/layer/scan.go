@@ -194,12 +194,12 @@ func fileOf(h *tar.Header, head []byte) (*imgsrc.File, error) {
 		return f, oldSparse(f, head)
 	}
 	f.Type, f.Size, f.Stored = tar.TypeReg, h.Size, h.Size
-	records := h.PAXRecords
-	switch {
-	case records["GNU.sparse.map"] != "" || records["GNU.sparse.numblocks"] != "":
-		return f, mapSparse(f, strings.FieldsFunc(records["GNU.sparse.map"], func(r rune) bool { return r == ',' }))
-	case records["GNU.sparse.major"] == "1" && records["GNU.sparse.minor"] == "0":
+	numbers := h.PAXRecords["GNU.sparse.map"]
+	switch version := h.PAXRecords["GNU.sparse.major"] + "." + h.PAXRecords["GNU.sparse.minor"]; {
+	case version == "1.0":
 		return f, bodySparse(f, head)
+	case version == "0.0", version == "0.1", version == "." && numbers != "":
+		return f, mapSparse(f, strings.FieldsFunc(numbers, func(r rune) bool { return r == ',' }))
 	}
 	return f, nil
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io"
+	"math"
 	"os"
 	"sync"
 	"time"
@@ -23,7 +24,9 @@ type store struct {
 	pass
 	file   *os.File // nil if there is only replay
 	replay *replay
-	refs   int // guarded by Cache.mu
+	// growing is set while file is being written. It is then somebody else's to close.
+	growing *growing
+	refs    int // guarded by Cache.mu
 
 	mu       sync.Mutex
 	identity identity // of file, before the first chunk in verified was read
@@ -71,7 +74,7 @@ func (c *Cache) openStore(k key) *store {
 	// On a read-only file system nothing is evicted either.
 	now := time.Now()
 	_ = c.dir.Chtimes(k.path(), now, now)
-	p, err := readTrailer(f, k)
+	p, err := readTrailer(f, k, false)
 	if err == nil {
 		var s *store
 		if s, err = newStore(f, p); err == nil {
@@ -84,8 +87,8 @@ func (c *Cache) openStore(k key) *store {
 	return nil
 }
 
-// readTrailer reads what trailer has written.
-func readTrailer(f *os.File, k key) (*pass, error) {
+// readTrailer reads what trailer has written: behind a layer's bytes, or alone in its file.
+func readTrailer(f *os.File, k key, alone bool) (*pass, error) {
 	fi, err := f.Stat()
 	if err != nil {
 		return nil, err
@@ -98,15 +101,19 @@ func readTrailer(f *os.File, k key) (*pass, error) {
 		return nil, err
 	}
 	size := int64(binary.LittleEndian.Uint64(footer[len(magic):]))
-	if string(footer[:len(magic)]) != magic || size < 0 || size > fi.Size() {
+	at := size
+	if alone {
+		at = 0
+	}
+	if string(footer[:len(magic)]) != magic || size < 0 || size > math.MaxInt64/2 || at > fi.Size() {
 		return nil, fmt.Errorf("it was cut short or edited")
 	}
 	chunks := (size + chunkSize - 1) / chunkSize
-	if size+4*chunks+int64(footerLen) != fi.Size() {
+	if at+4*chunks+int64(footerLen) != fi.Size() {
 		return nil, fmt.Errorf("it was cut short or edited")
 	}
-	b := make([]byte, fi.Size()-size)
-	if _, err := f.ReadAt(b, size); err != nil {
+	b := make([]byte, fi.Size()-at)
+	if _, err := f.ReadAt(b, at); err != nil {
 		return nil, err
 	}
 	if trailerSum(k, b[:len(b)-4]) != binary.LittleEndian.Uint32(b[len(b)-4:]) {
@@ -120,7 +127,7 @@ func readTrailer(f *os.File, k key) (*pass, error) {
 }
 
 func (s *store) close() {
-	if s.file != nil {
+	if s.file != nil && s.growing == nil {
 		s.file.Close()
 	}
 	if s.replay != nil {
@@ -161,7 +168,7 @@ var chunkBuffers = sync.Pool{New: func() any { return new([chunkSize]byte) }}
 // readVerified reads p if all its chunks have been compared already and the file has not been touched since. It returns
 // false if p must be read otherwise.
 func (s *store) readVerified(p []byte, off int64) bool {
-	if s.file == nil || len(p) == 0 {
+	if s.file == nil || s.growing != nil || len(p) == 0 {
 		return len(p) == 0
 	}
 	s.mu.Lock()
@@ -201,6 +208,11 @@ func (s *store) chunk(ctx context.Context, n int64, buf *[chunkSize]byte) ([]byt
 		}
 		return b, nil
 	}
+	if s.growing != nil {
+		if err := s.growing.wait(ctx, n*chunkSize+int64(len(b))); err != nil {
+			return nil, err
+		}
+	}
 	s.mu.Lock()
 	was := s.identity
 	s.mu.Unlock()
@@ -211,7 +223,7 @@ func (s *store) chunk(ctx context.Context, n int64, buf *[chunkSize]byte) ([]byt
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.identity == was {
+	if s.identity == was && s.growing == nil {
 		s.verified[n/64] |= 1 << (n % 64)
 	}
 	return b, nil
