@@ -117,16 +117,23 @@ func (img *image) makeTree(ctx context.Context, view uint16) (*tree, error) {
 			return nil, fmt.Errorf("merging the layers of image %s: %w", img.id, err)
 		}
 	} else {
-		t.base = int(view) - firstDiff
-		if t.base >= count {
+		n := int(view) - firstDiff
+		if n >= count {
 			return nil, syscall.ENOENT
 		}
-		t.ino = img.ino.nth(uint64(rowByView[viewLayers].id)).nth(uint64(t.base)).nth(uint64(diffRow.id))
-		indexes, err := img.indexes(ctx, t.base, t.base+1)
+		t.ino = img.ino.nth(uint64(rowByView[viewLayers].id)).nth(uint64(n)).nth(uint64(diffRow.id))
+		indexes, err := img.indexes(ctx, n, n+1)
 		if err != nil {
 			return nil, err
 		}
-		t.Tree = layer.NewTree(indexes[0])
+		var below []*layer.Index
+		if indexes[0].LinksOut() {
+			if below, err = img.indexes(ctx, 0, n); err != nil {
+				return nil, err
+			}
+		}
+		t.Tree = layer.NewTree(below, indexes[0])
+		t.base = n + 1 - t.Layers()
 	}
 	t.ahead.init(t.Len())
 	return t, nil

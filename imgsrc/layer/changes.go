@@ -21,13 +21,39 @@ func Changes(ctx context.Context, below []*Index, layer *Index) ([]byte, error) 
 	}
 	c := &changes{x: layer, lower: lower}
 	c.list(&changedDir{there: true, recorded: true})
-	return c.out, nil
+	slices.SortFunc(c.lines, func(a, b changeLine) int { return walkOrder(a.path, b.path) })
+	var out []byte
+	for _, l := range c.lines {
+		out = l.append(out)
+	}
+	return out, nil
+}
+
+// walkOrder compares paths as a walk meets them: a directory's entries come right after it.
+func walkOrder(a, b string) int {
+	for i := range min(len(a), len(b)) {
+		switch x, y := a[i], b[i]; {
+		case x == y:
+		case x == '/':
+			return -1
+		case y == '/':
+			return 1
+		default:
+			return int(x) - int(y)
+		}
+	}
+	return len(a) - len(b)
+}
+
+type changeLine struct {
+	kind byte
+	path string
 }
 
 type changes struct {
 	x     *Index
 	lower *Tree
-	out   []byte
+	lines []changeLine
 }
 
 // A changedDir is a directory of the layer.
@@ -115,25 +141,25 @@ func (c *changes) same(in *inode, was uint32) bool {
 		a.Mode == in.mode && a.UID == in.uid && a.GID == in.gid && a.Sec == in.sec && a.Nsec == in.nsec
 }
 
-// write writes a line, and before it those for the directories from in upwards that have none yet.
+// write notes a change, and that of the directories from in upwards of which none is noted yet.
 func (c *changes) write(kind byte, path string, in *changedDir) {
-	var dirs []*changedDir
 	for ; in != nil; in = in.in {
 		if !in.recorded {
 			in.recorded = true
-			dirs = append(dirs, in)
+			c.lines = append(c.lines, changeLine{'C', in.path})
 		}
 	}
-	for _, d := range slices.Backward(dirs) {
-		c.write('C', d.path, nil)
-	}
-	c.out = append(c.out, kind, ' ')
-	for i := range len(path) {
-		if b := path[i]; b < ' ' || b == 0x7f || b == '\\' {
-			c.out = fmt.Appendf(c.out, "\\%03o", b)
+	c.lines = append(c.lines, changeLine{kind, path})
+}
+
+func (l changeLine) append(out []byte) []byte {
+	out = append(out, l.kind, ' ')
+	for i := range len(l.path) {
+		if b := l.path[i]; b < ' ' || b == 0x7f || b == '\\' {
+			out = fmt.Appendf(out, "\\%03o", b)
 		} else {
-			c.out = append(c.out, b)
+			out = append(out, b)
 		}
 	}
-	c.out = append(c.out, '\n')
+	return append(out, '\n')
 }

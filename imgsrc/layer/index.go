@@ -25,6 +25,8 @@ type Index struct {
 
 	// plain says that merging this layer alone changes nothing: no whiteouts, and no link that leads out of the layer.
 	plain bool
+	// outer says that there are hard links to files that are not in the layer.
+	outer bool
 	// skipped counts the entries whose names no kernel can hold.
 	skipped int
 }
@@ -477,16 +479,21 @@ func (b *indexBuilder) index() *Index {
 	return x
 }
 
-// notePlain sets plain.
+// notePlain sets plain and outer.
 func (x *Index) notePlain() {
-	x.plain = true
+	for i := range x.inodes {
+		x.outer = x.outer || x.inodes[i].isLink()
+	}
+	x.plain = !x.outer
 	for i := range x.ents {
-		if in := x.inodeOf(uint32(i)); in.isLink() || isMark(x.name(uint32(i))) || x.isWhiteout(in) {
+		if isMark(x.name(uint32(i))) || x.isWhiteout(x.inodeOf(uint32(i))) {
 			x.plain = false
-			return
 		}
 	}
 }
+
+// LinksOut says whether there are hard links to files that are not in the layer, but in one below it.
+func (x *Index) LinksOut() bool { return x.outer }
 
 // A nameTable finds a node by its directory and name: open addressing over node numbers.
 type nameTable struct {

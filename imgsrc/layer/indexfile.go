@@ -70,7 +70,7 @@ func decodeIndex(k key, b []byte) (*Index, error) {
 	if n[0] == 0 || n[1] == 0 || n[0]*uint64(entLen)+n[1]*uint64(inodeLen)+n[2] != uint64(len(b)) {
 		return nil, errNoIndex
 	}
-	x := &Index{ents: make([]ent, n[0]), inodes: make([]inode, n[1]), skipped: int(n[3]), plain: true}
+	x := &Index{ents: make([]ent, n[0]), inodes: make([]inode, n[1]), skipped: int(n[3])}
 	for i := range x.ents {
 		x.ents[i] = ent{name: le.Uint32(b), inode: le.Uint32(b[4:]), parent: le.Uint32(b[8:]), nameLen: b[12]}
 		b = b[entLen:]

@@ -26,13 +26,13 @@ const MaxLayers = 1<<16 - 1
 // Errors: imgsrc.ErrUnsupported for more than MaxLayers, or more than MaxEntries entries; ctx's.
 func Merge(ctx context.Context, layers []*Index) (*Tree, error) {
 	if len(layers) == 0 {
-		return NewTree(newIndexBuilder().index()), nil
+		return NewTree(nil, newIndexBuilder().index()), nil
 	}
 	if len(layers) > MaxLayers {
 		return nil, fmt.Errorf("merging %d layers: %w: more than %d", len(layers), imgsrc.ErrUnsupported, MaxLayers)
 	}
 	if len(layers) == 1 && layers[0].plain {
-		return NewTree(layers[0]), nil
+		return NewTree(nil, layers[0]), nil
 	}
 	m := &merger{ctx: ctx, layers: layers, nodes: make([]node, 1, len(layers[len(layers)-1].ents))}
 	root := make([]part, 0, len(layers))

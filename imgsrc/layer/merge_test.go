@@ -234,6 +234,27 @@ func TestMerge(t *testing.T) {
 	}
 }
 
+// A layer by itself shows its marks, and the files below it that it links to.
+func TestOneLayer(t *testing.T) {
+	base := index(t, entries{reg("a", "1"), reg("gone", "2")})
+	top := index(t, entries{hard("b", "a"), hard("c", "b"), reg(".wh.gone", ""), hard("d", "no"), reg("e/.wh..wh..opq", "")})
+	want := "/.wh.gone \n/b 1 links 2\n/c 1 links 2 of /b\n/d lost\n/e dir 755 implicit\n/e/.wh..wh..opq \n"
+	tree := NewTree([]*Index{base}, top)
+	if got := show(t, tree); got != want {
+		t.Errorf("got:\n%s\nwant:\n%s", got, want)
+	}
+	b, _ := tree.Child(0, "b")
+	if p, ok := tree.Place(b); !ok || p.Layer != 0 || p.Body.Path != "a" {
+		t.Errorf("%+v, %v", p, ok)
+	}
+	if top.LinksOut() == base.LinksOut() {
+		t.Error("which layer links out?")
+	}
+	if got := show(t, NewTree(nil, base)); got != "/a 1\n/gone 2\n" {
+		t.Error(got)
+	}
+}
+
 func TestMergeRoot(t *testing.T) {
 	for name, test := range map[string]struct {
 		layers []entries
@@ -508,8 +529,8 @@ func TestChanges(t *testing.T) {
 	}
 	want := `C /chg
 C /d2f
-C /deep/er
 C /deep
+C /deep/er
 C /deep/er/still
 A /deep/er/still/a
 C /f2d

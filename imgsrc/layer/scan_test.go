@@ -192,7 +192,7 @@ func TestScanTarFields(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	tree := NewTree(x)
+	tree := NewTree(nil, x)
 	a, _ := tree.Child(0, "a")
 	if attr, err := tree.Attr(a); err != nil || attr.Sec != 5 || attr.Nsec != 7 || attr.Mode != 0o104755 || attr.Size != 600 {
 		t.Errorf("%+v, %v", attr, err)
@@ -263,7 +263,7 @@ func FuzzScanTar(f *testing.F) {
 		}
 		show(t, tree)
 		k := key{indexKind + "-tar", digest.FromBytes(b)}
-		if y, err := decodeIndex(k, x.encode(k)); err != nil || show(t, NewTree(y)) != show(t, NewTree(x)) {
+		if y, err := decodeIndex(k, x.encode(k)); err != nil || show(t, NewTree(nil, y)) != show(t, NewTree(nil, x)) {
 			t.Errorf("written and read again it differs: %v", err)
 		}
 	})

@@ -50,8 +50,23 @@ type Attr struct {
 	Implicit bool
 }
 
-// NewTree returns one layer as it is, whiteouts shown as the files that they are in its tar.
-func NewTree(x *Index) *Tree { return &Tree{layers: []*Index{x}} }
+// NewTree returns one layer as it is, whiteouts shown as the files that they are in its tar. The layers below it, base first, are
+// looked at if it links out: they have the files that are meant.
+func NewTree(below []*Index, x *Index) *Tree {
+	if !x.outer {
+		return &Tree{layers: []*Index{x}}
+	}
+	t := &Tree{layers: append(slices.Clone(below), x), nodes: make([]node, len(x.ents))}
+	for i := range t.nodes {
+		in := x.inodeOf(uint32(i))
+		t.nodes[i] = node{ent: uint32(i), parent: x.ents[i].parent, layer: uint16(len(below))}
+		if in.isDir() {
+			t.nodes[i].first, t.nodes[i].count = in.first, in.count
+		}
+	}
+	t.resolveLinks()
+	return t
+}
 
 // Memory is what the tree occupies in bytes, with its layers.
 func (t *Tree) Memory() int64 {
@@ -236,6 +251,9 @@ func (t *Tree) Xattrs(n uint32) []imgsrc.Xattr {
 	}
 	return slices.DeleteFunc(x.extraOf(in).xattrs, func(a imgsrc.Xattr) bool { return strings.HasPrefix(a.Name, overlayXattrs) })
 }
+
+// Layers is how many layers the tree is made from.
+func (t *Tree) Layers() int { return len(t.layers) }
 
 // A Place is where the bytes of a regular file are.
 type Place struct {

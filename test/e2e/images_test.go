@@ -24,6 +24,10 @@ func layout(ts *testscript.TestScript, neg bool, args []string) {
 		err = images.Sample(l)
 	case "odd":
 		_, err = l.Add(images.Odd(), "localhost/odd:1")
+	case "extreme":
+		_, err = l.Add(images.Extreme(), "localhost/extreme:1")
+	case "layers":
+		_, err = l.Add(images.Layers(n), "localhost/layers:1")
 	case "many":
 		err = images.Many(l, n)
 	case "files":
