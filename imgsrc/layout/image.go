@@ -92,9 +92,17 @@ func (m *image) Blob(ctx context.Context, d digest.Digest) (imgsrc.Content, erro
 
 // facts reads what the image says of itself. Errors: also that the manifest cannot be read.
 func (m *image) facts(ctx context.Context) (*imgsrc.Facts, error) {
+	if f := m.source.lastFacts.Load(); f != nil && f.Digest == m.desc.Digest && ctx.Err() == nil {
+		if _, err := m.source.root.Lstat(blobPath(f.Digest)); err == nil {
+			return f, nil
+		}
+	}
 	facts, err := imgsrc.Load(ctx, m)
 	if err != nil {
 		return nil, err
+	}
+	if facts.ManifestErr == nil && (facts.ConfigErr == nil || errors.Is(facts.ConfigErr, imgsrc.ErrAbsent)) {
+		m.source.lastFacts.Store(facts) // whoever opens one layer opens the others too
 	}
 	return facts, facts.ManifestErr
 }

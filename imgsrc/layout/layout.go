@@ -59,6 +59,8 @@ type Source struct {
 	// damaged is set when the last List found a manifest missing or damaged: then the blobs count for the stamp, so that
 	// a repaired one is seen.
 	damaged atomic.Bool
+
+	lastFacts atomic.Pointer[imgsrc.Facts] // of the image whose layers were opened last
 }
 
 var _ imgsrc.Tagger = (*Source)(nil)

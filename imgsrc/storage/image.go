@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"path/filepath"
 	"slices"
+	"sync/atomic"
 
 	"github.com/opencontainers/go-digest"
 	"go.podman.io/image/v5/manifest"
@@ -20,6 +21,8 @@ type image struct {
 	s    *Source
 	at   manifestKey
 	desc imgsrc.Desc
+
+	diffIDs atomic.Pointer[[]digest.Digest] // as the config has them, once they were asked for
 }
 
 var _ imgsrc.Image = (*image)(nil)
@@ -148,6 +151,12 @@ func (m *image) chain() ([]*layer, error) {
 
 // diffID is the diff id of layer n as the config has it, empty if that is not to be had.
 func (m *image) diffID(ctx context.Context, n int) digest.Digest {
+	if ids := m.diffIDs.Load(); ids != nil {
+		if n < len(*ids) {
+			return (*ids)[n]
+		}
+		return ""
+	}
 	text, err := m.Config(ctx)
 	if err != nil {
 		return ""
@@ -157,7 +166,11 @@ func (m *image) diffID(ctx context.Context, n int) digest.Digest {
 			DiffIDs []digest.Digest `json:"diff_ids"`
 		} `json:"rootfs"`
 	}
-	if json.Unmarshal(text, &config) != nil || n >= len(config.RootFS.DiffIDs) {
+	if json.Unmarshal(text, &config) != nil {
+		return ""
+	}
+	m.diffIDs.Store(&config.RootFS.DiffIDs)
+	if n >= len(config.RootFS.DiffIDs) {
 		return ""
 	}
 	return config.RootFS.DiffIDs[n]
