@@ -144,6 +144,10 @@ var diffRow = &layerTable[slices.IndexFunc(layerTable, func(r layerRow) bool { r
 
 // indexes returns what the image's layers from first to end hold.
 func (img *image) indexes(ctx context.Context, first, end int) ([]*layer.Index, error) {
+	r, err := img.render(ctx)
+	if err != nil {
+		return nil, err
+	}
 	var layers []layer.Layer
 	for n := first; n < end; n++ {
 		files, err := img.openFiles(ctx, n)
@@ -154,7 +158,7 @@ func (img *image) indexes(ctx context.Context, first, end int) ([]*layer.Index, 
 		if err := files.Close(); err != nil {
 			return nil, err
 		}
-		layers = append(layers, layer.Layer{Key: key, Open: func(ctx context.Context) (imgsrc.Files, error) { return img.openFiles(ctx, n) }})
+		layers = append(layers, layer.Layer{Key: key, From: r.facts.Layers[n].Digest, Open: func(ctx context.Context) (imgsrc.Files, error) { return img.openFiles(ctx, n) }})
 	}
 	return img.f.layers.Indexes(ctx, layers)
 }

@@ -23,8 +23,8 @@
 //     temporary file without a name, and where there is no room for that either, it is decompressed again as it is read.
 //   - The directory may be deleted at any time, as a whole or in part, by anybody: files that are open stay readable,
 //     and everything else is made again.
-//   - A blob that expands without end fails with imgsrc.ErrDamaged: beyond 16 GiB the output may be at most 2,000 times
-//     what was read (deflate cannot pass 1,032). Before a file system is full to the last byte, writing stops: a
+//   - A blob that expands without end fails with imgsrc.ErrDamaged: beyond 16 GiB the output may be at most 500 times
+//     what was read (deflate can reach 1,032). Before a file system is full to the last byte, writing stops: a
 //     twentieth of it, at most 1 GiB, is left free.
 //
 // # Files

@@ -11,6 +11,7 @@ import (
 	"time"
 	"weak"
 
+	"github.com/opencontainers/go-digest"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/imgfs/imgfs/imgsrc"
@@ -29,7 +30,13 @@ type indexes struct {
 	held   *list.List // of *heldIndex, the one used last in front
 	size   int64
 	flying map[imgsrc.FilesKey]*indexJob
-	bad    map[imgsrc.FilesKey]verdict // layers that are damaged, so that they are not read again at every request
+	bad    map[badKey]verdict // layers that are damaged, so that they are not read again at every request
+}
+
+// A badKey is a layer where it was found damaged: elsewhere it may be sound.
+type badKey struct {
+	key  imgsrc.FilesKey
+	from digest.Digest
 }
 
 type heldIndex struct {
@@ -39,66 +46,83 @@ type heldIndex struct {
 
 // An indexJob is one making of an index.
 type indexJob struct {
+	from digest.Digest
 	done chan struct{}
 	x    *Index
 	err  error
 }
 
 func newIndexes() *indexes {
-	return &indexes{known: map[imgsrc.FilesKey]weak.Pointer[Index]{}, held: list.New(), flying: map[imgsrc.FilesKey]*indexJob{}, bad: map[imgsrc.FilesKey]verdict{}}
+	return &indexes{known: map[imgsrc.FilesKey]weak.Pointer[Index]{}, held: list.New(), flying: map[imgsrc.FilesKey]*indexJob{}, bad: map[badKey]verdict{}}
+}
+
+// A Layer is what Index needs of one.
+type Layer struct {
+	Key  imgsrc.FilesKey
+	From digest.Digest // of what is read: the same layer may lie in several blobs, of which one is damaged
+	Open func(context.Context) (imgsrc.Files, error)
 }
 
 // Index returns the index of a layer: from memory, from the cache's directory, or by reading the layer, for all who ask
-// at once. It returns as soon as ctx ends; the reading goes on, on the cache's own context, and files must stay open
-// until then: open is called for it, and what it returns is closed.
+// at once. It returns as soon as ctx ends; the reading goes on, in the cache's own context. Open is called for it, and
+// what it returns is closed.
 //
-// Errors: imgsrc.ErrDamaged if the layer is not what its digest says, or no tar, or has too many entries; open's;
+// Errors: imgsrc.ErrDamaged if the layer is not what its digest says, or no tar, or has too many entries; Open's;
 // fs.ErrClosed when the cache has been closed.
-func (c *Cache) Index(ctx context.Context, k imgsrc.FilesKey, open func(context.Context) (imgsrc.Files, error)) (*Index, error) {
-	ix := c.indexes
-	ix.mu.Lock()
-	if x := ix.get(k); x != nil {
-		ix.mu.Unlock()
-		return x, nil
-	}
-	if v, ok := ix.bad[k]; ok {
-		if time.Now().Before(v.until) {
-			ix.mu.Unlock()
-			return nil, v.err
+func (c *Cache) Index(ctx context.Context, l Layer) (*Index, error) {
+	for {
+		x, j, err := c.lookIndex(l)
+		if j == nil {
+			return x, err
 		}
-		delete(ix.bad, k)
-	}
-	j := ix.flying[k]
-	if j == nil {
-		c.mu.Lock()
-		closed := c.closed
-		j = &indexJob{done: make(chan struct{})}
-		if !closed {
-			ix.flying[k] = j
-			c.jobs.Go(func() { c.makeIndex(k, j, open) })
+		select {
+		case <-j.done:
+		case <-ctx.Done():
+			return nil, ctx.Err()
 		}
-		c.mu.Unlock()
-		if closed {
-			ix.mu.Unlock()
-			return nil, fmt.Errorf("indexing layer %s: cache: %w", k.Digest, fs.ErrClosed)
+		if j.err == nil || j.from == l.From {
+			return j.x, j.err
 		}
-	}
-	ix.mu.Unlock()
-	select {
-	case <-j.done:
-		return j.x, j.err
-	case <-ctx.Done():
-		return nil, ctx.Err()
 	}
 }
 
-func (c *Cache) makeIndex(k imgsrc.FilesKey, j *indexJob, open func(context.Context) (imgsrc.Files, error)) {
-	x, err := c.bringIndex(k, open)
+// lookIndex returns what is known of a layer, or the job that will tell.
+func (c *Cache) lookIndex(l Layer) (*Index, *indexJob, error) {
+	ix := c.indexes
+	ix.mu.Lock()
+	defer ix.mu.Unlock()
+	if x := ix.get(l.Key); x != nil {
+		return x, nil, nil
+	}
+	bad := badKey{l.Key, l.From}
+	if v, ok := ix.bad[bad]; ok {
+		if time.Now().Before(v.until) {
+			return nil, nil, v.err
+		}
+		delete(ix.bad, bad)
+	}
+	if j := ix.flying[l.Key]; j != nil {
+		return nil, j, nil
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return nil, nil, fmt.Errorf("indexing layer %s: cache: %w", l.Key.Digest, fs.ErrClosed)
+	}
+	j := &indexJob{from: l.From, done: make(chan struct{})}
+	ix.flying[l.Key] = j
+	c.jobs.Go(func() { c.makeIndex(l, j) })
+	return nil, j, nil
+}
+
+func (c *Cache) makeIndex(l Layer, j *indexJob) {
+	k := l.Key
+	x, err := c.bringIndex(k, l.Open)
 	if err != nil {
 		if c.ctx.Err() != nil { // never context.Canceled: the reader's own context has not ended
 			err = fmt.Errorf("cache: %w", fs.ErrClosed)
 		} else if errors.Is(err, imgsrc.ErrDamaged) {
-			c.log.Error("indexing layer", "digest", k.Digest, "error", err)
+			c.log.Error("indexing layer", "diff-id", k.Digest, "blob", l.From, "error", err)
 		}
 		err = fmt.Errorf("indexing layer %s: %w", k.Digest, err)
 	}
@@ -107,7 +131,7 @@ func (c *Cache) makeIndex(k imgsrc.FilesKey, j *indexJob, open func(context.Cont
 	ix.mu.Lock()
 	delete(ix.flying, k)
 	if errors.Is(err, imgsrc.ErrDamaged) {
-		ix.bad[k] = verdict{err, time.Now().Add(verdictTime)}
+		ix.bad[badKey{k, l.From}] = verdict{err, time.Now().Add(verdictTime)}
 	}
 	if err == nil {
 		ix.known[k] = weak.Make(x)
@@ -174,19 +198,13 @@ func (ix *indexes) hold(k imgsrc.FilesKey, x *Index) {
 	}
 }
 
-// A Layer is what Indexes needs of one.
-type Layer struct {
-	Key  imgsrc.FilesKey
-	Open func(context.Context) (imgsrc.Files, error)
-}
-
 // Indexes returns the indexes of several layers, made side by side.
 func (c *Cache) Indexes(ctx context.Context, layers []Layer) ([]*Index, error) {
 	all := make([]*Index, len(layers))
 	g, ctx := errgroup.WithContext(ctx)
 	for i, l := range layers {
 		g.Go(func() (err error) {
-			all[i], err = c.Index(ctx, l.Key, l.Open)
+			all[i], err = c.Index(ctx, l)
 			return err
 		})
 	}

@@ -27,7 +27,7 @@ type bomb struct {
 	free, ratio int64
 }
 
-var defaultBomb = bomb{free: 16 << 30, ratio: 2000}
+var defaultBomb = bomb{free: 16 << 30, ratio: 500}
 
 // A blobSource is a compressed layer that can be read from its start, any number of times.
 type blobSource struct {

@@ -24,6 +24,8 @@ func layout(ts *testscript.TestScript, neg bool, args []string) {
 		err = images.Sample(l)
 	case "odd":
 		_, err = l.Add(images.Odd(), "localhost/odd:1")
+	case "damaged":
+		err = images.Damaged(l)
 	case "extreme":
 		_, err = l.Add(images.Extreme(), "localhost/extreme:1")
 	case "layers":

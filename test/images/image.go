@@ -32,6 +32,11 @@ type Layer struct {
 	CreatedBy string
 	Comment   string
 	Empty     bool // a history entry without a layer
+
+	// What makes a layer damaged. The digests are those of the damaged bytes.
+	SpoilTar    func(tar []byte) []byte  // changes the tar before it is compressed
+	SpoilBlob   func(blob []byte) []byte // changes the compressed blob
+	WrongDiffID bool                     // the config has another diff id
 }
 
 // A Healthcheck is Docker's; OCI configs have no such field.
@@ -108,9 +113,12 @@ func (l *Layout) Write(img Image) (v1.Descriptor, error) {
 		if layer.Empty {
 			continue
 		}
-		diffID, desc, err := l.writeLayer(layer.Entries, img.Compression, img.Docker)
+		diffID, desc, err := l.writeLayer(layer, img.Compression, img.Docker)
 		if err != nil {
 			return v1.Descriptor{}, err
+		}
+		if layer.WrongDiffID {
+			diffID = digest.FromString("wrong")
 		}
 		config.RootFS.DiffIDs = append(config.RootFS.DiffIDs, diffID)
 		manifest.Layers = append(manifest.Layers, desc)
@@ -146,7 +154,10 @@ func (l *Layout) AddIndex(manifests []v1.Descriptor, annotations map[string]stri
 
 // writeLayer writes a layer's tar as a blob. The file is written once, under a temporary name, because its digest is known
 // only at its end.
-func (l *Layout) writeLayer(entries []Entry, how Compression, docker bool) (digest.Digest, v1.Descriptor, error) {
+func (l *Layout) writeLayer(layer Layer, how Compression, docker bool) (digest.Digest, v1.Descriptor, error) {
+	if layer.SpoilTar != nil || layer.SpoilBlob != nil {
+		return l.writeSpoilt(layer)
+	}
 	f, err := os.CreateTemp(l.blobs(), ".layer-")
 	if err != nil {
 		return "", v1.Descriptor{}, err
@@ -159,7 +170,7 @@ func (l *Layout) writeLayer(entries []Entry, how Compression, docker bool) (dige
 	if err != nil {
 		return "", v1.Descriptor{}, err
 	}
-	if err := WriteTar(io.MultiWriter(zw, diff.Hash()), entries); err != nil {
+	if err := WriteTar(io.MultiWriter(zw, diff.Hash()), layer.Entries); err != nil {
 		return "", v1.Descriptor{}, err
 	}
 	if err := zw.Close(); err != nil {
