@@ -69,7 +69,8 @@ fuzz: ## each fuzzer over its corpus and FUZZTIME (5s) beyond
 
 ci: lint test race fuzz ## what continuous integration runs
 
-bench: build deps ## imgfs against the kernel's own file systems, as ratios
+bench: CLIENTS += archivemount:archivemount squashfuse:squashfuse mksquashfs:squashfs-tools fuse-overlayfs:fuse-overlayfs
+bench: build deps ## imgfs against the kernel's own file systems and its peers, as ratios
 	@$(GO) run -tags $(TAGS) ./test/bench -imgfs bin/imgfs
 
 soak: deps ## hours, by hand: long fuzzing (SOAKTIME each), rounds of kill -9, load

@@ -15,7 +15,7 @@ func main() {
 	imgfs := flag.String("imgfs", "bin/imgfs", "the program to measure")
 	runs := flag.Int("runs", 5, "how often each is measured")
 	images := flag.Int("images", 1000, "how many images the large layout has")
-	part := flag.String("part", "all", "all, imgfs or claims")
+	part := flag.String("part", "all", "all, imgfs, rootfs or claims")
 	serve := flag.String("serve", "", "for the program itself: serve the claims' file system in this way, at the mountpoint that follows")
 	flag.Parse()
 	if *serve != "" {
@@ -49,13 +49,20 @@ func bench(ctx context.Context, imgfs string, runs, images int, part string) (er
 	}
 	b := &bencher{ctx: ctx, dir: dir, runs: runs}
 	defer func() { err = errors.Join(err, b.close()) }()
-	if part != "imgfs" {
-		if err := b.claims(); err != nil {
+	for _, p := range []struct {
+		name string
+		run  func() error
+	}{
+		{"claims", b.claims},
+		{"imgfs", func() error { return b.imgfs(imgfs, images) }},
+		{"rootfs", func() error { return b.rootfs(imgfs) }},
+	} {
+		if part != "all" && part != p.name {
+			continue
+		}
+		if err := p.run(); err != nil {
 			return err
 		}
-	}
-	if part != "claims" {
-		return b.imgfs(imgfs, images)
 	}
 	return nil
 }
