@@ -11,7 +11,8 @@
 //	  ids/<id>/           the rows of table (table.go), and
 //	    manifest-sha256-<hex>.json   further manifests over the same config
 //	    annotations/  labels/        a file for each key
-//	    layers/00/                   the rows of layerTable (layers.go)
+//	    layers/00/                   the rows of layerTable (layers.go), and
+//	    layers/00/diff/  rootfs/     files out of layers (trees.go)
 //
 // One directory has one path. Whatever else means it is a relative link, as in sysfs: a directory under two names would
 // move a shell's working directory, and rsync, du and grep -r are to meet it once. No link leads to a directory from
@@ -41,6 +42,8 @@
 //     those in ids/ for good and those in images/ for a second, and is told when one is gone or means something else.
 //   - A listing carries attributes (READDIRPLUS), except where they cost more than a look at memory: such an entry has node
 //     id 0, and the kernel asks if somebody wants to know.
+//   - A file's bytes are pushed into the kernel's cache before they are asked for: the answer to the first read of a small
+//     file is preceded by those of the files behind it, in the order of a walk (ahead.go).
 //   - A link's node includes its target, so the kernel may keep what a link says.
 //
 // # Controls

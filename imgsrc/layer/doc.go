@@ -8,6 +8,19 @@
 // call uncompressed layers gzip. Decompress understands gzip of several members, bzip2, xz and zstd of several streams
 // or frames; anything else is taken to be uncompressed. What a decompressor may allocate is bounded (128 MiB of window).
 //
+// # Trees
+//
+// Files are listed from headers and never by unpacking. An imgsrc.Files gives the entries of a layer in the order of its
+// tar: TarFiles from an uncompressed tar, seeking from header to header, and other backends from whatever they have
+// instead of one. BuildIndex makes of them what unpacking the layer into an empty directory would leave: an Index, flat
+// tables without pointers, some 72 bytes and its name for a file. Merge makes of several indexes what overlayfs shows of
+// them: a Tree, 20 bytes a file over the indexes, decided from the headers alone (the rules stand there). Changes lists
+// what one layer does to those below it. All three are pure functions of their input, and a tree's numbers are always
+// the same for the same layers, so that whoever keeps them can throw trees away and make them again.
+//
+// Cache.Index makes each index once for all who want it, on the cache's own context, and keeps it in memory while anybody
+// has it, in a file for good.
+//
 // # The cache
 //
 // Random access to a compressed layer needs its uncompressed bytes, so a Cache decompresses a layer once into a file,
@@ -17,6 +30,8 @@
 //     comes out (the diff id, where it is known); readers wait until both are right. Afterwards every chunk read from a
 //     cache file is compared with the checksum that the pass recorded, so a file that was cut short or edited is
 //     noticed, thrown away and made again.
+//   - What a pass has found out is kept when the bytes are evicted: their number and the checksums. The next pass over
+//     the same layer is then read from as it goes, each chunk as soon as it is there and right.
 //   - A pass runs on the cache's own context. A reader whose context ends leaves at once, and the work goes on for the
 //     next one. Several readers of one layer wait for one pass, also across processes.
 //   - A cache that cannot be written (read-only, full, somebody else's) never fails a read: the layer then goes to a
@@ -33,7 +48,9 @@
 //
 //	v1/diff/<algorithm>/<hex>         an uncompressed layer, by its diff id
 //	v1/blob/<algorithm>/<hex>         one whose diff id nobody knew, by the digest of the compressed blob
-//	v1/part/<kind>-<algorithm>-<hex>  one that is being made
+//	v1/sums-diff/..., v1/sums-blob/...   what is known of such a layer, also when it has been evicted
+//	v1/index-<form>/<algorithm>/<hex> an index, by its imgsrc.FilesKey
+//	v1/part/<kind>-<algorithm>-<hex>  a file that is being made
 //
 // The format is append-only: these names keep their meaning for good, and another format goes to another directory
 // beside v1, which older programs leave alone.
@@ -41,8 +58,14 @@
 // A finished file is the layer's bytes, from offset 0, and after them a trailer: the CRC-32C of every chunk of 1 MiB
 // (four bytes each, little endian), the eight bytes "imgfs-d1", the layer's length (eight bytes, little endian), and
 // the CRC-32C of "<kind>/<algorithm>/<hex>" and of all of the trailer before it (four bytes). A file under another name
-// than its own is therefore no valid file. The modification time is when the file was last opened: the oldest is
-// evicted first when the files together pass the limit. Whoever reads a file holds a shared flock on it, and nothing
+// than its own is therefore no valid file. A file of sums is such a trailer alone.
+//
+// An index file is the eight bytes "imgfs-i1", four numbers of four bytes (entries, inodes, bytes of the arena, entries left
+// out), these tables with their fields in the order in which ent and inode have them, and the CRC-32C of its path and
+// of all that. All numbers are little endian.
+//
+// The modification time is when the file was last opened: the oldest is
+// evicted first when the files together pass the limit, layers before what is known of them. Whoever reads a file holds a shared flock on it, and nothing
 // that is locked is evicted.
 //
 // A part file is written under an exclusive flock and renamed into place, so there are no lock files that could be left

@@ -138,7 +138,8 @@ func (m *merger) entries(parent uint32, parts []part) [][]part {
 		x := m.layers[p.layer]
 		in := x.inodeOf(p.ent)
 		for e := in.first; e < in.first+in.count; e++ {
-			name, hides := x.name(e), false
+			name := x.name(e)
+			var hides bool
 			if isMark(name) {
 				if name, hides = hiddenBy(name); !hides {
 					continue

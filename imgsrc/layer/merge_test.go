@@ -103,7 +103,7 @@ func describe(t testing.TB, tree *Tree, n uint32) string {
 	if err != nil {
 		return "lost"
 	}
-	s := ""
+	var s string
 	switch a.Mode & unix.S_IFMT {
 	case unix.S_IFDIR:
 		s = fmt.Sprintf("dir %o", a.Mode&0o7777)
@@ -400,7 +400,7 @@ func (n *naive) show() string {
 	list = func(at string, n *naive) {
 		for _, name := range slices.Sorted(mapKeys(n.children)) {
 			c, here := n.children[name], at+"/"+name
-			s := ""
+			var s string
 			switch {
 			case c.lost:
 				s = "lost"

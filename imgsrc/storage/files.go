@@ -422,13 +422,13 @@ func (u *unpacked) open(name string) (int, error) {
 		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS,
 	}
 	fd, err := unix.Openat2(root, name, &how)
-	for err == unix.EINTR || err == unix.EAGAIN {
+	for errors.Is(err, unix.EINTR) || errors.Is(err, unix.EAGAIN) {
 		fd, err = unix.Openat2(root, name, &how)
 	}
 	switch {
 	case err == nil:
 		return fd, nil
-	case err == unix.ENOSYS, err == unix.EPERM: // an old kernel, or a filter that does not know the call
+	case errors.Is(err, unix.ENOSYS), errors.Is(err, unix.EPERM): // an old kernel, or a filter that does not know the call
 		return u.openSlowly(name)
 	}
 	return -1, u.explain(name, err)

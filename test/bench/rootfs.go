@@ -135,7 +135,7 @@ func (r *rootfsBench) overlay() (*peer, error) {
 
 func (r *rootfsBench) imgfsPeers() []*peer {
 	mount := func(name, source, image string) *peer {
-		at := r.path("mnt-" + name)
+		at := r.path("mnt-" + strings.ReplaceAll(name, " ", "-"))
 		return &peer{name: "imgfs, " + name, at: filepath.Join(at, "images", image, "rootfs"), mount: func() error {
 			if err := r.unmount(at); err != nil {
 				return err
@@ -381,8 +381,8 @@ func processes() map[string]bool {
 // newProcess returns the directory in /proc of a process called name that was not there before.
 func newProcess(before map[string]bool, name string) string {
 	for dir := range processes() {
-		comm, _ := os.ReadFile(filepath.Join(dir, "comm"))
-		if !before[dir] && strings.HasPrefix(name+"\n", strings.TrimSpace(string(comm))) {
+		text, _ := os.ReadFile(filepath.Join(dir, "comm")) // at most 15 bytes
+		if comm := strings.TrimSpace(string(text)); !before[dir] && comm != "" && strings.HasPrefix(name, comm) {
 			return dir
 		}
 	}

@@ -36,6 +36,12 @@ var tour = []string{
 	"cd mnt/images/localhost/hello:1.0 && sha256sum manifest.json config.json layers/01/diff.tar",
 	"tar tvf mnt/images/localhost/hello:1.0/layers/01/diff.tar | head -n 4",
 
+	"# The root file system is there as a container would see it, and so is what each layer did to it.",
+	"cat mnt/images/localhost/hello:1.0/rootfs/etc/os-release",
+	"ls -l mnt/images/localhost/hello:1.0/rootfs/usr/",
+	"cat mnt/images/localhost/hello:1.0/layers/02/changes",
+	"diff -rq mnt/images/localhost/base:1/rootfs/ mnt/images/localhost/hello:1.0/rootfs/; true",
+
 	"# Names are links. A line in the file tags adds one, a minus removes it; an error is the write's own.",
 	"echo localhost/hello:latest >mnt/images/localhost/hello:1.0/tags",
 	"find mnt/images -name hello:latest -printf '%p -> %l\\n' | cut -c 1-80",
