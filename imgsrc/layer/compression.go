@@ -8,10 +8,10 @@ import (
 	"fmt"
 	"io"
 
-	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
 
 	"github.com/imgfs/imgfs/imgsrc"
+	"github.com/imgfs/imgfs/imgsrc/layer/inflate"
 )
 
 // A Compression is a way to compress a stream of bytes.
@@ -68,7 +68,7 @@ func Decompress(r io.Reader) (io.ReadCloser, Compression, error) {
 	d := &decompressor{src: src, kind: Detect(head)}
 	switch d.kind {
 	case Gzip:
-		d.out = &gzipReader{br: br}
+		d.out = inflate.NewReader(br)
 	case Bzip2:
 		d.out = bzip2.NewReader(br)
 	case Xz:
@@ -140,55 +140,5 @@ func (d *decompressor) Close() error {
 		d.close = nil
 	}
 	d.err = io.ErrClosedPipe
-	return nil
-}
-
-// A gzipReader reads all the members of a gzip stream. The library can do that by itself, but takes zeros after the last
-// member, with which tapes and block devices pad, for a broken header; gzip(1) ignores them.
-type gzipReader struct {
-	br *bufio.Reader
-	z  *gzip.Reader
-}
-
-func (g *gzipReader) Read(p []byte) (int, error) {
-	for {
-		if g.z != nil {
-			n, err := g.z.Read(p)
-			if err != io.EOF {
-				return n, err
-			}
-			if n > 0 {
-				return n, nil
-			}
-		}
-		if err := g.next(); err != nil {
-			return 0, err
-		}
-	}
-}
-
-// next opens the next member. It returns io.EOF if there is none.
-func (g *gzipReader) next() error {
-	var err error
-	if g.z == nil {
-		g.z, err = gzip.NewReader(g.br)
-	} else {
-		var b byte
-		for b == 0 {
-			if b, err = g.br.ReadByte(); err != nil {
-				return err
-			}
-		}
-		if err = g.br.UnreadByte(); err == nil {
-			err = g.z.Reset(g.br)
-		}
-	}
-	if err == io.EOF {
-		err = io.ErrUnexpectedEOF
-	}
-	if err != nil {
-		return err
-	}
-	g.z.Multistream(false)
 	return nil
 }

@@ -34,7 +34,7 @@ type peer struct {
 	at    string // where the files are, once mounted
 	mount func() error
 	once  bool // measured a single time: it is slow
-	gone  bool // it failed, or took too long
+	gone  bool // it failed, or took longer than patience
 }
 
 // rootfs measures an image's root file system against the kernel's overlay of the same image, and the peers against both.
@@ -49,7 +49,12 @@ func (b *bencher) rootfs(program string) error {
 		return err
 	}
 	b.undo = append(b.undo, set.unmountAll)
-	return errors.Join(set.image(), set.unpacking(), set.bigFile(), set.memoryOf())
+	for _, part := range []func() error{set.image, set.unpacking, set.bigFile, set.memoryOf} {
+		if err := part(); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 type rootfsBench struct {
@@ -218,8 +223,11 @@ func (r *rootfsBench) row(what, line, budget string, sides []*peer) error {
 				p.gone = true
 				continue
 			}
-			if err != nil {
+			if err != nil && (i == 0 || strings.HasPrefix(p.name, "imgfs")) || r.ctx.Err() != nil {
 				return fmt.Errorf("%s, %s: %w", p.name, what, err)
+			}
+			if err != nil {
+				continue // a peer that cannot do this
 			}
 			times[i] = append(times[i], took)
 		}
@@ -228,8 +236,8 @@ func (r *rootfsBench) row(what, line, budget string, sides []*peer) error {
 	base := summary(times[0]).median
 	for i := range sides {
 		switch {
-		case len(times[i]) == 0:
-			fmt.Printf(" over %.0f s |", patience.Seconds())
+		case len(times[i]) == 0 && i > 0:
+			fmt.Print(" fails, or over 2 min |")
 		case i == 0:
 			fmt.Printf(" %.3f s |", base.Seconds())
 		default:
