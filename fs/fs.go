@@ -173,6 +173,9 @@ func (f *FS) refresh(ctx context.Context) *state {
 			was := img.entry.Swap(e)
 			changed = changed || was == nil
 			img.listingChanged(was, e, now)
+			if was != nil && was.First().Source != e.First().Source {
+				img.moved()
+			}
 		}
 		s.byID[e.ID] = img
 	}

@@ -35,8 +35,9 @@ type tree struct {
 	*layer.Tree
 	img   *image
 	view  uint16
-	base  int // the image's layer that is the tree's first
-	ino   ino // of the root
+	base  int               // the image's layer that is the tree's first
+	keys  []imgsrc.FilesKey // of the tree's layers: how their bodies are found
+	ino   ino               // of the root
 	mtime time.Time
 	ahead treeAhead
 }
@@ -109,10 +110,11 @@ func (img *image) makeTree(ctx context.Context, view uint16) (*tree, error) {
 	t := &tree{img: img, view: view, mtime: r.created}
 	if view == viewRootfs {
 		t.ino = img.ino.nth(uint64(rowByView[viewRootfs].id))
-		indexes, err := img.indexes(ctx, 0, count)
+		indexes, keys, err := img.indexes(ctx, 0, count)
 		if err != nil {
 			return nil, err
 		}
+		t.keys = keys
 		if t.Tree, err = layer.Merge(ctx, indexes); err != nil {
 			return nil, fmt.Errorf("merging the layers of image %s: %w", img.id, err)
 		}
@@ -122,15 +124,17 @@ func (img *image) makeTree(ctx context.Context, view uint16) (*tree, error) {
 			return nil, syscall.ENOENT
 		}
 		t.ino = img.ino.nth(uint64(rowByView[viewLayers].id)).nth(uint64(n)).nth(uint64(diffRow.id))
-		indexes, err := img.indexes(ctx, n, n+1)
+		indexes, keys, err := img.indexes(ctx, n, n+1)
 		if err != nil {
 			return nil, err
 		}
 		var below []*layer.Index
+		t.keys = keys
 		if indexes[0].LinksOut() {
-			if below, err = img.indexes(ctx, 0, n); err != nil {
+			if below, keys, err = img.indexes(ctx, 0, n); err != nil {
 				return nil, err
 			}
+			t.keys = append(keys, t.keys...)
 		}
 		t.Tree = layer.NewTree(below, indexes[0])
 		t.base = n + 1 - t.Layers()
@@ -143,24 +147,35 @@ func (img *image) makeTree(ctx context.Context, view uint16) (*tree, error) {
 var diffRow = &layerTable[slices.IndexFunc(layerTable, func(r layerRow) bool { return r.diff })]
 
 // indexes returns what the image's layers from first to end hold.
-func (img *image) indexes(ctx context.Context, first, end int) ([]*layer.Index, error) {
+func (img *image) indexes(ctx context.Context, first, end int) ([]*layer.Index, []imgsrc.FilesKey, error) {
 	r, err := img.render(ctx)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	var layers []layer.Layer
+	var keys []imgsrc.FilesKey
 	for n := first; n < end; n++ {
 		files, err := img.openFiles(ctx, n)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		key := files.Key()
 		if err := files.Close(); err != nil {
-			return nil, err
+			return nil, nil, err
 		}
+		keys = append(keys, key)
 		layers = append(layers, layer.Layer{Key: key, From: r.facts.Layers[n].Digest, Open: func(ctx context.Context) (imgsrc.Files, error) { return img.openFiles(ctx, n) }})
 	}
-	return img.f.layers.Indexes(ctx, layers)
+	all, err := img.f.layers.Indexes(ctx, layers)
+	return all, keys, err
+}
+
+// moved lets go of what was found out where the image was: another source has it now, and finds bodies in another way.
+func (img *image) moved() {
+	img.f.closeLayers(img.slot)
+	img.mu.Lock()
+	defer img.mu.Unlock()
+	clear(img.probes)
 }
 
 // inoOf is the inode number of a node: a hash of its path.
@@ -289,6 +304,10 @@ func (t *tree) read(ctx context.Context, p layer.Place, dest []byte, off int64) 
 		return 0, err
 	}
 	defer files.release()
+	if key := files.it.Key(); key != t.keys[p.Layer] {
+		t.img.moved() // the next one to ask finds a tree that was made here
+		return 0, fmt.Errorf("layer %d of image %s is %s now and was %s: %w", n, t.img.id, key.Form, t.keys[p.Layer].Form, syscall.EAGAIN)
+	}
 	if p.Extents == nil {
 		return readFull(ctx, files.it, p.Body, dest, off)
 	}
@@ -383,7 +402,7 @@ func (img *image) changes(ctx context.Context, n int) ([]byte, error) {
 		return list, nil
 	}
 	res, err := img.shared(ctx, "changes "+strconv.Itoa(int(img.slot))+" "+strconv.Itoa(n), func(ctx context.Context) (any, error) {
-		indexes, err := img.indexes(ctx, 0, n+1)
+		indexes, _, err := img.indexes(ctx, 0, n+1)
 		if err != nil {
 			return nil, err
 		}

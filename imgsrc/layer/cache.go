@@ -32,7 +32,8 @@ type Cache struct {
 	jobs   sync.WaitGroup
 	slots  chan struct{} // one for each pass that may run at a time
 
-	indexes *indexes
+	indexes  *indexes
+	indexing chan struct{} // one for each index that may be made at a time; they wait for passes, and not the other way round
 
 	mu      sync.Mutex
 	entries map[key]*entry // those that are held or being made
@@ -78,6 +79,8 @@ func OpenCache(dir string, limit int64, log *slog.Logger) (*Cache, error) {
 		slots:   make(chan struct{}, runtime.GOMAXPROCS(0)),
 		entries: map[key]*entry{},
 		indexes: newIndexes(),
+
+		indexing: make(chan struct{}, 2*runtime.GOMAXPROCS(0)),
 	}
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	if dir == "" {

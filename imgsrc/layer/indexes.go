@@ -153,6 +153,12 @@ func (c *Cache) bringIndex(k imgsrc.FilesKey, open func(context.Context) (imgsrc
 			return x, nil
 		}
 	}
+	select { // each takes descriptors and memory
+	case c.indexing <- struct{}{}:
+		defer func() { <-c.indexing }()
+	case <-c.ctx.Done():
+		return nil, c.ctx.Err()
+	}
 	files, err := open(c.ctx)
 	if err != nil {
 		return nil, err
