@@ -100,7 +100,7 @@ func (i *fakeImage) Files(_ context.Context, n int) (imgsrc.Files, error) {
 	if err != nil {
 		return nil, err
 	}
-	return layer.TarFiles(c, imgsrc.FilesKey{Form: layer.TarForm, Digest: digest.FromBytes(i.layers[n])}), nil
+	return layer.TarFiles(c, imgsrc.FilesKey{Form: layer.TarForm, Digest: digest.FromBytes(i.layers[n])}, nil), nil
 }
 
 type fakeContent struct{ r *bytes.Reader }

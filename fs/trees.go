@@ -204,10 +204,50 @@ func (t *tree) attr(n uint32, i ino) (attr, error) {
 	return out, nil
 }
 
+// rootAttr describes the root of a tree that is not in memory. It reads the beginnings of layers only, so that ls -l of an
+// image's directory costs no more.
+func (v treeView) rootAttr(ctx context.Context, n node) (attr, error) {
+	img := v.f.image(n.image())
+	r, err := img.render(ctx)
+	if err != nil {
+		return attr{}, err
+	}
+	first, end := 0, len(r.facts.Layers)
+	i := img.ino.nth(uint64(rowByView[viewRootfs].id))
+	if n.view() != viewRootfs {
+		first = int(n.view()) - firstDiff
+		if first >= end {
+			return attr{}, syscall.ENOENT
+		}
+		end = first + 1
+		i = img.ino.nth(uint64(rowByView[viewLayers].id)).nth(uint64(first)).nth(uint64(diffRow.id))
+	}
+	a := attr{ino: i, mode: syscall.S_IFDIR | 0o755, nlink: 1, mtime: r.created, layered: true}
+	for k := end - 1; k >= first; k-- {
+		files, err := img.openFiles(ctx, k)
+		if err != nil {
+			return attr{}, err
+		}
+		root, err := files.Root(ctx)
+		if err := errors.Join(err, files.Close()); err != nil {
+			return attr{}, err
+		}
+		if root != nil {
+			a.mode, a.uid, a.gid = syscall.S_IFDIR|root.Mode, root.UID, root.GID
+			a.mtime = time.Unix(root.Sec, int64(root.Nsec))
+			break
+		}
+	}
+	return a, nil
+}
+
 func (v treeView) attr(ctx context.Context, n node, cheap bool) (attr, error) {
-	if cheap {
-		if _, ok := v.f.trees.get(treeKey{n.image(), n.view()}); !ok {
+	if _, ok := v.f.trees.get(treeKey{n.image(), n.view()}); !ok {
+		switch {
+		case cheap:
 			return attr{}, errCostly
+		case n.entry() == 0:
+			return v.rootAttr(ctx, n)
 		}
 	}
 	t, e, err := v.at(ctx, n)

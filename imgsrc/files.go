@@ -18,6 +18,10 @@ type Files interface {
 	// ErrDamaged if the layer is not what its digest says, or not a tar.
 	Entries(ctx context.Context, emit func(*File) error) error
 
+	// Root returns the first entry if that is for the layer's root directory, and else nil. It costs no more than reading
+	// the beginning of the layer.
+	Root(ctx context.Context) (*File, error)
+
 	// ReadBody reads from the body of an entry of this layer, as Content.ReadAt does.
 	ReadBody(ctx context.Context, b Body, p []byte, off int64) (n int, err error)
 

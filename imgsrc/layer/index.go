@@ -213,6 +213,7 @@ type indexBuilder struct {
 	byName  nameTable
 	parts   []string // room for a path's
 	skipped int
+	count   int               // entries so far
 	known   map[string]uint32 // extras, which are often the same
 }
 
@@ -255,12 +256,13 @@ func splitPath(parts []string, path string) ([]string, bool) {
 func (b *indexBuilder) add(f *imgsrc.File) error {
 	parts, ok := splitPath(b.parts[:0], f.Name)
 	b.parts = parts
+	b.count++
 	if !ok {
 		b.skipped++
 		return nil
 	}
 	if len(parts) == 0 {
-		if f.Type == '5' {
+		if f.Type == '5' && b.count == 1 { // so that what the root is can be told from the beginning alone
 			return b.setInode(b.nodes[0].inode, f)
 		}
 		return nil

@@ -21,7 +21,7 @@ const MaxLayers = 1<<16 - 1
 //     0:0, which shows nothing itself. An opaque mark, or the extended attribute trusted.overlay.opaque, hides all that the
 //     directory has in the layers below.
 //   - A hard link out of its layer is the file as the layers below it show it.
-//   - The root is always merged, and shows what the topmost layer says that says something about it.
+//   - The root is always merged, and shows what the topmost layer says whose first entry is for it.
 //
 // Errors: imgsrc.ErrUnsupported for more than MaxLayers, or more than MaxEntries entries; ctx's.
 func Merge(ctx context.Context, layers []*Index) (*Tree, error) {
@@ -42,9 +42,9 @@ func Merge(ctx context.Context, layers []*Index) (*Tree, error) {
 		}
 	}
 	m.nodes[0].layer = root[0].layer
-	for _, p := range root {
-		if layers[p.layer].inodes[0].mode&implicit == 0 {
-			m.nodes[0].layer = p.layer
+	for i := range slices.Backward(layers) {
+		if layers[i].inodes[0].mode&implicit == 0 {
+			m.nodes[0].layer = uint16(i)
 			break
 		}
 	}

@@ -20,6 +20,11 @@ type entries []imgsrc.File
 
 func (e entries) Key() imgsrc.FilesKey { return imgsrc.FilesKey{} }
 func (e entries) Close() error         { return nil }
+
+func (e entries) Root(ctx context.Context) (*imgsrc.File, error) {
+	return RootOf(func(emit func(*imgsrc.File) error) error { return e.Entries(ctx, emit) })
+}
+
 func (e entries) ReadBody(context.Context, imgsrc.Body, []byte, int64) (int, error) {
 	return 0, imgsrc.ErrAbsent
 }
@@ -264,6 +269,8 @@ func TestMergeRoot(t *testing.T) {
 		"the lower one":     {[]entries{{dir("./", 0o711)}, {reg("a", "")}}, 0o711},
 		"the topmost":       {[]entries{{dir("./", 0o711)}, {dir("/", 0o700)}, {}}, 0o700},
 		"a file is no root": {[]entries{{reg("./", "")}}, 0o755},
+		"not the first":     {[]entries{{reg("a", ""), dir("./", 0o711)}}, 0o755},
+		"below opaque":      {[]entries{{dir("./", 0o711)}, {reg(".wh..wh..opq", "")}}, 0o711},
 	} {
 		a, err := merged(t, test.layers...).Attr(0)
 		if err != nil || a.Mode != unix.S_IFDIR|test.want {

@@ -16,12 +16,49 @@ import (
 )
 
 // TarFiles returns the entries of an uncompressed tar, whose bodies it reads by their offset. The key's form is "tar".
-// Closing it closes c.
-func TarFiles(c imgsrc.Content, key imgsrc.FilesKey) imgsrc.Files { return &tarFiles{c, key} }
+// Closing it closes c. If c is costly to begin with, head opens the same bytes for reading their beginning, unverified;
+// it may be nil.
+func TarFiles(c imgsrc.Content, key imgsrc.FilesKey, head func(context.Context) (io.ReadCloser, error)) imgsrc.Files {
+	return &tarFiles{c, key, head}
+}
 
 type tarFiles struct {
 	content imgsrc.Content
 	key     imgsrc.FilesKey
+	head    func(context.Context) (io.ReadCloser, error)
+}
+
+func (t *tarFiles) Root(ctx context.Context) (*imgsrc.File, error) {
+	if t.head == nil {
+		return RootOf(func(emit func(*imgsrc.File) error) error { return t.Entries(ctx, emit) })
+	}
+	r, err := t.head(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	plain, _, err := Decompress(r)
+	if err != nil {
+		return nil, err
+	}
+	defer plain.Close()
+	return RootOf(func(emit func(*imgsrc.File) error) error { return ScanTar(plain, emit) })
+}
+
+var errFirst = errors.New("the first entry is enough")
+
+// RootOf returns the first entry of those that entries lists, if it is for the root directory, and else nil.
+func RootOf(entries func(emit func(*imgsrc.File) error) error) (root *imgsrc.File, err error) {
+	err = entries(func(f *imgsrc.File) error {
+		if parts, ok := splitPath(nil, f.Name); ok && len(parts) == 0 && f.Type == '5' {
+			root = f
+		}
+		return errFirst
+	})
+	if err != nil && !errors.Is(err, errFirst) {
+		return nil, err
+	}
+	return root, nil
 }
 
 // TarForm is the form of files whose bodies lie in an uncompressed tar.

@@ -29,7 +29,7 @@ func (m memory) ReadAt(_ context.Context, p []byte, off int64) (int, error) {
 }
 
 func inMemory(b []byte) imgsrc.Files {
-	return TarFiles(memory{bytes.NewReader(b)}, imgsrc.FilesKey{Form: TarForm, Digest: digest.FromBytes(b)})
+	return TarFiles(memory{bytes.NewReader(b)}, imgsrc.FilesKey{Form: TarForm, Digest: digest.FromBytes(b)}, nil)
 }
 
 // checkAgainstLibrary compares what TarFiles says of a tar with what the standard library reads out of it, bodies included.

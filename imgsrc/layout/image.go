@@ -213,7 +213,11 @@ func (m *image) Files(ctx context.Context, n int) (imgsrc.Files, error) {
 	if key.Digest == "" {
 		key.Digest = facts.Layers[n].Digest
 	}
-	return layer.TarFiles(c, key), nil
+	l := facts.Layers[n]
+	return layer.TarFiles(c, key, func(context.Context) (io.ReadCloser, error) {
+		f, _, err := m.source.openBlob(l.Digest, l.Size)
+		return f, err
+	}), nil
 }
 
 // compression tells a layer's compression from its first bytes.

@@ -54,6 +54,11 @@ func (s *suite) compareFiles(files imgsrc.Files, diff imgsrc.Content) {
 		s.Error(err)
 		return
 	}
+	root, err := files.Root(s.Context())
+	first := len(all) > 0 && all[0].Type == tar.TypeDir && path.Clean("/"+all[0].Name) == "/"
+	if err != nil || first != (root != nil) || first && (root.Mode != all[0].Mode || root.Sec != all[0].Sec) {
+		s.Errorf("the root is %+v, %v, and the first of %d entries %v", root, err, len(all), first)
+	}
 	stop := errors.New("enough")
 	if err := files.Entries(s.Context(), func(*imgsrc.File) error { return stop }); len(all) > 0 && !errors.Is(err, stop) {
 		s.Errorf("what emit returned came back as %v", err)

@@ -84,6 +84,11 @@ func (f *splitFiles) Entries(ctx context.Context, emit func(*imgsrc.File) error)
 	return nil
 }
 
+// Root implements [imgsrc.Files].
+func (f *splitFiles) Root(ctx context.Context) (*imgsrc.File, error) {
+	return tarlayer.RootOf(func(emit func(*imgsrc.File) error) error { return f.Entries(ctx, emit) })
+}
+
 func (f *splitFiles) entries(ctx context.Context, emit func(*imgsrc.File) error) error {
 	file, err := openRegular(f.tarSplit)
 	if err != nil {
@@ -100,6 +105,13 @@ func (f *splitFiles) entries(ctx context.Context, emit func(*imgsrc.File) error)
 	}
 	defer lines.close()
 	t := &splitTar{lines: lines}
+	var stopped error // by emit
+	emit = func(emit func(*imgsrc.File) error) func(*imgsrc.File) error {
+		return func(file *imgsrc.File) error {
+			stopped = emit(file)
+			return stopped
+		}
+	}(emit)
 	err = tarlayer.ScanTar(t, func(file *imgsrc.File) error {
 		if file.Type != '0' {
 			return emit(file)
@@ -118,6 +130,8 @@ func (f *splitFiles) entries(ctx context.Context, emit func(*imgsrc.File) error)
 		err = t.drain(f.size)
 	}
 	switch {
+	case stopped != nil:
+		return stopped
 	case err == nil, ctx.Err() != nil, in.err != nil:
 		return errors.Join(ctx.Err(), in.err)
 	case errors.Is(err, imgsrc.ErrDamaged):

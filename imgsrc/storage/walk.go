@@ -46,6 +46,9 @@ func (w *walkedFiles) Key() imgsrc.FilesKey {
 	return imgsrc.FilesKey{Form: walkForm, Digest: digest.FromString(w.dir), Transient: true}
 }
 
+// Root implements [imgsrc.Files]: the store makes that directory itself.
+func (w *walkedFiles) Root(context.Context) (*imgsrc.File, error) { return nil, nil }
+
 func (w *walkedFiles) Entries(ctx context.Context, emit func(*imgsrc.File) error) error {
 	e := &walker{ctx: ctx, w: w, emit: emit, links: map[[2]uint64]string{}}
 	if err := e.dir("", w.parent); err != nil {
