@@ -35,6 +35,7 @@ A link is a link: add a slash to read what it points to, and search where the im
 
   ls images/NAME:TAG/                     the image
   jq . images/NAME:TAG/config.json        its config
+  ls images/NAME:TAG/rootfs/              its files
   grep -r PATTERN ids/                    all images
   rsync -a images/NAME:TAG/ DEST/         a copy of one
   echo localhost/web:2 > ids/<id>/tags    tags it
