@@ -13,7 +13,8 @@
 //     privileges beyond the right to read the files, and keeps nothing that a crash could leave behind.
 //   - No bytes are returned that were not verified: manifests and configs against their digests, the bodies of a
 //     layer against the length and the CRC-64 that tar-split recorded, whenever the file's identity has changed since.
-//   - Names that come out of an image are opened only below its layer's directory, through [os.Root].
+//   - Names that come out of an image are opened only below its layer's directory, through [os.Root], or by openat2(2)
+//     with that directory as the root.
 //   - Work that several readers share (indexing a layer, verifying a large body) runs once, in the source's own context.
 //
 // # Layers
@@ -21,6 +22,9 @@
 // An [index] is what a layer's tar-split says, packed: the headers' raw bytes and the bodies' names, lengths and
 // checksums in compressed blocks of some 64 KiB, with the offset in the tar at which each block begins. A read at any
 // offset unpacks the one block that it falls into; only the bytes of bodies come from the disk.
+//
+// A layer's files are listed from tar-split too, and read under their own names; a layer without tar-split is walked: then
+// what lies on the disk is all that is known, and is not verified.
 //
 // # Writing
 //
