@@ -6,12 +6,10 @@ import (
 	"fmt"
 	"io"
 	"slices"
-	"strconv"
 	"syscall"
 	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
-	"golang.org/x/sys/unix"
 
 	"github.com/imgfs/imgfs/imgsrc"
 	"github.com/imgfs/imgfs/imgsrc/layer"
@@ -394,76 +392,6 @@ func (f *FS) xattrs(ctx context.Context, n node) ([]imgsrc.Xattr, error) {
 		return nil, err
 	}
 	return t.Xattrs(e), nil
-}
-
-// seek finds data or a hole in a file from off on, as lseek(2) does.
-func (f *FS) seek(ctx context.Context, n node, off int64, whence uint32) (int64, error) {
-	v := f.view(n)
-	a, err := v.attr(ctx, n, false)
-	if err != nil {
-		return 0, err
-	}
-	if off < 0 || off >= a.size {
-		return 0, syscall.ENXIO
-	}
-	extents := []imgsrc.Extent{{Off: 0, Len: a.size}}
-	if tv, ok := v.(treeView); ok {
-		t, e, err := tv.at(ctx, n)
-		if err != nil {
-			return 0, err
-		}
-		if p, _ := t.Place(e); p.Extents != nil {
-			extents = p.Extents
-		}
-	}
-	switch whence {
-	case unix.SEEK_DATA:
-		for _, x := range extents {
-			if off < x.Off+x.Len {
-				return max(off, x.Off), nil
-			}
-		}
-		return 0, syscall.ENXIO
-	case unix.SEEK_HOLE:
-		for _, x := range extents {
-			if off < x.Off {
-				break
-			}
-			off = max(off, min(x.Off+x.Len, a.size))
-		}
-		return off, nil
-	}
-	return 0, syscall.EINVAL
-}
-
-func (img *image) changesKey(n int) treeKey { return treeKey{img.slot, diffView(n)} }
-
-func (img *image) knowsChanges(n int) bool {
-	_, ok := img.f.lists.get(img.changesKey(n))
-	return ok
-}
-
-// changes returns what layer n does to the ones below it.
-func (img *image) changes(ctx context.Context, n int) ([]byte, error) {
-	if list, ok := img.f.lists.get(img.changesKey(n)); ok {
-		return list, nil
-	}
-	res, err := img.shared(ctx, "changes "+strconv.Itoa(int(img.slot))+" "+strconv.Itoa(n), func(ctx context.Context) (any, error) {
-		indexes, _, err := img.indexes(ctx, 0, n+1)
-		if err != nil {
-			return nil, err
-		}
-		list, err := layer.Changes(ctx, indexes[:n], indexes[n])
-		if err != nil {
-			return nil, err
-		}
-		img.f.lists.put(img.changesKey(n), list, int64(len(list)))
-		return list, nil
-	})
-	if err != nil {
-		return nil, err
-	}
-	return res.([]byte), nil
 }
 
 // closeLayers lets go of the layers of an image that is gone.

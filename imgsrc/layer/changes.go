@@ -11,9 +11,11 @@ import (
 // for what was not there, "C /path" for what was, and "D /path" for what is there no more. Bytes that would break a
 // line, and backslashes, are written as in /proc/mounts: \012.
 //
-// It is what `podman image diff` says of a layer in an overlay store: a whiteout is a D also if there is nothing for it to
-// delete, an opaque directory is a D followed by what it has now, a directory is a C if its mode, owner or time is another,
-// or if something was added or deleted somewhere below it, and a file is a C even if it is the same.
+// It follows `podman image diff` for a layer in an overlay store: a whiteout is a D also if there is nothing for it to
+// delete, an opaque directory is a D followed by what it has now, a directory is a C if its mode, owner or time is
+// another, or if something was added or deleted somewhere below it, and a file is a C even if it is the same. It
+// differs where podman does not look (a directory of which only the owner is another), looks at what no layer says
+// (the length of a directory on the disk), or gives up (a file that has become a directory).
 func Changes(ctx context.Context, below []*Index, layer *Index) ([]byte, error) {
 	lower, err := Merge(ctx, below)
 	if err != nil {

@@ -217,7 +217,7 @@ func fileOf(h *tar.Header, head []byte) (*imgsrc.File, error) {
 	}
 	for key, value := range h.PAXRecords {
 		name, ok := strings.CutPrefix(key, xattrPrefix)
-		if ok && name != "" && len(name) <= maxXattrName && len(value) <= maxXattr {
+		if ok && hasNamespace(name) && len(name) <= maxXattrName && len(value) <= maxXattr {
 			f.Xattrs = append(f.Xattrs, imgsrc.Xattr{Name: name, Value: value})
 		}
 	}
@@ -239,6 +239,16 @@ func fileOf(h *tar.Header, head []byte) (*imgsrc.File, error) {
 		return f, mapSparse(f, strings.FieldsFunc(numbers, func(r rune) bool { return r == ',' }))
 	}
 	return f, nil
+}
+
+// hasNamespace says whether a kernel takes this for the name of an extended attribute (xattr(7)).
+func hasNamespace(name string) bool {
+	for _, space := range []string{"user.", "security.", "trusted.", "system."} {
+		if rest, ok := strings.CutPrefix(name, space); ok && rest != "" {
+			return true
+		}
+	}
+	return false
 }
 
 // mapSparse takes a map of decimal offsets and lengths, as in PAX formats 0.0 and 0.1.

@@ -171,7 +171,7 @@ func smallTar(t testing.TB) []byte {
 	w := tar.NewWriter(&b)
 	for _, h := range []tar.Header{
 		{Name: "a", Typeflag: tar.TypeReg, Size: 600, Mode: 0o4755, ModTime: time.Unix(5, 7), Format: tar.FormatPAX},
-		{Name: "b", Typeflag: tar.TypeReg, Size: 1, PAXRecords: map[string]string{"SCHILY.xattr.user.z": "1", "SCHILY.xattr.user.a": "a\nb"}},
+		{Name: "b", Typeflag: tar.TypeReg, Size: 1, PAXRecords: map[string]string{"SCHILY.xattr.user.z": "1", "SCHILY.xattr.user.a": "a\nb", "SCHILY.xattr.no-namespace": "1", "SCHILY.xattr.user.": "1"}},
 		{Name: "c", Typeflag: tar.TypeChar, Devmajor: 300, Devminor: 70000},
 	} {
 		if err := w.WriteHeader(&h); err != nil {
