@@ -23,21 +23,7 @@ const splitForm = "split"
 
 // Files implements [imgsrc.Image]. A layer without tar-split is walked.
 func (m *image) Files(ctx context.Context, n int) (imgsrc.Files, error) {
-	if err := ctx.Err(); err != nil {
-		return nil, err
-	}
-	chain, err := m.chain()
-	if err != nil {
-		return nil, err
-	}
-	if n < 0 || n >= len(chain) {
-		return nil, fmt.Errorf("opening layer %d of image %s: it has %d: %w", n, m.desc.ID, len(chain), imgsrc.ErrAbsent)
-	}
-	f, err := m.s.files(chain[n], m.diffID(ctx, n))
-	if err != nil {
-		return nil, fmt.Errorf("opening layer %d of image %s: %w", n, m.desc.ID, err)
-	}
-	return f, nil
+	return openLayer(ctx, m, n, m.s.files)
 }
 
 // files opens the files of a layer whose tar's digest, if there is one, is diffID.

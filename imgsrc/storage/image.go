@@ -117,21 +117,27 @@ func (m *image) Blob(ctx context.Context, d digest.Digest) (imgsrc.Content, erro
 
 // Diff implements [imgsrc.Image].
 func (m *image) Diff(ctx context.Context, n int) (imgsrc.Content, error) {
+	return openLayer(ctx, m, n, func(l *layer, diffID digest.Digest) (imgsrc.Content, error) { return m.s.newDiff(l, diffID) })
+}
+
+// openLayer opens layer n of an image, in one of the forms that it has.
+func openLayer[T any](ctx context.Context, m *image, n int, open func(l *layer, diffID digest.Digest) (T, error)) (T, error) {
+	var none T
 	if err := ctx.Err(); err != nil {
-		return nil, err
+		return none, err
 	}
 	chain, err := m.chain()
 	if err != nil {
-		return nil, err
+		return none, err
 	}
 	if n < 0 || n >= len(chain) {
-		return nil, fmt.Errorf("opening layer %d of image %s: it has %d: %w", n, m.desc.ID, len(chain), imgsrc.ErrAbsent)
+		return none, fmt.Errorf("opening layer %d of image %s: it has %d: %w", n, m.desc.ID, len(chain), imgsrc.ErrAbsent)
 	}
-	d, err := m.s.newDiff(chain[n], m.diffID(ctx, n))
+	opened, err := open(chain[n], m.diffID(ctx, n))
 	if err != nil {
-		return nil, fmt.Errorf("opening layer %d of image %s: %w", n, m.desc.ID, err)
+		return none, fmt.Errorf("opening layer %d of image %s: %w", n, m.desc.ID, err)
 	}
-	return d, nil
+	return opened, nil
 }
 
 // chain returns the image's layers, base first. A list of images has none of its own.
