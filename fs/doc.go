@@ -13,12 +13,15 @@
 //	    annotations/  labels/        a file for each key
 //	    layers/00/                   the rows of layerTable (layers.go), and
 //	    layers/00/diff/  rootfs/     files out of layers (trees.go)
+//	    platforms/  referrers/       links to other images' directories (links.go)
 //
 // One directory has one path. Whatever else means it is a relative link, as in sysfs: a directory under two names would
 // move a shell's working directory, and rsync, du and grep -r are to meet it once. No link leads to a directory from
 // which it can be reached again, so that find -L and rsync -aL end.
 //
-// A file of every image is one row of a table: a name, a number that is never used again, and a pure function of the image.
+// A file of every image is one row of a table: a name, a number that is never used again, and a pure function of the image,
+// or of what the catalog says of it (live), or of both (derived.go). An index has few files of its own: the others are links to
+// those of the platform that is meant.
 //
 // # Nodes and inode numbers
 //
@@ -44,7 +47,9 @@
 //     id 0, and the kernel asks if somebody wants to know.
 //   - A file's bytes are pushed into the kernel's cache before they are asked for: the answer to the first read of a small
 //     file is preceded by those of the files behind it, in the order of a walk (ahead.go).
-//   - A link's node includes its target, so the kernel may keep what a link says.
+//   - A link's node includes its target, or the target is the same always, so the kernel may keep what a link says.
+//   - What is computed from an image and the catalog is computed for each state of the catalog in which somebody asks. Its
+//     time moves only if it says something else than before.
 //
 // # Controls
 //

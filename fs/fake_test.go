@@ -214,6 +214,14 @@ func (o *fakeOps) LastError(string) (string, time.Time) {
 	return o.lastError, time.Time{}
 }
 
+// ShortNames knows localhost and docker.io.
+func (o *fakeOps) ShortNames(name string) []string {
+	if !strings.Contains(name, ":") {
+		name += ":latest"
+	}
+	return []string{"localhost/" + name, name, "docker.io/library/" + name, "docker.io/" + name}
+}
+
 // lines are the first words of all the lines written so far.
 func (o *fakeOps) lines() []string {
 	o.mu.Lock()

@@ -19,6 +19,7 @@ type Options struct {
 	Catalog  *imgsrc.Catalog // the images; refreshed by the tree
 	Ops      Ops             // what the controls do
 	Layers   *layer.Cache    // where layers are indexed
+	Platform imgsrc.Platform // which image of an index is meant where none is named
 	ReadOnly bool            // no control takes a write
 	UID, GID uint32          // who mounts: the owner of what does not come out of a layer, and the only one who may write
 	Owner    Owner           // what to show instead
@@ -36,6 +37,7 @@ type FS struct {
 	catalog    *imgsrc.Catalog
 	ops        Ops
 	layers     *layer.Cache
+	platform   imgsrc.Platform
 	readOnly   bool
 	uid, gid   uint32
 	owner      Owner
@@ -61,11 +63,13 @@ type FS struct {
 	slots atomic.Pointer[[]*image] // by image number; only grows, [0] is nil
 
 	names    interner
+	targets  interner // of links in images' directories: a name and where it leads
 	rendered *renderedCache
 	contents *openCache[imgsrc.Content]
 	files    *openCache[imgsrc.Files]
 	trees    *memo[treeKey, *tree]
 	lists    *memo[treeKey, []byte] // changes
+	derived  *memo[derivedKey, derivedFile]
 	batches  *memo[treeKey, *batch] // what will be stored ahead of a tree's reader
 	sizes    sync.Map               // digest.Digest of an uncompressed layer -> int64
 	flights  singleflight.Group
@@ -81,6 +85,7 @@ type state struct {
 	snap    *imgsrc.Snapshot
 	order   []*image // as listed in ids/: in the order in which the mount met them, which never changes
 	byID    map[string]*image
+	at      time.Time // when the tree came to be in this state
 	idsTime time.Time
 	names   *nameState
 }
@@ -93,6 +98,7 @@ func New(o Options) *FS {
 		catalog:       o.Catalog,
 		ops:           o.Ops,
 		layers:        o.Layers,
+		platform:      o.Platform,
 		readOnly:      o.ReadOnly,
 		uid:           o.UID,
 		gid:           o.GID,
@@ -107,6 +113,7 @@ func New(o Options) *FS {
 		files:         newOpenCache[imgsrc.Files](openContents),
 		trees:         newMemo[treeKey, *tree](treeBytes),
 		lists:         newMemo[treeKey, []byte](listBytes),
+		derived:       newMemo[derivedKey, derivedFile](derivedBytes),
 		batches:       newMemo[treeKey, *batch](aheadBatches),
 	}
 	f.ctx, f.cancel = context.WithCancel(context.Background())
@@ -125,6 +132,8 @@ func New(o Options) *FS {
 		viewManifests:   manifestsView{f},
 		viewLayers:      layersView{f},
 		viewRootfs:      treeView{f},
+		viewPlatforms:   linkDirView{f, viewPlatforms, (*image).platformLinks},
+		viewReferrers:   linkDirView{f, viewReferrers, (*image).referrerLinks},
 	}
 	f.diffs = treeView{f}
 	return f
@@ -156,7 +165,7 @@ func (f *FS) refresh(ctx context.Context) *state {
 		return old
 	}
 	now := time.Now()
-	s := &state{snap: snap, byID: make(map[string]*image, len(snap.Entries))}
+	s := &state{snap: snap, at: now, byID: make(map[string]*image, len(snap.Entries))}
 	first := old.snap.Generation == 0
 	changed := first
 	slots := *f.slots.Load()
@@ -172,7 +181,7 @@ func (f *FS) refresh(ctx context.Context) *state {
 		} else {
 			was := img.entry.Swap(e)
 			changed = changed || was == nil
-			img.listingChanged(was, e, now)
+			img.listingChanged(was, e, now, old.snap, snap)
 			if was != nil && was.First().Source != e.First().Source {
 				img.moved()
 			}

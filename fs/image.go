@@ -6,10 +6,7 @@ import (
 	"encoding/binary"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
-
-	"github.com/hanwen/go-fuse/v2/fuse"
 
 	"github.com/imgfs/imgfs/imgsrc"
 )
@@ -30,6 +27,8 @@ type image struct {
 	others    []string            // digests of the further manifests ever seen, by place
 	probes    map[probeKey]probed // what the source gives of each layer
 	createdAt *time.Time          // once known
+	derived   map[uint32]derivedState
+	lineage   *imgsrc.Lineage // once known
 }
 
 func newImage(f *FS, slot uint32, e *imgsrc.Entry, listed time.Time) *image {
@@ -42,6 +41,8 @@ func newImage(f *FS, slot uint32, e *imgsrc.Entry, listed time.Time) *image {
 		names:  listed,
 		writes: map[uint32]time.Time{},
 		probes: map[probeKey]probed{},
+
+		derived: map[uint32]derivedState{},
 	}
 	img.entry.Store(e)
 	return img
@@ -58,21 +59,18 @@ func (img *image) current() (*imgsrc.Entry, error) {
 }
 
 // listingChanged compares two states of the image's entry and moves the times of what differs.
-func (img *image) listingChanged(was, is *imgsrc.Entry, now time.Time) {
-	if was == is {
-		return
-	}
+func (img *image) listingChanged(was, is *imgsrc.Entry, now time.Time, before, after *imgsrc.Snapshot) {
 	img.mu.Lock()
 	defer img.mu.Unlock()
-	if was == nil || liveShape(was) != liveShape(is) {
+	if was == nil || was != is && liveShape(was) != liveShape(is) || relationShape(before, was) != relationShape(after, is) {
 		img.listing = later(img.listing, now)
 	}
-	if was == nil || liveText(was) != liveText(is) {
+	if was == nil || was != is && liveText(was) != liveText(is) {
 		img.names = later(img.names, now)
 	}
 }
 
-// liveShape is what decides which live files the image's directory lists.
+// liveShape is what decides which live files the image's directory lists, of what its own entry says.
 func liveShape(e *imgsrc.Entry) string {
 	s := ""
 	for _, r := range table {
@@ -85,6 +83,9 @@ func liveShape(e *imgsrc.Entry) string {
 	}
 	return s
 }
+
+// relationShape is what decides which files and links the directory has because of other images.
+func relationShape(snap *imgsrc.Snapshot, e *imgsrc.Entry) uint64 { return snap.Relations(e) }
 
 // liveText is all that the live files say.
 func liveText(e *imgsrc.Entry) string {
@@ -111,261 +112,3 @@ func (img *image) created(ctx context.Context) (time.Time, error) {
 	}
 	return r.created, nil
 }
-
-// imageView is ids/<id>: the image's directory and the files in it that are rows of the table.
-type imageView struct{ f *FS }
-
-func (v imageView) attr(ctx context.Context, n node, cheap bool) (attr, error) {
-	img := v.f.image(n.image())
-	row := rowByID[n.entry()]
-	if !cheap && (row == nil || row.live != nil) {
-		v.f.refresh(ctx)
-	}
-	if n.entry() == 0 {
-		return img.dirAttr(ctx, cheap)
-	}
-	if row == nil {
-		return attr{}, syscall.ENOENT
-	}
-	e, err := img.current()
-	if err != nil {
-		return attr{}, err
-	}
-	i := img.ino.nth(uint64(row.id))
-	switch {
-	case row.control:
-		return img.controlAttr(row, e, i), nil
-	case row.lastError:
-		text, t := img.lastError()
-		created, err := img.created(ctx)
-		if err != nil {
-			return attr{}, err
-		}
-		a := fileAttr(i, int64(len(text)), latest(t, created))
-		a.live = true
-		return a, nil
-	case row.live != nil:
-		a := fileAttr(i, int64(len(row.live(e))), img.namesTime())
-		a.live = true
-		return a, nil
-	}
-	if cheap && !img.isRendered() {
-		return attr{}, errCostly
-	}
-	r, err := img.render(ctx)
-	if err != nil {
-		return attr{}, err
-	}
-	file, err := r.file(row)
-	if err != nil {
-		return attr{}, err
-	}
-	return fileAttr(i, int64(len(file)), r.created), nil
-}
-
-// lastError is the content of error: empty, or one line.
-func (img *image) lastError() ([]byte, time.Time) {
-	text, t := img.f.ops.LastError(img.id)
-	if text != "" {
-		text += "\n"
-	}
-	return []byte(text), t
-}
-
-func (img *image) dirAttr(ctx context.Context, cheap bool) (attr, error) {
-	if _, err := img.current(); err != nil {
-		return attr{}, err
-	}
-	img.mu.Lock()
-	known, listing := img.createdAt, img.listing
-	img.mu.Unlock()
-	if known == nil && cheap {
-		return attr{}, errCostly
-	}
-	created, err := img.created(ctx)
-	if err != nil {
-		return attr{}, err
-	}
-	return dirAttr(img.ino, latest(listing, created), true), nil
-}
-
-func (img *image) controlAttr(row *row, e *imgsrc.Entry, i ino) attr {
-	img.mu.Lock()
-	t := img.writes[row.id]
-	names, created := img.names, img.createdAt
-	img.mu.Unlock()
-	a := fileAttr(i, 0, t)
-	if row.live != nil {
-		a.size = int64(len(row.live(e)))
-		a.mtime = latest(t, names)
-	} else if created != nil {
-		a.mtime = latest(t, *created)
-	}
-	a.mode = syscall.S_IFREG | 0o644
-	if img.f.readOnly {
-		a.mode = syscall.S_IFREG | 0o444
-	}
-	a.live = true
-	return a
-}
-
-func (img *image) namesTime() time.Time {
-	img.mu.Lock()
-	defer img.mu.Unlock()
-	return img.names
-}
-
-// written moves a control's time: the write that went through the kernel's cache is then not mistaken for its content.
-func (img *image) written(row uint32) {
-	img.mu.Lock()
-	defer img.mu.Unlock()
-	was := latest(img.writes[row], img.names)
-	img.writes[row] = later(was, time.Now())
-}
-
-func latest(a, b time.Time) time.Time {
-	if a.After(b) {
-		return a
-	}
-	return b
-}
-
-func (v imageView) lookup(ctx context.Context, dir node, name string) (found, error) {
-	if dir.entry() != 0 {
-		return found{}, syscall.ENOTDIR
-	}
-	img := v.f.image(dir.image())
-	v.f.refresh(ctx)
-	e, err := img.current()
-	if err != nil {
-		return found{}, err
-	}
-	row := rowByName[name]
-	if row == nil {
-		return img.lookupManifest(e, name)
-	}
-	n := img.node(viewImage, row.id)
-	if row.control || row.lastError {
-		return found{node: n}, nil
-	}
-	if row.live != nil {
-		if row.live(e) == nil {
-			return found{}, syscall.ENOENT
-		}
-		return found{node: n, keep: keepNot}, nil
-	}
-	r, err := img.render(ctx)
-	if err != nil {
-		return found{}, err
-	}
-	if ok, err := img.has(ctx, r, row); err != nil || !ok {
-		return found{}, orNoEntry(err)
-	}
-	if row.view != 0 {
-		n = img.node(row.view, 0)
-	}
-	return found{node: n}, nil
-}
-
-func orNoEntry(err error) error {
-	if err == nil {
-		return syscall.ENOENT
-	}
-	return err
-}
-
-func (v imageView) list(ctx context.Context, dir node, from uint64, emit func(dirent) bool) error {
-	img := v.f.image(dir.image())
-	v.f.refresh(ctx)
-	e, err := img.current()
-	if err != nil {
-		return err
-	}
-	r, err := img.render(ctx)
-	if err != nil {
-		return err
-	}
-	for i := range table {
-		row := &table[i]
-		if uint64(row.id) <= from {
-			continue
-		}
-		d := dirent{name: row.name, node: img.node(viewImage, row.id), ino: img.ino.nth(uint64(row.id)), mode: syscall.S_IFREG, cookie: uint64(row.id)}
-		switch {
-		case row.control, row.lastError:
-		case row.live != nil:
-			if row.live(e) == nil {
-				continue
-			}
-			d.keep = keepNot
-		default:
-			ok, err := img.has(ctx, r, row)
-			if err != nil {
-				return err
-			}
-			if !ok {
-				continue
-			}
-			if row.view != 0 {
-				d.node, d.mode = img.node(row.view, 0), syscall.S_IFDIR
-			}
-		}
-		if !emit(d) {
-			return nil
-		}
-	}
-	return img.listManifests(e, from, emit)
-}
-
-func (v imageView) read(ctx context.Context, n node, dest []byte, off int64) (fuse.ReadResult, error) {
-	img := v.f.image(n.image())
-	row := rowByID[n.entry()]
-	if row == nil || row.view != 0 {
-		return nil, syscall.EISDIR
-	}
-	e, err := img.current()
-	if err != nil {
-		return nil, err
-	}
-	switch {
-	case row.lastError:
-		text, _ := img.lastError()
-		return readBytes(text, dest, off), nil
-	case row.live != nil:
-		return readBytes(row.live(e), dest, off), nil
-	case row.control:
-		return readBytes(nil, dest, off), nil
-	}
-	r, err := img.render(ctx)
-	if err != nil {
-		return nil, err
-	}
-	file, err := r.file(row)
-	if err != nil {
-		return nil, err
-	}
-	if off == 0 {
-		img.readAhead(r, row)
-	}
-	return readBytes(file, dest, off), nil
-}
-
-// readAhead stores the files behind one that is being read.
-func (img *image) readAhead(r *rendered, row *row) {
-	if img.f.server == nil {
-		return
-	}
-	a := ahead{f: img.f}
-	r.ahead.take(row.id)
-	for i := range table {
-		next := &table[i]
-		if next.id <= row.id || next.body == nil || r.errs[next.id] != nil || !r.ahead.take(next.id) {
-			continue
-		}
-		if !a.store(img.node(viewImage, next.id), r.files[next.id]) {
-			return
-		}
-	}
-}
-
-func (v imageView) readlink(context.Context, node) ([]byte, error) { return nil, syscall.EINVAL }

@@ -22,10 +22,12 @@ type layerRow struct {
 	doc  string
 
 	body    func(f *imgsrc.Facts, n int) ([]byte, error) // a pure function of the image
+	diffID  bool                                         // with body: see row.diffIDs
 	content contentKind                                  // or bytes that the source has
 	info    bool                                         // or info.json, which says what the source has
 	diff    bool                                         // or diff/, the layer's files
 	changes bool                                         // or what those do to the layers below
+	title   bool                                         // or a link to the blob under the name that its manifest gives it
 }
 
 type contentKind uint8
@@ -42,12 +44,30 @@ var layerTable = []layerRow{
 	{name: "diff.tar", id: 2, content: contentDiff, doc: "the uncompressed layer: sha256sum gives its diff id"},
 	{name: "info.json", id: 3, info: true, doc: "all that is known of the layer"},
 	{name: "digest", id: 4, body: imgsrc.LayerDigest, doc: "the digest in the manifest"},
-	{name: "diff-id", id: 5, body: imgsrc.LayerDiffID, doc: "the digest of the uncompressed layer"},
+	{name: "diff-id", id: 5, body: imgsrc.LayerDiffID, diffID: true, doc: "the digest of the uncompressed layer"},
 	{name: "media-type", id: 6, body: imgsrc.LayerMediaType, doc: "the media type in the manifest"},
 	{name: "size", id: 7, body: imgsrc.LayerSize, doc: "the size in the manifest, in bytes"},
 	{name: "created-by", id: 8, body: imgsrc.LayerCreatedBy, doc: "the step that made it"},
 	{name: "diff", id: 9, diff: true, doc: "the layer's own files; what it deletes is there as .wh.NAME"},
 	{name: "changes", id: 10, changes: true, doc: "a line a path: A added, C changed, D deleted, against the layers below"},
+}
+
+// titleRow stands for the link; its name differs from layer to layer.
+var titleRow = layerRow{id: 1<<layerShift - 1, title: true}
+
+// blobName is where it leads.
+const blobName = "blob"
+
+// title returns the name of an artifact's blob. Not ok if it has none, or one that would hide another file.
+func (r *rendered) title(n int) (name string, ok bool) {
+	if r.facts.Kind != imgsrc.KindArtifact {
+		return "", false
+	}
+	name, ok = imgsrc.EscapeKey(r.facts.Layers[n].Title)
+	for i := range layerTable {
+		ok = ok && layerTable[i].name != name
+	}
+	return name, ok
 }
 
 // A layer's entries: its directory is (n+1)<<layerShift, its files come behind it by their ids.
@@ -97,7 +117,11 @@ func (v layersView) at(ctx context.Context, n node) (layerFile, error) {
 		return layerFile{}, syscall.ENOENT
 	}
 	l.ino = l.ino.nth(uint64(l.n))
-	if id := n.entry() & (1<<layerShift - 1); id > 0 {
+	switch id := n.entry() & (1<<layerShift - 1); {
+	case id == 0:
+	case id == titleRow.id:
+		l.row, l.ino = &titleRow, l.ino.nth(uint64(id))
+	default:
 		if int(id) > len(layerTable) {
 			return layerFile{}, syscall.ENOENT
 		}
@@ -112,6 +136,12 @@ func (l layerFile) bytes(ctx context.Context) ([]byte, error) {
 	switch {
 	case l.row.changes:
 		return l.img.changes(ctx, l.n)
+	case l.row.diffID && l.r.facts.LacksDiffIDs():
+		r, err := l.img.withDiffIDs(ctx, l.r)
+		if err != nil {
+			return nil, err
+		}
+		return l.row.body(r.facts, l.n)
 	case !l.row.info:
 		return l.row.body(l.r.facts, l.n)
 	}
@@ -203,6 +233,17 @@ func (l layerFile) node(row *layerRow) node {
 
 // has says whether the layer has this file.
 func (l layerFile) has(ctx context.Context, row *layerRow) (bool, error) {
+	if row.title {
+		_, ok := l.r.title(l.n)
+		if !ok {
+			return false, nil
+		}
+		row = &layerTable[0]
+	}
+	if row.diffID && l.r.facts.LacksDiffIDs() {
+		p, err := l.img.probe(ctx, l.r, l.n, contentDiff)
+		return p.ok, err
+	}
 	kind := row.content
 	if row.diff || row.changes {
 		kind = contentFiles
@@ -263,6 +304,10 @@ func (v layersView) attr(ctx context.Context, n node, cheap bool) (attr, error) 
 	switch {
 	case l.row == nil:
 		return dirAttr(l.ino, l.r.created, false), nil
+	case l.row.title:
+		return linkAttr(l.ino, len(blobName), l.r.created), nil
+	case cheap && l.row.diffID && l.r.facts.LacksDiffIDs():
+		return attr{}, errCostly
 	case l.row.content != contentNone:
 		size, err := l.size(ctx, cheap)
 		return fileAttr(l.ino, size, l.r.created), err
@@ -299,6 +344,11 @@ func (v layersView) lookup(ctx context.Context, dir node, name string) (found, e
 			break
 		}
 		return found{node: l.node(row)}, nil
+	}
+	if title, _ := l.r.title(l.n); title == name {
+		if ok, err := l.has(ctx, &titleRow); err != nil || ok {
+			return found{node: l.node(&titleRow)}, err
+		}
 	}
 	return found{}, syscall.ENOENT
 }
@@ -337,6 +387,14 @@ func (v layersView) list(ctx context.Context, dir node, from uint64, emit func(d
 			return nil
 		}
 	}
+	title, ok := l.r.title(l.n)
+	if !ok || uint64(titleRow.id) <= from {
+		return nil
+	}
+	if ok, err := l.has(ctx, &titleRow); err != nil || !ok {
+		return err
+	}
+	emit(dirent{name: title, node: l.node(&titleRow), ino: l.ino.nth(uint64(titleRow.id)), mode: syscall.S_IFLNK, cookie: uint64(titleRow.id)})
 	return nil
 }
 
@@ -345,10 +403,12 @@ func (v layersView) read(ctx context.Context, n node, dest []byte, off int64) (f
 	if err != nil {
 		return nil, err
 	}
-	if l.row == nil {
+	switch {
+	case l.row == nil:
 		return nil, syscall.EISDIR
-	}
-	if l.row.content == contentNone {
+	case l.row.title:
+		return nil, syscall.EINVAL
+	case l.row.content == contentNone:
 		b, err := l.bytes(ctx)
 		if err == nil && off == 0 {
 			l.readAhead()
@@ -377,7 +437,7 @@ func (l layerFile) readAhead() {
 	done.take(l.row.id)
 	for i := range layerTable {
 		next := &layerTable[i]
-		if next.id <= l.row.id || next.body == nil || !done.take(next.id) {
+		if next.id <= l.row.id || next.body == nil || next.diffID && l.r.facts.LacksDiffIDs() || !done.take(next.id) {
 			continue
 		}
 		b, err := next.body(l.r.facts, l.n)
@@ -387,4 +447,13 @@ func (l layerFile) readAhead() {
 	}
 }
 
-func (v layersView) readlink(context.Context, node) ([]byte, error) { return nil, syscall.EINVAL }
+func (v layersView) readlink(ctx context.Context, n node) ([]byte, error) {
+	l, err := v.at(ctx, n)
+	if err != nil {
+		return nil, err
+	}
+	if l.row == nil || !l.row.title {
+		return nil, syscall.EINVAL
+	}
+	return []byte(blobName), nil
+}

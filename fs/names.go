@@ -172,7 +172,7 @@ func (v namesView) dir(ctx context.Context, n node) (*nameState, string, error) 
 	if !ok {
 		return nil, "", syscall.ENOENT
 	}
-	if _, ok := s.tree.Dir(path); !ok && path != "" {
+	if _, ok := s.tree.Dir(path); !ok && path != "" && !v.f.isInfix(ctx, v.f.state.Load().snap, path) {
 		return nil, "", imgsrc.ErrNotFound
 	}
 	return s, path, nil
@@ -196,7 +196,11 @@ func (v namesView) lookup(ctx context.Context, dir node, name string) (found, er
 	if ok {
 		return found{node: v.f.nameNode(path, c), keep: keepMoment}, nil
 	}
-	if c.ID, ok = unlisted(v.f.state.Load().snap, path); ok {
+	snap := v.f.state.Load().snap
+	if c.ID, ok = v.f.unlisted(snap, path); !ok {
+		c.Dir = v.f.isInfix(ctx, snap, path)
+	}
+	if ok || c.Dir {
 		return found{node: v.f.nameNode(path, c), keep: keepNot}, nil
 	}
 	return found{}, syscall.ENOENT

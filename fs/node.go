@@ -33,6 +33,8 @@ const (
 	viewManifests          // manifest-sha256-<hex>.json; entry: 1 + the manifest's place in image.others
 	viewLayers             // layers/ (entry 0) and its directories: see layerEntry
 	viewRootfs             // rootfs/ (entry 0); entry: the node of the merged tree
+	viewPlatforms          // platforms/ (entry 0) and its links; entry: an interned name and target
+	viewReferrers          // referrers/, likewise
 )
 
 // firstDiff is the view of layers/00/diff/; the others follow it. entry: the node of the layer's tree.

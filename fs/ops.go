@@ -21,6 +21,10 @@ type Ops interface {
 	// changed afterwards.
 	Events() (text []byte, changed time.Time)
 
+	// ShortNames returns the full references that a name may stand for, the first choice first, with a tag each. None if
+	// it is no reference.
+	ShortNames(name string) []string
+
 	// LastError returns the text of the last failed operation on the image with this id, empty if there was none, and
 	// when it changed.
 	LastError(id string) (text string, changed time.Time)

@@ -4,10 +4,12 @@ import (
 	"container/list"
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/imgfs/imgfs/imgsrc"
@@ -34,6 +36,9 @@ type rendered struct {
 	bytes       int
 	ahead       aheadOf // which files the kernel has been given
 	layersAhead []aheadOf
+
+	platform *imgsrc.Child            // of an index, the entry that is meant where none is named
+	full     atomic.Pointer[rendered] // the same with diff ids, if they had to be found out
 }
 
 // keyed is one annotation or label as a file.
@@ -74,12 +79,35 @@ func (img *image) doRender(ctx context.Context) (*rendered, error) {
 	if err != nil {
 		return nil, err
 	}
+	// What the source has recorded costs nothing; to read the layers for it is another matter.
+	if _, ok := e.First().Image.(imgsrc.DiffIDer); ok && facts.LacksDiffIDs() {
+		if ids, err := imgsrc.FindDiffIDs(ctx, e.First().Image, len(facts.Layers)); err == nil {
+			facts = facts.WithDiffIDs(ids)
+		}
+	}
+	r := img.renderFacts(facts)
+	if r.damaged {
+		r.until = time.Now().Add(damagedKept)
+	} else {
+		img.mu.Lock()
+		img.createdAt = &r.created
+		img.mu.Unlock()
+	}
+	img.f.rendered.put(img.slot, r)
+	return r, nil
+}
+
+// renderFacts computes the files that say what the image's own bytes say.
+func (img *image) renderFacts(facts *imgsrc.Facts) *rendered {
 	last := table[len(table)-1].id
 	r := &rendered{facts: facts, files: make([][]byte, last+1), errs: make([]error, last+1)}
 	for _, err := range []error{facts.ManifestErr, facts.ConfigErr} {
 		if err != nil && !errors.Is(err, imgsrc.ErrAbsent) {
 			r.damaged = true
 		}
+	}
+	if facts.Kind == imgsrc.KindIndex {
+		r.platform = imgsrc.Choose(facts.Children, img.f.platform)
 	}
 	r.layersAhead = make([]aheadOf, len(facts.Layers))
 	r.created, _ = facts.Created()
@@ -92,15 +120,7 @@ func (img *image) doRender(ctx context.Context) (*rendered, error) {
 	}
 	r.annotations = r.keyedOf(imgsrc.Annotations)
 	r.labels = r.keyedOf(imgsrc.Labels)
-	if r.damaged {
-		r.until = time.Now().Add(damagedKept)
-	} else {
-		img.mu.Lock()
-		img.createdAt = &r.created
-		img.mu.Unlock()
-	}
-	img.f.rendered.put(img.slot, r)
-	return r, nil
+	return r
 }
 
 func (r *rendered) keyedOf(of func(*imgsrc.Facts) (map[string]string, error)) []keyed {
@@ -124,23 +144,33 @@ func (r *rendered) keyedOf(of func(*imgsrc.Facts) (map[string]string, error)) []
 	return all
 }
 
-// has says whether the image is known to have this file, be it damaged.
-func (img *image) has(ctx context.Context, r *rendered, row *row) (bool, error) {
-	switch row.view {
-	case viewAnnotations:
-		return len(r.annotations) > 0, nil
-	case viewLabels:
-		return len(r.labels) > 0, nil
-	case viewLayers:
-		return len(r.facts.Layers) > 0, nil
-	case viewRootfs:
-		return img.hasRootfs(ctx, r)
+// withDiffIDs returns the rendering of an image whose layers were asked for their diff ids: r itself, if one of them is
+// not to be had.
+func (img *image) withDiffIDs(ctx context.Context, r *rendered) (*rendered, error) {
+	if full := r.full.Load(); full != nil {
+		return full, nil
 	}
-	err := r.errs[row.id]
-	return err == nil || row.sure && !errors.Is(err, imgsrc.ErrAbsent), nil
+	res, err := img.shared(ctx, fmt.Sprintf("diff ids %d", img.slot), func(ctx context.Context) (any, error) {
+		e, err := img.current()
+		if err != nil {
+			return nil, err
+		}
+		full := r
+		ids, err := imgsrc.FindDiffIDs(ctx, e.First().Image, len(r.facts.Layers))
+		switch {
+		case err == nil:
+			full = img.renderFacts(r.facts.WithDiffIDs(ids))
+		case !errors.Is(err, imgsrc.ErrAbsent) && !errors.Is(err, imgsrc.ErrUnsupported):
+			return nil, err
+		}
+		r.full.Store(full)
+		return full, nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return res.(*rendered), nil
 }
-
-func (r *rendered) file(row *row) ([]byte, error) { return r.files[row.id], r.errs[row.id] }
 
 // renderedCache keeps the most recently used renderings.
 type renderedCache struct {

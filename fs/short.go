@@ -1,7 +1,11 @@
 package fs
 
 import (
+	"context"
+	"slices"
 	"strings"
+
+	"github.com/opencontainers/go-digest"
 
 	"github.com/imgfs/imgfs/imgsrc"
 )
@@ -9,52 +13,79 @@ import (
 // Names that are not listed below images/ and still found there: short ones, as podman understands them, and names by
 // digest.
 
+// isHidden says whether a path is one that shells and desktops look for everywhere, and that no image has.
+func isHidden(path string) bool { return strings.HasPrefix(path, ".") }
+
 // unlisted returns the id of the image that a path below images/ means, although no image has it as its name.
-func unlisted(snap *imgsrc.Snapshot, path string) (id string, ok bool) {
-	if strings.HasPrefix(path, ".") {
-		return "", false // shells and desktops look for dot files everywhere
+func (f *FS) unlisted(snap *imgsrc.Snapshot, path string) (id string, ok bool) {
+	if isHidden(path) {
+		return "", false
 	}
-	if repo, digest, ok := strings.Cut(path, "@"); ok {
-		return byDigest(snap, repo, digest)
+	repo, d, byDigest := strings.Cut(path, "@")
+	candidates := f.ops.ShortNames(repo)
+	if byDigest {
+		return imageByDigest(snap, repo, candidates, digest.Digest(d))
+	}
+	for _, name := range candidates {
+		if e := snap.ByName(name); e != nil {
+			return e.ID, true
+		}
 	}
 	name := path
 	if !strings.Contains(name, ":") {
 		name += ":latest"
 	}
-	for _, prefix := range []string{"", "localhost/", "docker.io/library/", "docker.io/"} {
-		if e := snap.ByName(prefix + name); e != nil {
-			return e.ID, true
-		}
-	}
-	return only(snap, func(full string, _ *imgsrc.Entry) bool { return strings.HasSuffix(full, "/"+name) })
-}
-
-// byDigest finds an image with a manifest of this digest and a name in this repository, which may be short.
-func byDigest(snap *imgsrc.Snapshot, repo, digest string) (string, bool) {
-	return only(snap, func(full string, e *imgsrc.Entry) bool {
-		if i := strings.LastIndexByte(full, ':'); i > strings.LastIndexByte(full, '/') {
-			full = full[:i]
-		}
-		if full != repo && !strings.HasSuffix(full, "/"+repo) {
-			return false
-		}
-		for _, h := range e.Held {
-			if h.Desc().Digest.String() == digest {
-				return true
-			}
-		}
-		return false
-	})
-}
-
-// only returns the image of the names that match, if they are one image's: what is ambiguous is not guessed.
-func only(snap *imgsrc.Snapshot, match func(name string, e *imgsrc.Entry) bool) (string, bool) {
-	id, ambiguous := "", false
-	snap.EachName(func(name string, e *imgsrc.Entry) {
-		if match(name, e) {
-			ambiguous = ambiguous || id != "" && id != e.ID
+	ids := map[string][]string{}
+	snap.EachName(func(full string, e *imgsrc.Entry) {
+		if full == name || strings.HasSuffix(full, "/"+name) {
+			ids[e.ID] = append(ids[e.ID], full)
 			id = e.ID
 		}
 	})
-	return id, id != "" && !ambiguous
+	if len(ids) > 1 {
+		var names []string
+		for _, more := range ids {
+			names = append(names, more...)
+		}
+		slices.Sort(names)
+		f.log.Warn("looking up an ambiguous name", "name", path, "candidates", strings.Join(names, " "))
+	}
+	return id, len(ids) == 1
+}
+
+// imageByDigest finds an image with a manifest of this digest and a name in this repository, which may be short.
+func imageByDigest(snap *imgsrc.Snapshot, repo string, candidates []string, d digest.Digest) (id string, ok bool) {
+	repos := []string{repo}
+	for _, c := range candidates {
+		repos = append(repos, repoOf(c))
+	}
+	for _, e := range snap.AllByDigest(d) {
+		for _, name := range e.Names {
+			if full := repoOf(name); slices.Contains(repos, full) || strings.HasSuffix(full, "/"+repo) {
+				return e.ID, true
+			}
+		}
+	}
+	return "", false
+}
+
+// repoOf is a name without its tag.
+func repoOf(name string) string {
+	if i := strings.LastIndexByte(name, ':'); i > strings.LastIndexByte(name, '/') {
+		return name[:i]
+	}
+	return name
+}
+
+// isInfix says whether a path that is no directory of names can be the beginning of a short name: it stands in a name,
+// between slashes.
+func (f *FS) isInfix(ctx context.Context, snap *imgsrc.Snapshot, path string) bool {
+	if isHidden(path) || ctx.Err() != nil {
+		return false
+	}
+	found := false
+	snap.EachName(func(full string, _ *imgsrc.Entry) {
+		found = found || strings.Contains(full, "/"+path+"/")
+	})
+	return found
 }

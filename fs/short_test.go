@@ -31,9 +31,20 @@ func TestUnlistedNames(t *testing.T) {
 		"web@sha256:0":            "",
 		"docker.io/library/nginx": web.desc.ID,
 	} {
-		if id, ok := unlisted(f.state.Load().snap, path); id != want && ok || ok != (want != "") {
+		if id, ok := f.unlisted(f.state.Load().snap, path); id != want && ok || ok != (want != "") {
 			t.Errorf("images/%s: %.12s, %v; want %.12s", path, id, ok, want)
 		}
+	}
+	// The beginning of a short name is a directory that nobody lists.
+	dir, err := f.view(imagesNode).lookup(t.Context(), imagesNode, "team")
+	if err != nil || dir.keep != keepNot {
+		t.Fatalf("images/team: %+v, %v", dir, err)
+	}
+	if hit, err := f.view(dir.node).lookup(t.Context(), dir.node, "app:2"); err != nil || hit.node.view() != viewLinks {
+		t.Errorf("images/team/app:2: %+v, %v", hit, err)
+	}
+	if _, err := f.view(imagesNode).lookup(t.Context(), imagesNode, "tea"); err == nil {
+		t.Error("images/tea is there")
 	}
 	hit, err := f.view(imagesNode).lookup(t.Context(), imagesNode, "nginx")
 	if err != nil || hit.keep != keepNot {

@@ -1,6 +1,7 @@
 package fs
 
 import (
+	"context"
 	"fmt"
 	"strings"
 
@@ -15,33 +16,36 @@ type row struct {
 	doc string
 
 	// One of these says what is in it.
-	body      func(*imgsrc.Facts) ([]byte, error) // a pure function of the image; ErrAbsent: the image has no such file
-	live      func(*imgsrc.Entry) []byte          // what the catalog says at the moment; nil: the image has no such file
-	view      uint16                              // a directory: the view below it
-	lastError bool                                // the text of the image's last failed operation
+	body      func(*imgsrc.Facts) ([]byte, error)              // a pure function of the image; ErrAbsent: the image has no such file
+	live      func(*imgsrc.Entry) []byte                       // what the catalog says at the moment; nil: the image has no such file
+	derived   func(context.Context, *standing) ([]byte, error) // what image and catalog say together; ErrAbsent as with body
+	view      uint16                                           // a directory: the view below it
+	lastError bool                                             // the text of the image's last failed operation
 
 	sure    bool // with body: every image of the kind has it, so that it is listed even if it cannot be had
+	own     bool // an index has it itself; every other file of an index is its platform's
+	diffIDs bool // with body: of an image whose config has no diff ids, the layers are asked for them
 	control bool // takes writes; with live, that is what it says, otherwise it is empty
 }
 
 var table = []row{
 	{name: "manifest.json", id: 1, body: manifestJSON, sure: true, doc: "the manifest's exact bytes: sha256sum gives the image digest"},
 	{name: "config.json", id: 2, body: configJSON, sure: true, doc: "the config's exact bytes: sha256sum gives the id"},
-	{name: "config.oci.json", id: 3, body: imgsrc.ConfigOCI, sure: true, doc: "the config as an OCI image config"},
-	{name: "config.docker.json", id: 4, body: imgsrc.ConfigDocker, sure: true, doc: "the config as a Docker schema 2 config"},
+	{name: "config.oci.json", id: 3, body: imgsrc.ConfigOCI, sure: true, diffIDs: true, doc: "the config as an OCI image config"},
+	{name: "config.docker.json", id: 4, body: imgsrc.ConfigDocker, sure: true, diffIDs: true, doc: "the config as a Docker schema 2 config"},
 	{name: "history", id: 5, body: imgsrc.HistoryText, doc: "how it was made, oldest first, each step with its layer"},
 	{name: "history.json", id: 6, body: imgsrc.HistoryJSON, doc: "the same as JSON"},
-	{name: "annotations.json", id: 7, body: imgsrc.AnnotationsJSON, doc: "the manifest's annotations"},
-	{name: "annotations", id: 8, view: viewAnnotations, doc: "a file for each annotation"},
+	{name: "annotations.json", id: 7, own: true, body: imgsrc.AnnotationsJSON, doc: "the manifest's annotations"},
+	{name: "annotations", id: 8, own: true, view: viewAnnotations, doc: "a file for each annotation"},
 	{name: "labels.json", id: 9, body: imgsrc.LabelsJSON, doc: "the config's labels"},
 	{name: "labels", id: 10, view: viewLabels, doc: "a file for each label"},
 	{name: "layers", id: 11, view: viewLayers, doc: "the layers, base first: layers/00, layers/01, ..."},
-	{name: "index.json", id: 12, body: indexJSON, sure: true, doc: "the exact bytes, if this is an index of images for several platforms"},
-	{name: "id", id: 13, body: imgsrc.IDText, doc: "the image's id"},
-	{name: "digest", id: 14, body: imgsrc.DigestText, doc: "the manifest's digest"},
-	{name: "names", id: 15, live: namesText, doc: "the names, one a line"},
-	{name: "repo-digests", id: 16, live: repoDigestsText, doc: "the names by digest, one a line"},
-	{name: "containers", id: 17, live: containersText, doc: "the ids of containers made from it, one a line"},
+	{name: "index.json", id: 12, own: true, body: indexJSON, sure: true, doc: "the exact bytes, if this is an index of images for several platforms"},
+	{name: "id", id: 13, own: true, body: imgsrc.IDText, doc: "the image's id"},
+	{name: "digest", id: 14, own: true, body: imgsrc.DigestText, doc: "the manifest's digest"},
+	{name: "names", id: 15, own: true, live: namesText, doc: "the names, one a line"},
+	{name: "repo-digests", id: 16, own: true, live: repoDigestsText, doc: "the names by digest, one a line"},
+	{name: "containers", id: 17, own: true, live: containersText, doc: "the ids of containers made from it, one a line"},
 	{name: "created", id: 18, body: imgsrc.CreatedText, doc: "when it was made (RFC 3339)"},
 	{name: "author", id: 19, body: imgsrc.Author, doc: "who made it"},
 	{name: "comment", id: 20, body: imgsrc.Comment, doc: "the last step's comment"},
@@ -49,7 +53,7 @@ var table = []row{
 	{name: "os", id: 22, body: imgsrc.OS, doc: "the operating system, in Go's words (linux)"},
 	{name: "variant", id: 23, body: imgsrc.Variant, doc: "the processor's variant (v8)"},
 	{name: "size", id: 24, body: imgsrc.SizeText, doc: "bytes of the config and the layers as the manifest gives them"},
-	{name: "media-type", id: 25, body: imgsrc.MediaTypeText, doc: "the manifest's media type"},
+	{name: "media-type", id: 25, own: true, body: imgsrc.MediaTypeText, doc: "the manifest's media type"},
 	{name: "user", id: 26, body: imgsrc.User, doc: "the user that it runs as"},
 	{name: "env", id: 27, body: imgsrc.Env, doc: "the environment, one variable a line"},
 	{name: "entrypoint", id: 28, body: imgsrc.Entrypoint, doc: "the entry point, one word a line"},
@@ -59,10 +63,19 @@ var table = []row{
 	{name: "volumes", id: 32, body: imgsrc.Volumes, doc: "volumes, one a line"},
 	{name: "stop-signal", id: 33, body: imgsrc.StopSignal, doc: "the signal that stops it"},
 	{name: "healthcheck", id: 34, body: imgsrc.Healthcheck, doc: "the health check, as JSON"},
-	{name: "tags", id: 35, live: tagsText, control: true, doc: "its names; write NAME to tag, -NAME to untag"},
-	{name: "push", id: 36, control: true, doc: "write a destination to copy the image there"},
-	{name: "error", id: 37, lastError: true, doc: "the text of this image's last failed operation"},
+	{name: "tags", id: 35, own: true, live: tagsText, control: true, doc: "its names; write NAME to tag, -NAME to untag"},
+	{name: "push", id: 36, own: true, control: true, doc: "write a destination to copy the image there"},
+	{name: "error", id: 37, own: true, lastError: true, doc: "the text of this image's last failed operation"},
 	{name: "rootfs", id: 38, view: viewRootfs, doc: "all layers merged, as a container would see it"},
+	{name: "parent", id: 39, derived: parentText, doc: "the id of the image that this one was made from in one step"},
+	{name: "children", id: 40, derived: childrenText, doc: "the ids of the images that were made from this one so, one a line"},
+	{name: "inspect.json", id: 41, derived: inspectJSON, doc: "what podman image inspect shows of it"},
+	{name: "info.json", id: 42, own: true, derived: infoJSON, doc: "what is known of it, as JSON"},
+	{name: "live.json", id: 43, own: true, derived: liveJSON, doc: "what this mount knows: where it is from, whose layers it shares"},
+	{name: "platforms", id: 44, own: true, view: viewPlatforms, doc: "an index: the image for each platform"},
+	{name: "referrers", id: 45, own: true, view: viewReferrers, doc: "what refers to it: signatures, lists of components"},
+	{name: "artifact-type", id: 46, own: true, body: imgsrc.ArtifactTypeText, doc: "what kind of artifact it is"},
+	{name: "subject", id: 47, own: true, body: imgsrc.SubjectText, doc: "the digest of the manifest that it is about"},
 }
 
 var (

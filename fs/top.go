@@ -5,6 +5,7 @@ import (
 	"syscall"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
+	"github.com/opencontainers/go-digest"
 )
 
 // The mountpoint's own entries. Like rows, they keep their numbers.
@@ -84,7 +85,7 @@ func (v topView) lookup(ctx context.Context, dir node, name string) (found, erro
 	if img := s.byID[name]; img != nil {
 		return found{node: img.node(viewImage, 0)}, nil
 	}
-	if img := s.byPrefix(name); img != nil {
+	if img := s.unlisted(name); img != nil {
 		return found{node: img.node(viewImage, 0), keep: keepNot}, nil
 	}
 	return found{}, syscall.ENOENT
@@ -93,11 +94,15 @@ func (v topView) lookup(ctx context.Context, dir node, name string) (found, erro
 // minPrefix is how many digits of an id name an image, if they do so for one only.
 const minPrefix = 3
 
-func (s *state) byPrefix(prefix string) *image {
-	if len(prefix) < minPrefix {
+// unlisted returns the image that is meant by an unambiguous beginning of its id, or by a manifest's digest.
+func (s *state) unlisted(name string) *image {
+	if len(name) < minPrefix {
 		return nil
 	}
-	e := s.snap.ByPrefix(prefix)
+	e := s.snap.ByPrefix(name)
+	if e == nil {
+		e = s.snap.ByDigest(digest.NewDigestFromEncoded(digest.SHA256, name))
+	}
 	if e == nil {
 		return nil
 	}

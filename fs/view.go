@@ -74,6 +74,12 @@ func (costlyError) Error() string { return "costly attributes" }
 
 var errCostly = costlyError{}
 
+// asLive says that the attributes may change.
+func (a attr) asLive() attr {
+	a.live = true
+	return a
+}
+
 func dirAttr(i ino, mtime time.Time, live bool) attr {
 	return attr{ino: i, mode: syscall.S_IFDIR | 0o555, nlink: 1, mtime: mtime, live: live}
 }

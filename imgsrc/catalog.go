@@ -11,6 +11,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/opencontainers/go-digest"
 )
 
 // A Catalog is all the images of several sources as one list: an image that two sources have is one entry. It keeps the
@@ -38,8 +40,14 @@ type Snapshot struct {
 	// ModTime is when the youngest of the sources' listings changed, as far as they record it.
 	ModTime time.Time
 
-	byID   map[string]*Entry
-	byName map[string]*Entry
+	byID     map[string]*Entry
+	byName   map[string]*Entry
+	byDigest map[digest.Digest]*Entry
+
+	moreByDigest map[digest.Digest][]*Entry // beside the one in byDigest
+
+	relatedOnce sync.Once
+	relations   *related
 }
 
 // An Entry is one image, with all the manifests that share its id.
@@ -161,6 +169,9 @@ func (c *Catalog) merge() *Snapshot {
 		Generation: c.current.Load().Generation + 1,
 		byID:       map[string]*Entry{},
 		byName:     map[string]*Entry{},
+		byDigest:   map[digest.Digest]*Entry{},
+
+		moreByDigest: map[digest.Digest][]*Entry{},
 	}
 	for i, list := range c.lists {
 		if list == nil {
@@ -170,7 +181,8 @@ func (c *Catalog) merge() *Snapshot {
 			s.ModTime = list.ModTime
 		}
 		for _, img := range list.Images {
-			id := img.Desc().ID
+			desc := img.Desc()
+			id := desc.ID
 			e := s.byID[id]
 			if e == nil {
 				e = &Entry{ID: id}
@@ -178,6 +190,13 @@ func (c *Catalog) merge() *Snapshot {
 				s.Entries = append(s.Entries, e)
 			}
 			e.Held = append(e.Held, Held{Listed: img, Source: c.sources[i]})
+			switch first := s.byDigest[desc.Digest]; {
+			case desc.Digest == "" || first == e:
+			case first == nil:
+				s.byDigest[desc.Digest] = e
+			case !slices.Contains(s.moreByDigest[desc.Digest], e):
+				s.moreByDigest[desc.Digest] = append(s.moreByDigest[desc.Digest], e)
+			}
 			for _, name := range img.Names {
 				if s.byName[name] == nil {
 					s.byName[name] = e

@@ -65,6 +65,11 @@ func (f *Facts) parseExec() {
 // which would be whose is not known.
 func (f *Facts) parseDiffIDs() {
 	switch {
+	case f.givenDiffIDs != nil:
+		for i := range min(len(f.Layers), len(f.givenDiffIDs)) {
+			f.Layers[i].DiffID = f.givenDiffIDs[i]
+		}
+		return
 	case f.cfgErr != nil:
 		f.diffErr = f.cfgErr
 		return
@@ -107,8 +112,8 @@ type ociConfig struct {
 	OSFeatures   []string  `json:"os.features,omitempty"`
 	Config       *ociExec  `json:"config,omitempty"`
 	RootFS       *struct {
-		Type    string          `json:"type"`
-		DiffIDs []digest.Digest `json:"diff_ids"`
+		Type    string           `json:"type"`
+		DiffIDs *[]digest.Digest `json:"diff_ids,omitempty"`
 	} `json:"rootfs"`
 	History []struct {
 		Created    *timeText `json:"created,omitempty"`
@@ -132,42 +137,48 @@ type ociExec struct {
 	ArgsEscaped  bool                `json:"ArgsEscaped,omitempty"`
 }
 
-// ConfigOCI returns the config as an OCI image config: the exact bytes where it is one, otherwise converted. Errors:
-// ErrAbsent, also for schema 1, which has no diff ids; ErrDamaged.
+// ConfigOCI returns the config as an OCI image config: the exact bytes where it is one, otherwise converted. Without its
+// layers' diff ids a schema 1 image's has none either. Errors: ErrAbsent; ErrDamaged.
 func ConfigOCI(f *Facts) ([]byte, error) {
-	if err := f.hasConfig(); err != nil {
-		return nil, err
-	}
-	if !f.docker {
-		return f.Config, nil
+	docker, err := ConfigDocker(f)
+	if err != nil || !f.docker {
+		return docker, err
 	}
 	var c ociConfig
-	if err := json.Unmarshal(f.Config, &c); err != nil {
+	if err := json.Unmarshal(docker, &c); err != nil {
 		return nil, f.damaged("config", err)
 	}
-	if c.RootFS == nil {
+	switch {
+	case c.RootFS == nil:
 		return nil, f.damaged("config", errors.New("no rootfs, without which it is no OCI config"))
+	case c.RootFS.DiffIDs == nil && !f.LacksDiffIDs():
+		c.RootFS.DiffIDs = &[]digest.Digest{}
 	}
-	if c.RootFS.DiffIDs == nil {
-		c.RootFS.DiffIDs = []digest.Digest{}
+	if f.schema1 {
+		c.withoutMadeUpTimes()
 	}
 	return encodeJSON(c)
 }
 
-// ConfigDocker returns the config as a Docker schema 2 config. That is the exact bytes in either case: Docker's config has
-// every field that OCI's has, under the same name, and requires no other, so the conversion changes nothing, and with it
-// the image's id stays what it is. Errors: as ConfigOCI.
-func ConfigDocker(f *Facts) ([]byte, error) {
-	if err := f.hasConfig(); err != nil {
-		return nil, err
+// withoutMadeUpTimes drops the year 1, which the conversion of schema 1 writes where there is no time.
+func (c *ociConfig) withoutMadeUpTimes() {
+	for i := range c.History {
+		if t := c.History[i].Created; t != nil && t.time.IsZero() {
+			c.History[i].Created = nil
+		}
 	}
-	return f.Config, nil
 }
 
-// hasConfig returns nil if Config holds an image config.
-func (f *Facts) hasConfig() error {
+// ConfigDocker returns the config as a Docker schema 2 config. Unless the image is of schema 1 that is the exact bytes in
+// either case: Docker's config has every field that OCI's has, under the same name, and requires no other, so the
+// conversion changes nothing, and with it the image's id stays what it is. Schema 1 is converted, to the bytes that podman
+// makes of it, whose digest it takes for the image's id. Errors: as ConfigOCI.
+func ConfigDocker(f *Facts) ([]byte, error) {
 	if f.cfgErr != nil {
-		return f.cfgErr
+		return nil, f.cfgErr
 	}
-	return f.ConfigErr // of schema 1, where cfg comes out of the manifest
+	if f.schema1 {
+		return f.convertSchema1()
+	}
+	return f.Config, f.ConfigErr
 }

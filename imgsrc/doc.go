@@ -32,8 +32,13 @@
 // artifact's config is never read as an image's, whatever keys it has.
 //
 // Schema 1 has no config and names no sizes and no diff ids. Its newest v1Compatibility is Docker's config without
-// rootfs and history, so the single values come from there, and the history from all of them; every entry has a layer,
-// a throwaway one an empty layer. The two config forms are absent: without diff ids neither would be one.
+// rootfs and history, so the single values come from there, and the history from all of them, turned round. A throwaway
+// entry has no layer, as for every reader of the format. Diff ids are the source's if it has recorded them; otherwise
+// FindDiffIDs reads the layers.
+//
+// An index lists its entries as Children, each with a name of its own: its platform's, with a part of its digest where that
+// is taken, and its digest's if it names no platform. An entry that is no descriptor is left out. Choose takes the entry
+// for a platform as podman does.
 //
 // # The two forms of a config
 //
@@ -44,6 +49,10 @@
 // builder put into an OCI config stays, and the digest, which is the image's id, remains. skopeo and podman do the
 // same when they write an OCI image as schema 2.
 //
+// Schema 1 becomes a Docker config by containers/image, to the bytes whose digest podman takes for the image's id. That
+// conversion writes the year 1 where a step has no time and, for Docker before 1.8.3, empty values for what is missing.
+// Without diff ids rootfs has none.
+//
 // To OCI's form a Docker config loses what the image specification has no field for: container, container_config,
 // docker_version, parent, comment, id, Size at the top, and in config Hostname, Domainname, the Attach, Tty and Stdin
 // switches, Healthcheck, Image, NetworkDisabled, MacAddress, OnBuild, StopTimeout, Shell. Everything else is kept:
@@ -53,11 +62,24 @@
 // a time keeps trailing zeros, a command that is a single string becomes a list of one, where skopeo fails, and
 // where there is no config inside the config none is added.
 //
+// # Missing values
+//
+// created, os, architecture and the working directory are no files if the config does not have them, and no value is
+// put in their place: not the manifest's, not the index's, not this machine's. Only where a format demands it is an empty
+// one written: architecture and os in OCI's form, and all that podman shows as empty in InspectJSON.
+//
 // # History
 //
 // Each history entry that is not an empty layer has made the next layer, counted from the base; where one list is
 // longer, its rest is joined to nothing. Diff ids are joined only if there are as many as layers. The size is the
 // manifest's, of the layer as it is transferred, where podman shows the unpacked layer's.
+//
+// # What images have to do with each other
+//
+// One image is the parent of another if that has the same layers or one more and the same history and one step more, which
+// is how podman tells it. A referrer of an image is a manifest that names one of its manifests as subject, or a tag of
+// cosign's. Links lead from an image to its referrers and from an index to what it lists, so those of them that would close a
+// circle are left out: names are free, and an index may have what it lists for its subject.
 //
 // # Names
 //

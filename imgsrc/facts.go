@@ -58,6 +58,19 @@ type Facts struct {
 	sizes       []int64         // of config and layers, -1 where the manifest does not say
 	annotations json.RawMessage // of the manifest
 
+	// ArtifactType says what an artifact is: the manifest's artifactType, else its config's media type. Empty if neither
+	// is there. Of an image or an index, only the former.
+	ArtifactType string
+	// Subject is the digest of the manifest that this one is about; empty if there is none.
+	Subject digest.Digest
+	// Children are what an index lists, in its order. An entry that is no descriptor is left out.
+	Children []Child
+
+	config       *descriptor     // the manifest's; nil if it names none
+	v1Config     []byte          // of schema 1: see schema1.config
+	schema1      bool            // there is no config because the manifest is of Docker's schema 1
+	givenDiffIDs []digest.Digest // of schema 1, when they have been found out
+
 	cfg        configDoc
 	cfgErr     error          // why cfg says nothing
 	exec       execDoc        // the config's config
@@ -131,6 +144,7 @@ func (f *Facts) parse() {
 		f.parseConfig(f.Config)
 		f.ConfigErr = f.cfgErr
 	case v1 != nil && errors.Is(f.ConfigErr, ErrAbsent):
+		f.v1Config = v1.config
 		f.parseConfig(v1.config)
 	default:
 		f.cfgErr = f.ConfigErr

@@ -73,6 +73,28 @@ var fileFuncs = []fileFunc{
 	{"User", false, User}, {"Env", false, Env}, {"Entrypoint", false, Entrypoint}, {"Cmd", false, Cmd},
 	{"WorkDir", false, WorkDir}, {"ExposedPorts", false, ExposedPorts}, {"Volumes", false, Volumes},
 	{"StopSignal", false, StopSignal}, {"Healthcheck", true, Healthcheck},
+	{"ArtifactTypeText", false, ArtifactTypeText}, {"SubjectText", false, SubjectText},
+	{"InspectJSON", true, func(f *Facts) ([]byte, error) {
+		return InspectJSON(f, Standing{Names: []string{"localhost/a:1"}, Parent: "0b", Unpacked: 7})
+	}},
+	{"InfoJSON", true, func(f *Facts) ([]byte, error) {
+		return InfoJSON(f, func(d digest.Digest) (string, bool) { return "0c", d == f.Children[0].Digest })
+	}},
+	{"InspectJSON without a standing", true, func(f *Facts) ([]byte, error) { return InspectJSON(f, Standing{}) }},
+}
+
+// withDiffIDs are the functions that say more once the diff ids have been found out.
+func withDiffIDs(f *Facts) []fileFunc {
+	ids := make([]digest.Digest, len(f.Layers))
+	for i := range ids {
+		ids[i] = digest.FromString(fmt.Sprint("layer ", i))
+	}
+	full := f.WithDiffIDs(ids)
+	return []fileFunc{
+		{"ConfigOCI with diff ids", true, func(*Facts) ([]byte, error) { return ConfigOCI(full) }},
+		{"ConfigDocker with diff ids", true, func(*Facts) ([]byte, error) { return ConfigDocker(full) }},
+		{"LayerDiffID(0) with diff ids", false, func(*Facts) ([]byte, error) { return LayerDiffID(full, 0) }},
+	}
 }
 
 // layerFuncs are those that make a file of layer n.
@@ -91,6 +113,9 @@ func layerFuncs(n int) []fileFunc {
 
 func allFuncs(f *Facts) []fileFunc {
 	all := append([]fileFunc{}, fileFuncs...)
+	if f.LacksDiffIDs() {
+		all = append(all, withDiffIDs(f)...)
+	}
 	for n := range min(len(f.Layers), 5) {
 		all = append(all, layerFuncs(n)...)
 	}
@@ -105,6 +130,9 @@ func describe(f *Facts) []byte {
 	fmt.Fprintf(&b, "Created: %v %v\n", created, ok)
 	for i, l := range f.Layers {
 		fmt.Fprintf(&b, "Layer %d: %q %q %q %d %q %q %q\n", i, l.Digest, l.DiffID, l.MediaType, l.Size, l.CreatedBy, l.Title, l.Annotations)
+	}
+	for i, c := range f.Children {
+		fmt.Fprintf(&b, "Child %d: %q %q %q %d %+v\n", i, c.Name, c.Digest, c.MediaType, c.Size, c.Platform)
 	}
 	for _, ff := range allFuncs(f) {
 		out, err := ff.get(f)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"strings"
 	"testing"
 )
 
@@ -29,6 +30,17 @@ func FuzzLoad(f *testing.F) {
 				t.Fatalf("layer %+v", l)
 			}
 		}
+		names := map[string]bool{"": true}
+		for _, c := range facts.Children {
+			if checkDigest(c.Digest) != nil || c.Size < -1 {
+				t.Fatalf("child %+v", c)
+			}
+			if c.Name != "" && (names[c.Name] || c.Name == "." || c.Name == ".." || len(c.Name) > maxName || strings.ContainsAny(c.Name, "/\x00")) {
+				t.Fatalf("%q is twice or no file name", c.Name)
+			}
+			names[c.Name] = c.Name != ""
+		}
+		Choose(facts.Children, HostPlatform())
 		for _, ff := range allFuncs(facts) {
 			out, err := ff.get(facts)
 			switch {

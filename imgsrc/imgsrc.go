@@ -55,6 +55,17 @@ type Listed struct {
 	RepoDigests []string
 	// Containers are the ids of the containers that were made from this image, where the source knows them.
 	Containers []string
+	// RecordedDigest is what the source itself says is the image's digest, which is another manifest's if the image has
+	// several; empty if it says nothing of its own.
+	RecordedDigest digest.Digest
+	// NamesHistory are the names that the image has had, where the source records them.
+	NamesHistory []string
+	// Layers are keys of the layers, base first. Within one source equal keys are equal layers. They only serve to find
+	// images that may have to do with each other.
+	Layers []string
+	// Unpacked is how many bytes the image takes in the source, layers and all, which is what podman calls its size; 0
+	// where the source keeps no unpacked layers.
+	Unpacked int64
 }
 
 // An Image is one manifest and what it points to. It never changes. Its methods may be called from several goroutines
@@ -101,6 +112,10 @@ type Desc struct {
 	Size int64
 	// Config is the config's digest; empty where there is none.
 	Config digest.Digest
+	// Subject is the digest of the manifest that this one is about; empty if there is none.
+	Subject digest.Digest
+	// Lists are the digests in an index, in its order; nil for what is none.
+	Lists []digest.Digest
 	// Damaged says why the manifest or config cannot be read, if that is known from listing. The image is then listed
 	// with what there is.
 	Damaged error

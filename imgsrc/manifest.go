@@ -38,6 +38,9 @@ type manifestDoc struct {
 	History     json.RawMessage `json:"history"`
 	Signatures  json.RawMessage `json:"signatures"`
 	Annotations json.RawMessage `json:"annotations"`
+
+	ArtifactType json.RawMessage `json:"artifactType"`
+	Subject      json.RawMessage `json:"subject"`
 }
 
 type descriptor struct {
@@ -87,6 +90,7 @@ func (f *Facts) parseManifest() (*schema1, error) {
 		}
 	}
 	f.annotations = doc.Annotations
+	f.parseReference(doc)
 
 	var forms []string
 	if len(doc.Manifests) > 0 { // also null: an index without entries, as podman writes it
@@ -115,10 +119,7 @@ func (f *Facts) parseManifest() (*schema1, error) {
 	case "index":
 		f.Kind = KindIndex
 		f.setMediaType(v1.MediaTypeImageIndex)
-		if _, err := decodeList[json.RawMessage](doc.Manifests); err != nil {
-			return nil, fmt.Errorf("manifests: %w", err)
-		}
-		return nil, nil
+		return nil, f.parseIndex(doc)
 	case "artifact manifest":
 		f.Kind = KindArtifact
 		f.setMediaType(typeOldOCIArtifact)
@@ -177,6 +178,7 @@ func (f *Facts) parseImage(doc manifestDoc) error {
 	}
 	f.setMediaType(v1.MediaTypeImageManifest)
 
+	f.config = config
 	f.Kind, f.docker = KindArtifact, false
 	switch {
 	case config.MediaType == v1.MediaTypeImageConfig:
@@ -185,8 +187,23 @@ func (f *Facts) parseImage(doc manifestDoc) error {
 		f.mediaType == typeDockerManifest && slices.Contains(dockerConfigTypes, config.MediaType):
 		f.Kind, f.docker = KindImage, true
 	}
+	if f.Kind == KindArtifact && f.ArtifactType == "" {
+		f.ArtifactType = config.MediaType // as the image specification says
+	}
 	f.sizes = []int64{size}
 	return f.parseLayers(doc.Layers)
+}
+
+// parseReference reads what the manifest says of its place among others. What is not as it should be is taken for not
+// given: the manifest is complete without it.
+func (f *Facts) parseReference(doc manifestDoc) {
+	var subject descriptor
+	if given(doc.Subject) && json.Unmarshal(doc.Subject, &subject) == nil && checkDigest(subject.Digest) == nil {
+		f.Subject = subject.Digest
+	}
+	if given(doc.ArtifactType) && json.Unmarshal(doc.ArtifactType, &f.ArtifactType) != nil {
+		f.ArtifactType = ""
+	}
 }
 
 func (f *Facts) parseLayers(raw json.RawMessage) error {

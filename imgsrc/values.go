@@ -2,9 +2,7 @@ package imgsrc
 
 import (
 	"encoding/json"
-	"errors"
 	"maps"
-	"math"
 	"slices"
 	"strconv"
 )
@@ -96,18 +94,9 @@ func MediaTypeText(f *Facts) ([]byte, error) {
 // SizeText returns what a pull transfers beside the manifest: the sum of the config's and the layers' sizes in bytes, as the manifest
 // says them. Error: ErrAbsent if it does not say one of them.
 func SizeText(f *Facts) ([]byte, error) {
-	if f.ManifestErr != nil {
-		return nil, f.ManifestErr
-	}
-	if len(f.sizes) == 0 || slices.Contains(f.sizes, -1) {
-		return nil, f.absent("size")
-	}
-	var sum int64
-	for _, n := range f.sizes {
-		if n > math.MaxInt64-sum {
-			return nil, f.damaged("size", errors.New("the sum is beyond 64 bits"))
-		}
-		sum += n
+	sum, err := f.size()
+	if err != nil {
+		return nil, err
 	}
 	return text(strconv.FormatInt(sum, 10)), nil
 }

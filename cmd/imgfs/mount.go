@@ -11,6 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/imgfs/imgfs/imgsrc"
 	"github.com/imgfs/imgfs/mount"
 )
 
@@ -26,7 +27,10 @@ type mountOptions struct {
 	cacheSize  byteSize
 	log        logOptions
 
-	flags mount.Flags // what words say
+	platformText string // of --platform
+
+	flags    mount.Flags     // what words say
+	platform imgsrc.Platform // what platformText says
 }
 
 const defaultCacheSize = 10 << 30
@@ -77,6 +81,7 @@ Words that only fstab(5) gives a meaning are ignored.
 	f.BoolVarP(&o.foreground, "foreground", "f", false, "serve in this process instead of in the background")
 	f.BoolVar(&o.readOnly, "read-only", false, "take no writes: no tags, no pushes")
 	f.StringArrayVarP(&o.words, "options", "o", nil, "mount options, as in fstab(5)")
+	f.StringVar(&o.platformText, "platform", "", "os/architecture[/variant]: which image of an index is meant (default: for this machine)")
 	f.StringVar(&o.authFile, "authfile", "", "credentials for registries (default: where podman looks)")
 	f.BoolVar(&o.tlsVerify, "tls-verify", true, "ask registries for a valid certificate (default: as registries.conf says)")
 	f.StringVar(&o.cacheDir, "cache-dir", defaultCacheDir(), "where decompressed layers are kept; empty: nowhere")
@@ -96,6 +101,13 @@ func (o *mountOptions) parse() error {
 		}
 	}
 	o.flags.ReadOnly = o.flags.ReadOnly || o.readOnly
+	if o.platform = imgsrc.HostPlatform(); o.platformText != "" {
+		p, err := imgsrc.ParsePlatform(o.platformText)
+		if err != nil {
+			return fmt.Errorf("--platform: %w", err)
+		}
+		o.platform = p
+	}
 	if err := o.log.parse(); err != nil {
 		return err
 	}

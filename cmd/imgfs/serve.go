@@ -67,6 +67,7 @@ func (o *mountOptions) serve(ctx context.Context, a *app, specs []*spec, mountpo
 		Catalog:  catalog,
 		Ops:      controls{operations},
 		Layers:   cache,
+		Platform: o.platform,
 		ReadOnly: o.flags.ReadOnly,
 		UID:      uint32(os.Geteuid()),
 		GID:      uint32(os.Getegid()),

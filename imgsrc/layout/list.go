@@ -26,6 +26,7 @@ type manifest struct {
 	identity   identity // of its file; zero if there is none
 	descriptor          // that led to it
 	image      *image
+	layers     []string     // their digests
 	children   []descriptor // an index's
 	problems   []error      // an index's entries that are none
 }
@@ -60,7 +61,7 @@ func (s *Source) List(ctx context.Context) (*imgsrc.Listing, error) {
 	l.Problems = append(l.Problems, w.problems...)
 	damaged := false
 	for _, m := range w.order {
-		l.Images = append(l.Images, imgsrc.Listed{Image: m.image, Names: unique(names[m.digest])})
+		l.Images = append(l.Images, imgsrc.Listed{Image: m.image, Names: unique(names[m.digest]), Layers: m.layers})
 		damaged = damaged || m.image.desc.Damaged != nil
 	}
 	s.mu.Lock()
@@ -188,6 +189,13 @@ func (m *manifest) parse(ctx context.Context, b []byte) error {
 	}
 	if own.MediaType != "" {
 		desc.MediaType = own.MediaType
+	}
+	desc.Subject = facts.Subject
+	for _, c := range facts.Children {
+		desc.Lists = append(desc.Lists, c.Digest)
+	}
+	for _, l := range facts.Layers {
+		m.layers = append(m.layers, string(l.Digest))
 	}
 	if facts.Kind == imgsrc.KindIndex {
 		if desc.MediaType == "" {

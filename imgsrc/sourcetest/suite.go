@@ -8,6 +8,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"reflect"
 	"regexp"
 	"slices"
 	"testing"
@@ -141,7 +142,7 @@ func (s *suite) list() {
 	if !slices.EqualFunc(images, again, func(a, b imgsrc.Listed) bool {
 		x, y := a.Desc(), b.Desc()
 		x.Damaged, y.Damaged = nil, nil
-		return x == y && slices.Equal(a.Names, b.Names) && slices.Equal(a.RepoDigests, b.RepoDigests)
+		return reflect.DeepEqual(x, y) && slices.Equal(a.Names, b.Names) && slices.Equal(a.RepoDigests, b.RepoDigests)
 	}) {
 		s.Error("a second listing is another")
 	}

@@ -25,7 +25,7 @@ type image struct {
 	diffIDs atomic.Pointer[[]digest.Digest] // as the config has them, once they were asked for
 }
 
-var _ imgsrc.Image = (*image)(nil)
+var _ imgsrc.DiffIDer = (*image)(nil)
 
 // Desc implements [imgsrc.Image].
 func (m *image) Desc() imgsrc.Desc { return m.desc }
@@ -153,6 +153,22 @@ func (m *image) chain() ([]*layer, error) {
 		return nil, fmt.Errorf("opening the layers of image %s: %w", m.desc.ID, err)
 	}
 	return chain, nil
+}
+
+// DiffIDs implements [imgsrc.DiffIDer].
+func (m *image) DiffIDs(ctx context.Context) ([]digest.Digest, error) {
+	chain, err := m.chain()
+	if err != nil {
+		return nil, err
+	}
+	ids := make([]digest.Digest, len(chain))
+	for i, l := range chain {
+		if l.DiffID == "" {
+			return nil, fmt.Errorf("the store does not know the diff id of layer %s: %w", l.ID, imgsrc.ErrAbsent)
+		}
+		ids[i] = l.DiffID
+	}
+	return ids, nil
 }
 
 // diffID is the diff id of layer n as the config has it, empty if that is not to be had.

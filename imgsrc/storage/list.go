@@ -57,7 +57,13 @@ func (s *Source) List(ctx context.Context) (*imgsrc.Listing, error) {
 				return nil, err
 			}
 			keys := r.manifests()
-			listed := imgsrc.Listed{Names: r.Names, RepoDigests: repoDigests(r, keys), Containers: containers[r.ID]}
+			listed := imgsrc.Listed{
+				Names: r.Names, RepoDigests: repoDigests(r, keys), Containers: containers[r.ID], NamesHistory: r.NamesHistory,
+			}
+			if r.Digest.Validate() == nil {
+				listed.RecordedDigest = r.Digest
+			}
+			listed.Layers, listed.Unpacked = s.layersOf(r)
 			for _, key := range keys {
 				k := manifestKey{i, r.ID, key, r.Layer, r.digestOf(key)}
 				c := s.describe(k)
@@ -128,7 +134,45 @@ func describe(desc *imgsrc.Desc, text []byte) error {
 		return fmt.Errorf("its digest is not %s: %w", desc.Digest, imgsrc.ErrDamaged)
 	}
 	desc.MediaType, desc.Config = m.MediaType, m.Config.Digest
+	var related struct {
+		Subject   struct{ Digest digest.Digest }   `json:"subject"`
+		Manifests []struct{ Digest digest.Digest } `json:"manifests"`
+	}
+	if json.Unmarshal(text, &related) != nil {
+		return nil //nolint:nilerr // it is complete without them, and damaged for whoever reads them
+	}
+	if related.Subject.Digest.Validate() == nil {
+		desc.Subject = related.Subject.Digest
+	}
+	for _, entry := range related.Manifests {
+		desc.Lists = append(desc.Lists, entry.Digest)
+	}
 	return nil
+}
+
+// layersOf returns the ids of an image's layers, base first, and the bytes that they take with the image's big data. Both
+// are none if that is not to be had: whoever opens a layer hears why.
+func (s *Source) layersOf(r *record) (ids []string, unpacked int64) {
+	chain, err := s.chain(r.Layer)
+	if err != nil {
+		return nil, 0
+	}
+	for _, l := range chain {
+		ids = append(ids, l.ID)
+		if l.DiffID == "" || l.Size < 0 {
+			unpacked = -1
+		}
+		if unpacked >= 0 {
+			unpacked += l.Size
+		}
+	}
+	if unpacked < 0 {
+		return ids, 0
+	}
+	for _, n := range r.DataSizes {
+		unpacked += n
+	}
+	return ids, unpacked
 }
 
 // parsed is what is needed of a manifest.
@@ -159,7 +203,7 @@ func parseManifest(text []byte) (*parsed, error) {
 	return m, nil
 }
 
-// repoDigests pairs the repositories of an image's names with the digests of its manifests, as podman shows them.
+// repoDigests pairs the repositories of an image's names with the digests of its manifests, as podman shows them: sorted.
 func repoDigests(r *record, keys []string) []string {
 	var digests []digest.Digest
 	if r.Digest.Validate() == nil {
@@ -182,5 +226,6 @@ func repoDigests(r *record, keys []string) []string {
 			out = append(out, named.Name()+"@"+d.String())
 		}
 	}
+	slices.Sort(out)
 	return out
 }

@@ -25,12 +25,15 @@ const (
 
 // A record is what images.json says of an image. Big data are files: manifests, the config, signatures.
 type record struct {
-	ID      string                   `json:"id"`
-	Digest  digest.Digest            `json:"digest"` // of the manifest, or of the list it was pulled by
-	Names   []string                 `json:"names"`
-	Layer   string                   `json:"layer"` // the topmost; empty if there is none
-	Data    []string                 `json:"big-data-names"`
-	Digests map[string]digest.Digest `json:"big-data-digests"`
+	ID     string        `json:"id"`
+	Digest digest.Digest `json:"digest"` // of the manifest, or of the list it was pulled by
+	Names  []string      `json:"names"`
+	Layer  string        `json:"layer"` // the topmost; empty if there is none
+	Data   []string      `json:"big-data-names"`
+
+	NamesHistory []string                 `json:"names-history"`
+	DataSizes    map[string]int64         `json:"big-data-sizes"`
+	Digests      map[string]digest.Digest `json:"big-data-digests"`
 }
 
 // manifests returns the names of the big data that are manifests, each digest once and the main one first.

@@ -1,0 +1,221 @@
+package fs
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/imgfs/imgfs/imgsrc"
+)
+
+// Some files say what an image is to the others in the catalog. They are computed when somebody asks, once for each state
+// of the catalog; their time moves only when they say something else than they last said.
+
+// derivedBytes is how much memory such files may take together.
+const derivedBytes = 4 << 20
+
+// standing is what such a file is computed from.
+type standing struct {
+	e       *imgsrc.Entry
+	snap    *imgsrc.Snapshot
+	facts   *imgsrc.Facts
+	lineage func(context.Context, *imgsrc.Entry) (imgsrc.Lineage, error)
+}
+
+type derivedKey struct{ slot, row uint32 }
+
+// derivedFile is what a file says in one state of the catalog.
+type derivedFile struct {
+	generation uint64
+	entry      *imgsrc.Entry
+	text       []byte
+	err        error
+	at         time.Time
+}
+
+// derivedState is what a file said when it was last looked at.
+type derivedState struct {
+	sum [sha256.Size]byte
+	at  time.Time
+}
+
+// derive returns what a derived file says. The error is in it too, so that an absent file is not computed again.
+func (img *image) derive(ctx context.Context, r *rendered, row *row) (derivedFile, error) {
+	e, err := img.current()
+	if err != nil {
+		return derivedFile{}, err
+	}
+	s := img.f.state.Load()
+	key := derivedKey{img.slot, row.id}
+	if d, ok := img.f.derived.get(key); ok && d.generation == s.snap.Generation && d.entry == e {
+		return d, d.err
+	}
+	text, err := row.derived(ctx, &standing{e: e, snap: s.snap, facts: r.facts, lineage: s.lineage})
+	if err != nil && (ctx.Err() != nil || !errors.Is(err, imgsrc.ErrAbsent)) {
+		return derivedFile{}, err
+	}
+	d := derivedFile{generation: s.snap.Generation, entry: e, text: text, err: err, at: r.created}
+	if row.name != infoRow || r.facts.Kind == imgsrc.KindIndex {
+		d.at = img.derivedAt(row, text, s)
+	}
+	img.f.derived.put(key, d, int64(len(text))+128)
+	return d, err
+}
+
+// infoRow is the file that depends on the catalog only for an index.
+const infoRow = "info.json"
+
+func (img *image) derivedAt(row *row, text []byte, s *state) time.Time {
+	sum := sha256.Sum256(text)
+	img.mu.Lock()
+	defer img.mu.Unlock()
+	was, ok := img.derived[row.id]
+	switch {
+	case !ok:
+		was.at = img.names
+	case was.sum != sum:
+		was.at = later(was.at, s.at)
+	}
+	was.sum = sum
+	img.derived[row.id] = was
+	return was.at
+}
+
+// lineage returns what an image of the catalog was made of.
+func (s *state) lineage(ctx context.Context, e *imgsrc.Entry) (imgsrc.Lineage, error) {
+	img := s.byID[e.ID]
+	if img == nil {
+		return imgsrc.Lineage{}, imgsrc.ErrNotFound
+	}
+	return img.lineageOf(ctx)
+}
+
+// lineageOf returns what the image was made of. It reads the image once.
+func (img *image) lineageOf(ctx context.Context) (imgsrc.Lineage, error) {
+	img.mu.Lock()
+	known := img.lineage
+	img.mu.Unlock()
+	if known != nil {
+		return *known, nil
+	}
+	r, err := img.render(ctx)
+	if err != nil {
+		return imgsrc.Lineage{}, err
+	}
+	l := r.facts.Lineage()
+	if !r.damaged {
+		img.mu.Lock()
+		img.lineage = &l
+		img.mu.Unlock()
+	}
+	return l, nil
+}
+
+// related returns those of the candidates that hold with the image's lineage. One that cannot be read is none of them.
+func (s *standing) related(ctx context.Context, candidates []*imgsrc.Entry, holds func(mine, other imgsrc.Lineage) bool) ([]string, error) {
+	if len(candidates) == 0 {
+		return nil, nil
+	}
+	mine, err := s.lineage(ctx, s.e)
+	if err != nil {
+		return nil, err
+	}
+	var ids []string
+	for _, c := range candidates {
+		l, err := s.lineage(ctx, c)
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+		if err == nil && holds(mine, l) {
+			ids = append(ids, c.ID)
+		}
+	}
+	return ids, nil
+}
+
+func (s *standing) parent(ctx context.Context) (string, error) {
+	if s.facts.Kind != imgsrc.KindImage {
+		return "", nil
+	}
+	ids, err := s.related(ctx, s.snap.PerhapsParents(s.e), func(mine, other imgsrc.Lineage) bool { return other.IsParentOf(mine) })
+	if err != nil || len(ids) == 0 {
+		return "", err
+	}
+	return ids[0], nil
+}
+
+func parentText(ctx context.Context, s *standing) ([]byte, error) {
+	id, err := s.parent(ctx)
+	if err == nil && id == "" {
+		err = imgsrc.ErrAbsent
+	}
+	return []byte(id + "\n"), err
+}
+
+func childrenText(ctx context.Context, s *standing) ([]byte, error) {
+	if s.facts.Kind != imgsrc.KindImage {
+		return nil, imgsrc.ErrAbsent
+	}
+	ids, err := s.related(ctx, s.snap.PerhapsChildren(s.e), imgsrc.Lineage.IsParentOf)
+	if err == nil && ids == nil {
+		err = imgsrc.ErrAbsent
+	}
+	return linesOf(ids), err
+}
+
+func inspectJSON(ctx context.Context, s *standing) ([]byte, error) {
+	parent, err := s.parent(ctx)
+	if err != nil {
+		return nil, err
+	}
+	first := s.e.First()
+	return imgsrc.InspectJSON(s.facts, imgsrc.Standing{
+		Names:        s.e.Names,
+		RepoDigests:  gather(s.e, func(h imgsrc.Held) []string { return h.RepoDigests }),
+		NamesHistory: first.NamesHistory,
+		Digest:       first.RecordedDigest,
+		Parent:       parent,
+		Unpacked:     first.Unpacked,
+	})
+}
+
+func infoJSON(_ context.Context, s *standing) ([]byte, error) {
+	return imgsrc.InfoJSON(s.facts, func(d digest.Digest) (string, bool) {
+		e := s.snap.ByDigest(d)
+		if e == nil {
+			return "", false
+		}
+		return e.ID, true
+	})
+}
+
+// liveJSON says from which sources an image is, and how many images have each of its layers.
+func liveJSON(_ context.Context, s *standing) ([]byte, error) {
+	type source struct {
+		Source string        `json:"source"`
+		Digest digest.Digest `json:"digest"`
+		Names  []string      `json:"names,omitempty"`
+	}
+	var live struct {
+		Sources      []source `json:"sources"`
+		SharedLayers []int    `json:"imagesWithLayer,omitempty"`
+	}
+	for _, h := range s.e.Held {
+		live.Sources = append(live.Sources, source{h.Source.Name(), h.Desc().Digest, h.Names})
+	}
+	live.SharedLayers = s.snap.LayerUsers(s.e)
+	var b strings.Builder
+	enc := json.NewEncoder(&b)
+	enc.SetEscapeHTML(false)
+	enc.SetIndent("", "  ")
+	if err := enc.Encode(live); err != nil {
+		return nil, fmt.Errorf("encoding what is known of image %s: %w", s.e.ID, err)
+	}
+	return []byte(b.String()), nil
+}
