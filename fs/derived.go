@@ -61,15 +61,17 @@ func (img *image) derive(ctx context.Context, r *rendered, row *row) (derivedFil
 		return derivedFile{}, err
 	}
 	d := derivedFile{generation: s.snap.Generation, entry: e, text: text, err: err, at: r.created}
-	if row.name != infoRow || r.facts.Kind == imgsrc.KindIndex {
+	if row.isLive(r) {
 		d.at = img.derivedAt(row, text, s)
 	}
 	img.f.derived.put(key, d, int64(len(text))+128)
 	return d, err
 }
 
-// infoRow is the file that depends on the catalog only for an index.
-const infoRow = "info.json"
+// isLive says whether what the file says may change: info.json does so only for an index.
+func (row *row) isLive(r *rendered) bool {
+	return row.derived != nil && (row.name != "info.json" || r.facts.Kind == imgsrc.KindIndex)
+}
 
 func (img *image) derivedAt(row *row, text []byte, s *state) time.Time {
 	sum := sha256.Sum256(text)

@@ -58,16 +58,38 @@ func (img *image) current() (*imgsrc.Entry, error) {
 	return nil, imgsrc.ErrNotFound
 }
 
-// listingChanged compares two states of the image's entry and moves the times of what differs.
+// listingChanged compares two states of the image's entry and moves the times of what differs. The kernel is told of the
+// names that may be gone.
 func (img *image) listingChanged(was, is *imgsrc.Entry, now time.Time, before, after *imgsrc.Snapshot) {
+	related := was == nil || before.Relations(was) != after.Relations(is)
+	listed := was == nil || was != is && liveShape(was) != liveShape(is)
+	for i := range table {
+		if row := &table[i]; listed && row.wentAway(was, is) || related && row.dependsOnOthers(is) {
+			img.f.forget(goneEntry{dir: img.node(viewImage, 0), name: row.name})
+		}
+	}
 	img.mu.Lock()
 	defer img.mu.Unlock()
-	if was == nil || was != is && liveShape(was) != liveShape(is) || relationShape(before, was) != relationShape(after, is) {
+	if related || listed {
 		img.listing = later(img.listing, now)
 	}
 	if was == nil || was != is && liveText(was) != liveText(is) {
 		img.names = later(img.names, now)
 	}
+}
+
+// wentAway says whether the directory had this file for what the source said of the image, and has it no more.
+func (row *row) wentAway(was, is *imgsrc.Entry) bool {
+	return row.live != nil && !row.control && row.live(is) == nil && (was == nil || row.live(was) != nil)
+}
+
+// dependsOnOthers says whether the directory may have this file or not because of other images. In an index that is true
+// of most.
+func (row *row) dependsOnOthers(e *imgsrc.Entry) bool {
+	if row.derived != nil || row.view == viewReferrers {
+		return true
+	}
+	return !row.own && !row.control && row.live == nil && !row.lastError && e.First().Desc().Lists != nil
 }
 
 // liveShape is what decides which live files the image's directory lists, of what its own entry says.
@@ -83,9 +105,6 @@ func liveShape(e *imgsrc.Entry) string {
 	}
 	return s
 }
-
-// relationShape is what decides which files and links the directory has because of other images.
-func relationShape(snap *imgsrc.Snapshot, e *imgsrc.Entry) uint64 { return snap.Relations(e) }
 
 // liveText is all that the live files say.
 func liveText(e *imgsrc.Entry) string {

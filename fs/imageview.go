@@ -59,13 +59,17 @@ func (v imageView) attr(ctx context.Context, n node, cheap bool) (attr, error) {
 			return attr{}, errCostly
 		}
 		d, err := img.derive(ctx, r, row)
-		return fileAttr(i, int64(len(d.text)), d.at).asLive(), err
+		a := fileAttr(i, int64(len(d.text)), d.at)
+		a.live = row.isLive(r)
+		return a, err
 	}
 	if cheap && row.diffIDs && r.facts.LacksDiffIDs() {
 		return attr{}, errCostly
 	}
 	file, err := img.file(ctx, r, row)
-	return fileAttr(i, int64(len(file)), r.created), err
+	a := fileAttr(i, int64(len(file)), r.created)
+	a.live = row.diffIDs && r.facts.LacksDiffIDs() && r.full.Load() == nil
+	return a, err
 }
 
 // lastError is the content of error: empty, or one line.
@@ -166,23 +170,13 @@ func (img *image) renderFor(ctx context.Context, row *row) (*rendered, error) {
 	return img.render(ctx)
 }
 
-// found is the row's node, and how long the kernel may keep its name: what comes and goes with other images not at all.
+// found is the row's node. The kernel may keep all these names: it is told when one of them goes.
 func (img *image) found(r *rendered, row *row) found {
 	hit := found{node: img.node(viewImage, row.id)}
-	if row.live != nil && !row.control || row.derived != nil {
-		hit.keep = keepNot
-	}
-	if r == nil {
+	if r == nil || row.view == 0 {
 		return hit
 	}
-	if _, ok := r.link(row); ok {
-		return found{node: hit.node, keep: keepNot}
-	}
-	switch row.view {
-	case 0:
-	case viewPlatforms, viewReferrers:
-		return found{node: img.node(row.view, 0), keep: keepNot}
-	default:
+	if _, ok := r.link(row); !ok {
 		hit.node = img.node(row.view, 0)
 	}
 	return hit

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	iofs "io/fs"
 	"strconv"
 	"strings"
 	"syscall"
@@ -82,8 +83,9 @@ func layerName(n, count int) string {
 
 // probed says whether the source has something of a layer.
 type probed struct {
-	ok  bool
-	why string // why not
+	ok      bool
+	missing bool   // it should be there and is not: reading it says so
+	why     string // why it is not ok
 }
 
 type probeKey struct {
@@ -183,7 +185,7 @@ func (img *image) probe(ctx context.Context, r *rendered, n int, kind contentKin
 	case ctx.Err() != nil || errors.Is(err, imgsrc.ErrNotFound):
 		return probed{}, err
 	default:
-		return probed{ok: true}, nil // asked again: it may have been repaired
+		return probed{ok: true, missing: errors.Is(err, iofs.ErrNotExist)}, nil // asked again: it may have been repaired
 	}
 	img.mu.Lock()
 	img.probes[key] = p
@@ -242,7 +244,14 @@ func (l layerFile) has(ctx context.Context, row *layerRow) (bool, error) {
 	}
 	if row.diffID && l.r.facts.LacksDiffIDs() {
 		p, err := l.img.probe(ctx, l.r, l.n, contentDiff)
-		return p.ok, err
+		return p.ok && !p.missing, err
+	}
+	if row.changes { // against what is below
+		for n := range l.n {
+			if p, err := l.img.probe(ctx, l.r, n, contentFiles); err != nil || !p.ok {
+				return false, err
+			}
+		}
 	}
 	kind := row.content
 	if row.diff || row.changes {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	iofs "io/fs"
 	"slices"
 	"strconv"
 	"strings"
@@ -145,7 +146,7 @@ func (r *rendered) keyedOf(of func(*imgsrc.Facts) (map[string]string, error)) []
 }
 
 // withDiffIDs returns the rendering of an image whose layers were asked for their diff ids: r itself, if one of them is
-// not to be had.
+// not to be had. If it is only not there, this may change.
 func (img *image) withDiffIDs(ctx context.Context, r *rendered) (*rendered, error) {
 	if full := r.full.Load(); full != nil {
 		return full, nil
@@ -158,6 +159,8 @@ func (img *image) withDiffIDs(ctx context.Context, r *rendered) (*rendered, erro
 		full := r
 		ids, err := imgsrc.FindDiffIDs(ctx, e.First().Image, len(r.facts.Layers))
 		switch {
+		case errors.Is(err, iofs.ErrNotExist):
+			return r, nil
 		case err == nil:
 			full = img.renderFacts(r.facts.WithDiffIDs(ids))
 		case !errors.Is(err, imgsrc.ErrAbsent) && !errors.Is(err, imgsrc.ErrUnsupported):

@@ -21,7 +21,7 @@ func (s *Source) openBlob(d digest.Digest, size int64) (*os.File, identity, erro
 	f, fi, err := s.open(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return nil, identity{}, fmt.Errorf("%w: %s is missing from the layout", imgsrc.ErrDamaged, path)
+		return nil, identity{}, fmt.Errorf("%w: %s is missing from the layout: %w", imgsrc.ErrDamaged, path, fs.ErrNotExist)
 	case err != nil:
 		return nil, identity{}, err
 	case size >= 0 && fi.Size() != size:

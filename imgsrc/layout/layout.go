@@ -56,8 +56,8 @@ type Source struct {
 	checks map[digest.Digest]*check
 	closed bool
 
-	// damaged is set when the last List found a manifest missing or damaged: then the blobs count for the stamp, so that
-	// a repaired one is seen.
+	// damaged is set when the last List found a manifest missing, also one that only an index lists, or damaged: then the
+	// blobs count for the stamp, so that a repaired one is seen.
 	damaged atomic.Bool
 
 	lastFacts atomic.Pointer[imgsrc.Facts] // of the image whose layers were opened last

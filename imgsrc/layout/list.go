@@ -59,7 +59,7 @@ func (s *Source) List(ctx context.Context) (*imgsrc.Listing, error) {
 		}
 	}
 	l.Problems = append(l.Problems, w.problems...)
-	damaged := false
+	damaged := w.sparse
 	for _, m := range w.order {
 		l.Images = append(l.Images, imgsrc.Listed{Image: m.image, Names: unique(names[m.digest]), Layers: m.layers})
 		damaged = damaged || m.image.desc.Damaged != nil
@@ -103,6 +103,7 @@ type walk struct {
 	found    map[digest.Digest]*manifest
 	order    []*manifest
 	problems []error
+	sparse   bool // an index below index.json lists what is not there
 }
 
 func (w *walk) run(ctx context.Context, level []descriptor) error {
@@ -134,6 +135,11 @@ func (w *walk) run(ctx context.Context, level []descriptor) error {
 		}
 		level = nil
 		for _, m := range fresh {
+			// A layout need not have all that an index lists; what index.json itself names it should have.
+			if depth > 0 && errors.Is(m.image.desc.Damaged, fs.ErrNotExist) {
+				w.sparse = true
+				continue
+			}
 			w.order = append(w.order, m)
 			w.problems = append(w.problems, m.problems...)
 			level = append(level, m.children...)

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -57,9 +58,34 @@ func TestDeterministic(t *testing.T) {
 	}
 }
 
+// So are those of all formats, and each of these is listed under its media type.
+func TestFormats(t *testing.T) {
+	a, b := layout(t, images.Formats), layout(t, images.Formats)
+	if out, err := exec.Command("diff", "-r", a, b).CombinedOutput(); err != nil {
+		t.Errorf("diff -r: %v\n%s", err, out)
+	}
+	types := map[string]int{}
+	for _, m := range readIndex(t, a).Manifests {
+		types[m.MediaType]++
+		if _, err := os.Stat(filepath.Join(a, "blobs/sha256", m.Digest.Encoded())); err != nil {
+			t.Errorf("%v: %v", m.Annotations, err)
+		}
+	}
+	want := map[string]int{
+		v1.MediaTypeImageManifest: 14, v1.MediaTypeImageIndex: 4,
+		"application/vnd.docker.distribution.manifest.v2+json":      1,
+		"application/vnd.docker.distribution.manifest.list.v2+json": 1,
+		"application/vnd.docker.distribution.manifest.v1+json":      2,
+		"application/vnd.docker.distribution.manifest.v1+prettyjws": 1,
+	}
+	if !maps.Equal(types, want) {
+		t.Errorf("index.json lists %v, want %v", types, want)
+	}
+}
+
 // Every blob is its digest, and nothing else is left in the layout.
 func TestBlobs(t *testing.T) {
-	dir := layout(t, images.Sample)
+	dir := layout(t, func(l *images.Layout) error { return errors.Join(images.Sample(l), images.Formats(l)) })
 	blobs, err := os.ReadDir(filepath.Join(dir, "blobs/sha256"))
 	if err != nil {
 		t.Fatal(err)
