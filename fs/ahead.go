@@ -45,7 +45,7 @@ func (a *ahead) store(n node, b []byte) bool {
 		return false
 	}
 	// A file that the kernel does not know is refused, at a fraction of a round trip.
-	return a.f.server.InodeNotifyStoreCache(uint64(n), 0, b).Ok()
+	return a.f.server.Load().InodeNotifyStoreCache(uint64(n), 0, b).Ok()
 }
 
 const (
@@ -106,7 +106,7 @@ const (
 // reader is at these, the batch after them is read.
 func (t *tree) readAhead(ctx context.Context, n uint32) {
 	f := t.img.f
-	if f.server == nil {
+	if f.server.Load() == nil {
 		return
 	}
 	if !t.ahead.take(n) {

@@ -15,7 +15,8 @@
 //	    layers/00/diff/  rootfs/     files out of layers (trees.go)
 //	    platforms/  referrers/       links to other images' directories (links.go)
 //
-// One directory has one path. Whatever else means it is a relative link, as in sysfs: a directory under two names would
+// One directory has one path. A beginning of an id, or a manifest's digest, is a link to the id's directory that is not
+// listed. Whatever else means it is a relative link, as in sysfs: a directory under two names would
 // move a shell's working directory, and rsync, du and grep -r are to meet it once. No link leads to a directory from
 // which it can be reached again, so that find -L and rsync -aL end.
 //
@@ -41,8 +42,8 @@
 //   - Live is the rest: ids/, images/, events, an image's directory, and the rows of the table that depend on the catalog. Its
 //     attributes have timeout 0. The kernel drops a file's pages when its size or modification time has moved, and a
 //     listing when the directory's modification time has; so each change moves the time, by a nanosecond if the clock has
-//     not moved. Names that can vanish have timeout 0, except those that every path leads through: the kernel keeps
-//     those in ids/ for good and those in images/ for a second, and is told when one is gone or means something else.
+//     not moved. The kernel keeps the names in ids/ and in an image's directory for good and those in images/ for a second,
+//     and is told when one is gone or means something else. Other names that can vanish have timeout 0.
 //   - A listing carries attributes (READDIRPLUS), except where they cost more than a look at memory: such an entry has node
 //     id 0, and the kernel asks if somebody wants to know.
 //   - A file's bytes are pushed into the kernel's cache before they are asked for: the answer to the first read of a small

@@ -3,6 +3,8 @@ package fs
 import (
 	"context"
 	"log/slog"
+	"maps"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -47,7 +49,7 @@ type FS struct {
 
 	ctx    context.Context // ends with the mount; shared work runs on it
 	cancel context.CancelFunc
-	server *fuse.Server // set once, by Init
+	server atomic.Pointer[fuse.Server] // set once, by Init
 
 	views    map[uint16]view // of the images
 	diffs    view            // of their layers' files
@@ -71,7 +73,7 @@ type FS struct {
 	lists    *memo[treeKey, []byte] // changes
 	derived  *memo[derivedKey, derivedFile]
 	batches  *memo[treeKey, *batch] // what will be stored ahead of a tree's reader
-	sizes    sync.Map               // digest.Digest of an uncompressed layer -> int64
+	sizes    sync.Map               // sizeKey -> int64
 	flights  singleflight.Group
 	control  controls
 }
@@ -124,6 +126,8 @@ func New(o Options) *FS {
 		viewTop:   topView{f},
 		viewNames: namesView{f},
 		viewLinks: linksView{f},
+
+		viewIDLinks: idLinksView{f},
 	}
 	f.views = map[uint16]view{
 		viewImage:       imageView{f},
@@ -173,32 +177,23 @@ func (f *FS) refresh(ctx context.Context) *state {
 		d := e.First().Desc()
 		key := imageKey{d.ID, d.Digest.String()}
 		img := f.images[key]
-		if img == nil {
+		if img == nil || img.isElsewhere(e) {
 			img = newImage(f, uint32(len(slots)), e, snap.ModTime)
 			slots = append(slots, img)
 			f.images[key] = img
 			changed = true
 		} else {
 			was := img.entry.Swap(e)
-			changed = changed || was == nil
 			img.listingChanged(was, e, now, old.snap, snap)
-			if was != nil && was.First().Source != e.First().Source {
-				img.moved()
-			}
 		}
 		s.byID[e.ID] = img
 	}
 	f.slots.Store(&slots)
 	for id, img := range old.byID {
-		if s.byID[id] == img {
-			continue
+		if s.byID[id] != img {
+			changed = true
+			f.retire(img)
 		}
-		changed = true
-		if e := img.entry.Load(); snap.ByID(id) == nil || e.First().Desc().Digest != snap.ByID(id).First().Desc().Digest {
-			img.entry.Store(nil)
-		}
-		f.closeLayers(img.slot)
-		f.forget(goneEntry{dir: idsNode, name: id})
 	}
 	for _, img := range slots[1:] {
 		if s.byID[img.id] == img {
@@ -216,6 +211,36 @@ func (f *FS) refresh(ctx context.Context) *state {
 	s.names = f.nameState(snap, old.names, first, now)
 	f.state.Store(s)
 	return s
+}
+
+// retire makes the nodes of an image lead nowhere, and has the kernel ask anew what its id means.
+func (f *FS) retire(img *image) {
+	img.entry.Store(nil)
+	f.closeLayers(img.slot)
+	f.forget(goneEntry{dir: idsNode, name: img.id})
+}
+
+// renew puts another image in the place of one whose files have other numbers than the kernel knows.
+func (f *FS) renew(img *image) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	old, e := f.state.Load(), img.entry.Load()
+	if e == nil || old.byID[img.id] != img {
+		return
+	}
+	slots := *f.slots.Load()
+	fresh := newImage(f, uint32(len(slots)), e, old.snap.ModTime)
+	slots = append(slots, fresh)
+	s := *old
+	s.at = time.Now()
+	s.idsTime = later(old.idsTime, s.at)
+	s.byID = maps.Clone(old.byID)
+	s.byID[img.id] = fresh
+	s.order = append(slices.DeleteFunc(slices.Clone(old.order), func(i *image) bool { return i == img }), fresh)
+	f.images[imageKey{img.id, e.First().Desc().Digest.String()}] = fresh
+	f.slots.Store(&slots)
+	f.state.Store(&s)
+	f.retire(img)
 }
 
 // later returns now, or the moment after was if the clock has not moved past it: whatever is cached by modification time
@@ -268,7 +293,7 @@ func (f *FS) forget(g goneEntry) {
 // settle returns when the kernel has been told of all that is gone, but does not wait for long. It is called where no
 // lock of a directory is held: not from a look-up or a listing.
 func (f *FS) settle(ctx context.Context) {
-	if f.server == nil {
+	if f.server.Load() == nil {
 		return
 	}
 	g := goneEntry{done: make(chan struct{})}
@@ -288,11 +313,10 @@ func (f *FS) forgetNames(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case g := <-f.gone:
-			switch {
-			case g.done != nil:
+			if g.done != nil {
 				close(g.done)
-			case f.server != nil:
-				f.server.EntryNotify(uint64(g.dir), g.name)
+			} else if server := f.server.Load(); server != nil {
+				server.EntryNotify(uint64(g.dir), g.name)
 			}
 		}
 	}

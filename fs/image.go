@@ -28,7 +28,10 @@ type image struct {
 	probes    map[probeKey]probed // what the source gives of each layer
 	createdAt *time.Time          // once known
 	derived   map[uint32]derivedState
-	lineage   *imgsrc.Lineage // once known
+
+	mendedAt     time.Time
+	damagedShape string          // what the image had when something of it could not be read; empty if all could
+	lineage      *imgsrc.Lineage // once known
 }
 
 func newImage(f *FS, slot uint32, e *imgsrc.Entry, listed time.Time) *image {
@@ -49,6 +52,13 @@ func newImage(f *FS, slot uint32, e *imgsrc.Entry, listed time.Time) *image {
 }
 
 func (img *image) node(view uint16, entry uint32) node { return makeNode(img.slot, view, entry) }
+
+// isElsewhere says whether the image has gone since the kernel was told of its nodes, or the source that has it now is
+// another: the files of its layers may have other numbers there.
+func (img *image) isElsewhere(e *imgsrc.Entry) bool {
+	was := img.entry.Load()
+	return was == nil || was.First().Source != e.First().Source
+}
 
 // current returns the image's entry in the catalog. Error: ErrNotFound if it has been removed.
 func (img *image) current() (*imgsrc.Entry, error) {

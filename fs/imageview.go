@@ -40,7 +40,7 @@ func (v imageView) attr(ctx context.Context, n node, cheap bool) (attr, error) {
 		if err != nil {
 			return attr{}, err
 		}
-		return fileAttr(i, int64(len(text)), latest(t, created)).asLive(), nil
+		return fileAttr(i, int64(len(text)), unlessZero(t, created)).asLive(), nil
 	case row.live != nil:
 		return fileAttr(i, int64(len(row.live(e))), img.namesTime()).asLive(), nil
 	}
@@ -60,7 +60,7 @@ func (v imageView) attr(ctx context.Context, n node, cheap bool) (attr, error) {
 		}
 		d, err := img.derive(ctx, r, row)
 		a := fileAttr(i, int64(len(d.text)), d.at)
-		a.live = row.isLive(r)
+		a.live = row.isLive(r) || r.damaged
 		return a, err
 	}
 	if cheap && row.diffIDs && r.facts.LacksDiffIDs() {
@@ -68,7 +68,7 @@ func (v imageView) attr(ctx context.Context, n node, cheap bool) (attr, error) {
 	}
 	file, err := img.file(ctx, r, row)
 	a := fileAttr(i, int64(len(file)), r.created)
-	a.live = row.diffIDs && r.facts.LacksDiffIDs() && r.full.Load() == nil
+	a.live = r.damaged || row.diffIDs && r.facts.LacksDiffIDs() && r.full.Load() == nil
 	return a, err
 }
 
@@ -86,7 +86,7 @@ func (img *image) dirAttr(ctx context.Context, cheap bool) (attr, error) {
 		return attr{}, err
 	}
 	img.mu.Lock()
-	known, listing := img.createdAt, img.listing
+	known := img.createdAt
 	img.mu.Unlock()
 	if known == nil && cheap {
 		return attr{}, errCostly
@@ -95,7 +95,7 @@ func (img *image) dirAttr(ctx context.Context, cheap bool) (attr, error) {
 	if err != nil {
 		return attr{}, err
 	}
-	return dirAttr(img.ino, latest(listing, created), true), nil
+	return dirAttr(img.ino, img.listed(created), true), nil
 }
 
 func (img *image) controlAttr(row *row, e *imgsrc.Entry, i ino) attr {
@@ -108,13 +108,28 @@ func (img *image) controlAttr(row *row, e *imgsrc.Entry, i ino) attr {
 		a.size = int64(len(row.live(e)))
 		a.mtime = latest(t, names)
 	} else if created != nil {
-		a.mtime = latest(t, *created)
+		a.mtime = unlessZero(t, *created)
 	}
 	a.mode = syscall.S_IFREG | 0o644
 	if img.f.readOnly {
 		a.mode = syscall.S_IFREG | 0o444
 	}
+	a.control = true
 	return a.asLive()
+}
+
+// listed is when the directory's listing last changed while mounted; created, if it has not.
+func (img *image) listed(created time.Time) time.Time {
+	img.mu.Lock()
+	defer img.mu.Unlock()
+	return unlessZero(img.listing, created)
+}
+
+// mended is when files were found that could not be read before; created, if that has not been.
+func (img *image) mended(created time.Time) time.Time {
+	img.mu.Lock()
+	defer img.mu.Unlock()
+	return unlessZero(img.mendedAt, created)
 }
 
 func (img *image) namesTime() time.Time {
@@ -129,6 +144,15 @@ func (img *image) written(row uint32) {
 	defer img.mu.Unlock()
 	was := latest(img.writes[row], img.names)
 	img.writes[row] = later(was, time.Now())
+}
+
+// unlessZero returns t, or other if t is zero. An image's creation may be in the future: what changes has to move
+// nevertheless.
+func unlessZero(t, other time.Time) time.Time {
+	if t.IsZero() {
+		return other
+	}
+	return t
 }
 
 func latest(a, b time.Time) time.Time {
@@ -317,7 +341,7 @@ func (v imageView) read(ctx context.Context, n node, dest []byte, off int64) (fu
 
 // readAhead stores the files behind one that is being read.
 func (img *image) readAhead(r *rendered, row *row) {
-	if img.f.server == nil {
+	if img.f.server.Load() == nil {
 		return
 	}
 	a := ahead{f: img.f}

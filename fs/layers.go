@@ -268,6 +268,13 @@ func (l layerFile) has(ctx context.Context, row *layerRow) (bool, error) {
 	return err == nil, nil
 }
 
+// sizeKey is a layer that one source has measured: what another says of the same digest is its own affair, as long as
+// nobody has read it.
+type sizeKey struct {
+	source imgsrc.Source
+	digest digest.Digest
+}
+
 // size returns the exact size of a file that the source has. Without opening it, where the manifest or an earlier look
 // says it; with cheap set only then.
 func (l layerFile) size(ctx context.Context, cheap bool) (int64, error) {
@@ -282,7 +289,12 @@ func (l layerFile) size(ctx context.Context, cheap bool) (int64, error) {
 		}
 		d = facts.DiffID
 	}
-	if size, ok := l.img.f.sizes.Load(d); ok {
+	e, err := l.img.current()
+	if err != nil {
+		return 0, err
+	}
+	key := sizeKey{e.First().Source, d}
+	if size, ok := l.img.f.sizes.Load(key); ok {
 		return size.(int64), nil
 	}
 	if cheap {
@@ -298,7 +310,7 @@ func (l layerFile) size(ctx context.Context, cheap bool) (int64, error) {
 		return 0, fmt.Errorf("measuring %s of layer %s: %w", l.row.name, facts.Digest, err)
 	}
 	if d != digest.Digest("") {
-		l.img.f.sizes.Store(d, size)
+		l.img.f.sizes.Store(key, size)
 	}
 	return size, nil
 }
@@ -312,7 +324,7 @@ func (v layersView) attr(ctx context.Context, n node, cheap bool) (attr, error) 
 	}
 	switch {
 	case l.row == nil:
-		return dirAttr(l.ino, l.r.created, false), nil
+		return dirAttr(l.ino, l.img.mended(l.r.created), l.r.damaged), nil
 	case l.row.title:
 		return linkAttr(l.ino, len(blobName), l.r.created), nil
 	case cheap && l.row.diffID && l.r.facts.LacksDiffIDs():
@@ -438,7 +450,7 @@ func (v layersView) read(ctx context.Context, n node, dest []byte, off int64) (f
 
 // readAhead stores the files of the layer's directory behind the one that is being read.
 func (l layerFile) readAhead() {
-	if l.img.f.server == nil {
+	if l.img.f.server.Load() == nil {
 		return
 	}
 	a := ahead{f: l.img.f}

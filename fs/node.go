@@ -20,9 +20,10 @@ const (
 
 // The views above the images (image 0).
 const (
-	viewTop   = iota // the mountpoint's own files; entry 1 is the root, as FUSE wants it
-	viewNames        // directories below images/; entry: an interned path
-	viewLinks        // links below images/; entry: an interned path and target
+	viewTop     = iota // the mountpoint's own files; entry 1 is the root, as FUSE wants it
+	viewNames          // directories below images/; entry: an interned path
+	viewLinks          // links below images/; entry: an interned path and target
+	viewIDLinks        // links in ids/ that are not listed; entry: an interned name and target
 )
 
 // The views of an image.

@@ -43,7 +43,7 @@ func (r request) Deadline() (time.Time, bool) { return time.Time{}, false }
 func (f *FS) String() string { return "imgfs" }
 
 // Init keeps the server, to tell the kernel about names that are gone.
-func (f *FS) Init(s *fuse.Server) { f.server = s }
+func (f *FS) Init(s *fuse.Server) { f.server.Store(s) }
 
 // OnUnmount ends what runs on the mount's behalf.
 func (f *FS) OnUnmount() {
@@ -108,6 +108,9 @@ func (f *FS) fillAttr(out *fuse.Attr, a attr) {
 	if a.layered {
 		out.Uid, out.Gid, out.Rdev = a.uid, a.gid, a.rdev
 		out.Blocks = uint64(a.stored+511) / 512
+	}
+	if a.control { // whoever else is shown as the owner may not write
+		return
 	}
 	if f.owner.UID != nil {
 		out.Uid = *f.owner.UID

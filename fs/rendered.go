@@ -7,7 +7,6 @@ import (
 	"fmt"
 	iofs "io/fs"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -57,18 +56,11 @@ func (img *image) render(ctx context.Context) (*rendered, error) {
 	if r := img.f.rendered.get(img.slot); r != nil {
 		return r, nil
 	}
-	done := img.f.flights.DoChan("render "+strconv.FormatUint(uint64(img.slot), 10), func() (any, error) {
-		return img.doRender(img.f.ctx)
-	})
-	select {
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	case res := <-done:
-		if res.Err != nil {
-			return nil, res.Err
-		}
-		return res.Val.(*rendered), nil
+	res, err := img.shared(ctx, fmt.Sprintf("render %d", img.slot), func(ctx context.Context) (any, error) { return img.doRender(ctx) })
+	if err != nil {
+		return nil, err
 	}
+	return res.(*rendered), nil
 }
 
 func (img *image) doRender(ctx context.Context) (*rendered, error) {
@@ -90,12 +82,35 @@ func (img *image) doRender(ctx context.Context) (*rendered, error) {
 	if r.damaged {
 		r.until = time.Now().Add(damagedKept)
 	} else {
+		created := r.created // not r's, which would keep all of r
 		img.mu.Lock()
-		img.createdAt = &r.created
+		img.createdAt = &created
 		img.mu.Unlock()
 	}
+	img.mend(r)
 	img.f.rendered.put(img.slot, r)
 	return r, nil
+}
+
+// mend moves the time of the listing when an image of which something could not be read has other files now than then.
+func (img *image) mend(r *rendered) {
+	shape := fmt.Sprint(len(r.facts.Layers), len(r.annotations), len(r.labels), r.facts.Kind)
+	for i := range table {
+		if row := &table[i]; row.body != nil {
+			err := r.errs[row.id]
+			shape += fmt.Sprint(err == nil || row.sure && !errors.Is(err, imgsrc.ErrAbsent))
+		}
+	}
+	img.mu.Lock()
+	defer img.mu.Unlock()
+	if was := img.damagedShape; was != "" && was != shape {
+		img.listing = later(img.listing, time.Now())
+		img.mendedAt = img.listing
+	}
+	img.damagedShape = ""
+	if r.damaged {
+		img.damagedShape = shape
+	}
 }
 
 // renderFacts computes the files that say what the image's own bytes say.

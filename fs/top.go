@@ -2,6 +2,7 @@ package fs
 
 import (
 	"context"
+	"strings"
 	"syscall"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -86,7 +87,7 @@ func (v topView) lookup(ctx context.Context, dir node, name string) (found, erro
 		return found{node: img.node(viewImage, 0)}, nil
 	}
 	if img := s.unlisted(name); img != nil {
-		return found{node: img.node(viewImage, 0), keep: keepNot}, nil
+		return found{node: makeNode(0, viewIDLinks, v.f.targets.number(name+linkSeparator+img.id)), keep: keepNot}, nil
 	}
 	return found{}, syscall.ENOENT
 }
@@ -107,6 +108,40 @@ func (s *state) unlisted(name string) *image {
 		return nil
 	}
 	return s.byID[e.ID]
+}
+
+// idLinksView is the links from what is not listed in ids/ to what is: a directory has one path.
+type idLinksView struct{ f *FS }
+
+func (v idLinksView) target(n node) (name, id string, err error) {
+	s, _ := v.f.targets.name(n.entry())
+	name, id, ok := strings.Cut(s, linkSeparator)
+	if !ok {
+		return "", "", syscall.ENOENT
+	}
+	return name, id, nil
+}
+
+func (v idLinksView) attr(_ context.Context, n node, _ bool) (attr, error) {
+	name, id, err := v.target(n)
+	return linkAttr(topIno(topIDs).under(name), len(id), v.f.state.Load().idsTime), err
+}
+
+func (v idLinksView) readlink(_ context.Context, n node) ([]byte, error) {
+	_, id, err := v.target(n)
+	return []byte(id), err
+}
+
+func (idLinksView) lookup(context.Context, node, string) (found, error) {
+	return found{}, syscall.ENOTDIR
+}
+
+func (idLinksView) list(context.Context, node, uint64, func(dirent) bool) error {
+	return syscall.ENOTDIR
+}
+
+func (idLinksView) read(context.Context, node, []byte, int64) (fuse.ReadResult, error) {
+	return nil, syscall.EINVAL
 }
 
 func (v topView) list(ctx context.Context, dir node, from uint64, emit func(dirent) bool) error {

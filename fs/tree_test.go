@@ -1,6 +1,7 @@
 package fs
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -310,8 +311,8 @@ func TestChangesShow(t *testing.T) {
 	}
 
 	src.set(named(a), named(b, "localhost/x:1"))
-	if hit, err := f.view(idsNode).lookup(ctx, idsNode, a.desc.ID); err != nil || hit.node != dirA {
-		t.Errorf("an image that came back: %+v, %v", hit, err)
+	if hit, err := f.view(idsNode).lookup(ctx, idsNode, a.desc.ID); err != nil || hit.node == dirA {
+		t.Errorf("an image that came back, perhaps with other files: %+v, %v", hit, err)
 	}
 }
 
@@ -332,6 +333,14 @@ func TestIDsByPrefix(t *testing.T) {
 		hit, err := f.view(idsNode).lookup(t.Context(), idsNode, prefix)
 		if !errors.Is(err, want) || err == nil && hit.keep != keepNot {
 			t.Errorf("ids/%s: %+v, %v; want %v", prefix, hit, err, want)
+		}
+		if err != nil {
+			continue
+		}
+		// A link, for one directory has one path.
+		target, err := f.view(hit.node).readlink(t.Context(), hit.node)
+		if attr, _ := f.view(hit.node).attr(t.Context(), hit.node, false); err != nil || !strings.HasPrefix(string(target), prefix) || attr.mode&syscall.S_IFMT != syscall.S_IFLNK {
+			t.Errorf("ids/%s leads to %q, %v", prefix, target, err)
 		}
 	}
 }
@@ -495,17 +504,84 @@ func TestOwner(t *testing.T) {
 	f, _, _ := newTree(t, named(makeImage(t, "a"), "localhost/x:1"))
 	uid, gid, umask := uint32(7), uint32(8), uint32(0o027)
 	f.owner = Owner{&uid, &gid, &umask}
-	tags := f.image(1).node(viewImage, rowByName["tags"].id)
-	out := &fuse.AttrOut{}
-	if s := f.GetAttr(nil, &fuse.GetAttrIn{InHeader: fuse.InHeader{NodeId: uint64(tags)}}, out); s != fuse.OK {
-		t.Fatal(s)
+	show := func(name string) (node, fuse.Attr) {
+		n := f.image(1).node(viewImage, rowByName[name].id)
+		out := &fuse.AttrOut{}
+		if s := f.GetAttr(nil, &fuse.GetAttrIn{InHeader: fuse.InHeader{NodeId: uint64(n)}}, out); s != fuse.OK {
+			t.Fatal(s)
+		}
+		return n, out.Attr
 	}
-	if out.Uid != uid || out.Gid != gid || out.Mode != syscall.S_IFREG|0o640 {
-		t.Errorf("owner %d:%d, mode %o", out.Uid, out.Gid, out.Mode)
+	if _, a := show("digest"); a.Uid != uid || a.Gid != gid || a.Mode != syscall.S_IFREG|0o440 {
+		t.Errorf("owner %d:%d, mode %o", a.Uid, a.Gid, a.Mode)
+	}
+	tags, a := show("tags")
+	if a.Uid != f.uid || a.Gid != f.gid || a.Mode != syscall.S_IFREG|0o644 {
+		t.Errorf("a control is %d:%d's, mode %o: only who mounted may write it", a.Uid, a.Gid, a.Mode)
 	}
 	in := &fuse.WriteIn{}
 	in.NodeId, in.Uid = uint64(tags), uid
 	if _, s := f.Write(nil, in, []byte("x\n")); s != fuse.EACCES {
 		t.Errorf("a write by the owner that is shown, who did not mount: %v", s)
+	}
+}
+
+// An image that another source has now is another to the kernel: the numbers of its files may be others.
+func TestImageElsewhere(t *testing.T) {
+	img := makeImage(t, "a")
+	first, second := &fakeSource{}, &fakeSource{}
+	first.set(named(img))
+	second.set(named(img))
+	f := New(Options{
+		Layers: layerCache(t), Catalog: imgsrc.NewCatalog(slog.New(slog.DiscardHandler), first, second), Ops: &fakeOps{},
+		Log: slog.New(slog.DiscardHandler),
+	})
+	t.Cleanup(f.OnUnmount)
+	dir := func() node {
+		t.Helper()
+		hit, err := f.view(idsNode).lookup(t.Context(), idsNode, img.desc.ID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return hit.node
+	}
+	was := dir()
+	first.set()
+	is := dir()
+	if is == was {
+		t.Error("the nodes stayed")
+	}
+	if !slices.Contains(told(f), goneEntry{dir: idsNode, name: img.desc.ID}) {
+		t.Error("the kernel was not told")
+	}
+	if _, err := f.view(was).attr(t.Context(), was, false); !errors.Is(err, imgsrc.ErrNotFound) {
+		t.Errorf("the old directory: %v", err)
+	}
+	if f.renew(f.image(is.image())); dir() == is {
+		t.Error("the nodes stayed although their numbers have changed")
+	}
+}
+
+// A change shows although the image says that it will be made tomorrow.
+func TestFutureImage(t *testing.T) {
+	img := makeImage(t, "a")
+	img.config = bytes.Replace(img.config, []byte(`"created":"2`), []byte(`"created":"9`), 1)
+	if !bytes.Contains(img.config, []byte(`"created":"9`)) {
+		t.Fatalf("%s", img.config)
+	}
+	f, src, _ := newTree(t, named(img, "localhost/x:1"))
+	dir := f.image(1).node(viewImage, 0)
+	stat := func() attr {
+		t.Helper()
+		a, err := f.view(dir).attr(t.Context(), dir, false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return a
+	}
+	was := stat()
+	src.set(named(img))
+	if is := stat(); is.mtime.Equal(was.mtime) {
+		t.Errorf("the listing changed and its time is %v as before", is.mtime)
 	}
 }

@@ -175,14 +175,6 @@ func (img *image) indexes(ctx context.Context, first, end int) ([]*layer.Index, 
 	return all, keys, err
 }
 
-// moved lets go of what was found out where the image was: another source has it now, and finds bodies in another way.
-func (img *image) moved() {
-	img.f.closeLayers(img.slot)
-	img.mu.Lock()
-	defer img.mu.Unlock()
-	clear(img.probes)
-}
-
 // inoOf is the inode number of a node: a hash of its path.
 func (t *tree) inoOf(n uint32) ino {
 	if n == 0 {
@@ -350,7 +342,7 @@ func (t *tree) read(ctx context.Context, p layer.Place, dest []byte, off int64) 
 	}
 	defer files.release()
 	if key := files.it.Key(); key != t.keys[p.Layer] {
-		t.img.moved() // the next one to ask finds a tree that was made here
+		t.img.f.renew(t.img) // what the kernel knows of the tree is another's
 		return 0, fmt.Errorf("layer %d of image %s is %s now and was %s: %w", n, t.img.id, key.Form, t.keys[p.Layer].Form, syscall.EAGAIN)
 	}
 	if p.Extents == nil {

@@ -33,6 +33,8 @@ type attr struct {
 	mtime time.Time
 	live  bool // may change: the kernel asks each time
 
+	control bool // takes writes
+
 	// What only files out of layers have.
 	layered bool // these hold
 	uid     uint32

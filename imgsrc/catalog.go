@@ -144,7 +144,7 @@ func (c *Catalog) relist(ctx context.Context, moved []move) error {
 	changed := false
 	for _, m := range moved {
 		i, src := m.source, c.sources[m.source]
-		list, err := src.List(ctx)
+		list, err := listOf(ctx, src)
 		if err != nil {
 			if c.failed[i] == nil || *c.failed[i] != m.stamp {
 				errs = append(errs, fmt.Errorf("listing %s: %w", src.Name(), err))
@@ -162,6 +162,16 @@ func (c *Catalog) relist(ctx context.Context, moved []move) error {
 		c.current.Store(c.merge())
 	}
 	return errors.Join(errs...)
+}
+
+// listOf lists a source. A panic there costs this listing and not the program, as nobody above could catch it.
+func listOf(ctx context.Context, src Source) (list *Listing, err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			list, err = nil, fmt.Errorf("panic: %v", r)
+		}
+	}()
+	return src.List(ctx)
 }
 
 func (c *Catalog) merge() *Snapshot {

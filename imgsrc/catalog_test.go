@@ -358,3 +358,17 @@ func (s *slowSource) List(ctx context.Context) (*Listing, error) {
 	<-s.release
 	return s.fakeSource.List(ctx)
 }
+
+// panicking is a source that cannot list without a panic.
+type panicking struct{ Source }
+
+func (panicking) Name() string                           { return "panicking:" }
+func (panicking) Stamp() Stamp                           { return "" }
+func (panicking) List(context.Context) (*Listing, error) { panic("nil map") }
+
+func TestListPanic(t *testing.T) {
+	c := NewCatalog(slog.New(slog.DiscardHandler), panicking{})
+	if s, err := c.Refresh(t.Context()); err == nil || !strings.Contains(err.Error(), "nil map") || len(s.Entries) != 0 {
+		t.Errorf("%v, %v", s.Entries, err)
+	}
+}
