@@ -20,7 +20,7 @@ func programTime() time.Time {
 
 const readmeHead = `Container images as files.
 
-  ids/<id>/            every image once, by its id; an unambiguous beginning of the id will do (ids/8e2c859f)
+  ids/<id>/            every image once, by its id; an unambiguous beginning of the id is a link to it (ids/8e2c859f/)
   images/<reference>   the same images by name: links into ids/ (images/docker.io/library/nginx:1.27)
   events               what happened to this mount: JSON lines, oldest first
 
@@ -29,7 +29,8 @@ In each image's directory:
 `
 
 const readmeTail = `
-What an image does not have is not there: no user, no file called user.
+What an image does not have is not there: no user, no file called user. An index has a link for each platform in
+platforms/, and its other files are links to those of this machine's.
 
 A link is a link: add a slash to read what it points to, and search where the images are.
 

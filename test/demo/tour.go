@@ -28,7 +28,7 @@ var tour = []string{
 	"cd mnt/images/localhost/hello:1.0 && head env entrypoint labels/*",
 	"cat mnt/images/localhost/hello:1.0/history",
 	"jq? jq .config mnt/images/localhost/hello:1.0/config.json",
-	"jq? jq -r '.architecture + \" \" + .created' mnt/ids/*/config.json",
+	"jq? jq -r '.architecture + \" \" + .created' mnt/images/localhost/*/config.json",
 	"grep -rl GREETING=hello mnt/ids --include=env",
 
 	"# Bytes are exact: digests are sha256sum's.",
@@ -41,6 +41,11 @@ var tour = []string{
 	"ls -l mnt/images/localhost/hello:1.0/rootfs/usr/",
 	"cat mnt/images/localhost/hello:1.0/layers/02/changes",
 	"diff -rq mnt/images/localhost/base:1/rootfs/ mnt/images/localhost/hello:1.0/rootfs/; true",
+
+	"# An index leads to the image for each platform, and its other files to those for this machine. A signature is found from what it signs.",
+	"find mnt/images/localhost/hello:all/platforms -type l -printf '%f -> %.40l\\n' | sort",
+	"cat mnt/images/localhost/hello:all/os mnt/images/localhost/hello:all/rootfs/etc/os-release",
+	"cd mnt/images/localhost/hello:1.0 && cat referrers/*/artifact-type referrers/*/layers/00/note.txt",
 
 	"# Names are links. A line in the file tags adds one, a minus removes it; an error is the write's own.",
 	"echo localhost/hello:latest >mnt/images/localhost/hello:1.0/tags",
@@ -59,7 +64,7 @@ var tour = []string{
 
 	"# A backup is a copy. The second one moves nothing.",
 	"rsync? rsync -a mnt/ids/ backup/ && rsync -ai mnt/ids/ backup/ && du -sh backup | cut -f1",
-	"cp -a mnt/images/localhost/hello:1.0/ hello && diff -r hello mnt/images/localhost/hello:1.0 && echo same",
+	"cp -a mnt/images/localhost/base:1/ base && diff -r base mnt/images/localhost/base:1 && echo same",
 
 	"imgfs umount mnt",
 	"ls",
@@ -113,5 +118,22 @@ func makeImages(dir string) error {
 	_, err1 := l.Add(images.Image{Layers: []images.Layer{base}, Config: v1.ImageConfig{Cmd: []string{"/bin/sh"}}}, "localhost/base:1")
 	_, err2 := l.Add(hello, "localhost/hello:1.0")
 	_, err3 := l.Add(docker, "localhost/hello:docker")
-	return errors.Join(err1, err2, err3, l.Close())
+	return errors.Join(err1, err2, err3, relate(l, hello), l.Close())
+}
+
+// relate adds an index of two platforms, localhost/hello:all, and a note that refers to the image.
+func relate(l *images.Layout, hello images.Image) error {
+	var platforms []v1.Descriptor
+	for _, arch := range []string{"amd64", "arm64"} {
+		hello.Platform = v1.Platform{OS: "linux", Architecture: arch}
+		d, err := l.Write(hello)
+		if err != nil {
+			return err
+		}
+		platforms = append(platforms, d)
+	}
+	if _, err := l.AddIndex(platforms, nil, "localhost/hello:all"); err != nil {
+		return err
+	}
+	return l.AddNote(platforms[0], "note.txt", "I have looked at this image, and it is good.\n")
 }

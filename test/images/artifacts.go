@@ -127,3 +127,17 @@ func referringIndex(l *Layout, to v1.Descriptor) error {
 	l.List(d)
 	return nil
 }
+
+// AddNote adds an artifact of one text file that refers to a manifest.
+func (l *Layout) AddNote(subject v1.Descriptor, title, text string) error {
+	d, err := l.writeArtifact(artifact{
+		artifactType: "application/vnd.example.note", configType: v1.MediaTypeEmptyJSON, config: "{}",
+		subject: &v1.Descriptor{MediaType: subject.MediaType, Digest: subject.Digest, Size: subject.Size},
+		pieces:  []piece{titled("text/plain", text, title)},
+	})
+	if err != nil {
+		return fmt.Errorf("making a note about %s: %w", subject.Digest, err)
+	}
+	l.List(d)
+	return nil
+}
