@@ -139,7 +139,8 @@ type Tagger interface {
 	// Error: ErrInvalid if it cannot be a name here.
 	CheckName(name string) (string, error)
 	// Tag gives the image with this id the names in add, taking each from whatever image had it, and removes those in
-	// remove from it, in one step that another reader of the source sees whole or not at all. The names are as CheckName returns them. Errors:
-	// ErrNotFound if the image is gone, or does not have a name that is to be removed; ErrReadOnly; ErrNoSpace from the system.
+	// remove from it. Another reader of the source sees names added together and removed together; a source may do the one
+	// after the other. The names are as CheckName returns them. Errors: ErrNotFound if the image is gone, or does not have a
+	// name that is to be removed; ErrReadOnly; ErrNoSpace from the system.
 	Tag(ctx context.Context, img Desc, add, remove []string) error
 }

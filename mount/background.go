@@ -143,8 +143,11 @@ func (c *child) stop() error {
 	<-c.ended
 	mounts, err := List()
 	for _, st := range mounts {
-		if st.Dead && st.PID == c.cmd.Process.Pid {
-			err = errors.Join(err, clearDead(context.Background(), st.Mountpoint))
+		if !st.Dead || st.PID != c.cmd.Process.Pid {
+			continue
+		}
+		if clearErr := clearDead(context.Background(), st.Mountpoint); !errors.Is(clearErr, errReplaced) {
+			err = errors.Join(err, clearErr)
 		}
 	}
 	return err

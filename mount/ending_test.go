@@ -120,6 +120,107 @@ func TestBusy(t *testing.T) {
 	until(t, "the process ends", func() bool { return !running(st.PID, st.Started) })
 }
 
+// leftState writes the state file of a dead process for a mount at the same place, whose device number is in use again.
+func leftState(t *testing.T, at, device string) (file string) {
+	t.Helper()
+	dir, err := stateDir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	st := State{Mountpoint: at, PID: 1, Started: 1 << 60, Device: device, Created: true} // before all others in the directory
+	if err := st.write(dir); err != nil {
+		t.Fatal(err)
+	}
+	file = st.file(dir)
+	t.Cleanup(func() {
+		if err := os.Remove(file); err != nil && !errors.Is(err, os.ErrNotExist) {
+			t.Error(err)
+		}
+	})
+	return file
+}
+
+// A state file that a dead process left does not make a living mount count as dead.
+func TestStateLeftBehind(t *testing.T) {
+	at := place(t)
+	left := leftState(t, at, "0:1")
+	if out, err := command(at).CombinedOutput(); err != nil {
+		t.Fatalf("mounting: %v: %s", err, out)
+	}
+	if _, err := os.Stat(left); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the new mount has left the old state file: %v", err)
+	}
+	st := state(t, at)
+	leftState(t, at, st.Device)
+	all, err := List()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, other := range all {
+		if other.Mountpoint == at && (other.Dead || other.PID != st.PID) {
+			t.Errorf("listed: %+v", other)
+		}
+	}
+
+	leftState(t, at, st.Device)
+	f, err := os.Open(at + "/file")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := Unmount(t.Context(), at, false); !errors.Is(err, ErrBusy) {
+		t.Errorf("unmounting while a file is open: %v", err)
+	}
+	if err := f.Close(); err != nil {
+		t.Error(err)
+	}
+	end(t, at)
+	if running(st.PID, st.Started) {
+		t.Error("Unmount returned before the process had ended")
+	}
+}
+
+// The same, where the living mount is one of which this user has no state file.
+func TestStateOfNobody(t *testing.T) {
+	at := place(t)
+	st := start(t, at)
+	dir, err := stateDir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(st.file(dir)); err != nil {
+		t.Fatal(err)
+	}
+	leftState(t, at, st.Device)
+	f, err := os.Open(at + "/file")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := Unmount(t.Context(), at, false); !errors.Is(err, ErrBusy) {
+		t.Errorf("unmounting while a file is open: %v", err)
+	}
+	if err := f.Close(); err != nil {
+		t.Error(err)
+	}
+	end(t, at)
+	until(t, "the process ends", func() bool { return !running(st.PID, st.Started) })
+}
+
+// What was dead when it was looked at may have been replaced before the lock is had.
+func TestClearDeadOfLiving(t *testing.T) {
+	at := place(t)
+	start(t, at)
+	if err := clearDead(t.Context(), at); !errors.Is(err, errReplaced) {
+		t.Errorf("error %v", err)
+	}
+	if got := read(t, at+"/file"); got != fileText {
+		t.Errorf("read %q", got)
+	}
+	end(t, at)
+	if err := clearDead(t.Context(), at); err != nil {
+		t.Errorf("with nothing there: %v", err)
+	}
+}
+
 func TestOneOfMany(t *testing.T) {
 	at := place(t)
 	var wg sync.WaitGroup

@@ -34,6 +34,7 @@ func serveMain(args []string) int {
 	words := set.String("o", "", "")
 	hang := set.String("hang", "", "no listing is ever answered: interruptible or deaf")
 	die := set.Bool("die", false, "the process ends before it mounts")
+	more := set.Int("more", 0, "how many sources there are beside the first")
 	level := set.String("log-level", "error", "")
 	if set.Parse(args) != nil {
 		return 2
@@ -50,6 +51,9 @@ func serveMain(args []string) int {
 			os.Exit(9)
 		}
 		o := Options{Point: point, Sources: []string{"test:a,b"}}
+		for i := range *more {
+			o.Sources = append(o.Sources, fmt.Sprintf("test:%0100d", i))
+		}
 		var min slog.Level
 		if err := min.UnmarshalText([]byte(*level)); err != nil {
 			return err

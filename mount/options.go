@@ -20,6 +20,9 @@ type Flags struct {
 	// UID, GID and Umask replace the owner, the group and mask the permissions of every file in the tree; nil leaves
 	// them as the images have them. This package only parses them: the file system carries them out.
 	UID, GID, Umask *uint32
+
+	// Platform is the value of platform=, as it was written; empty if there is none. This package does not look into it.
+	Platform string
 }
 
 // ignored are words that belong to fstab(5) and mount(8), or say what is so anyway.
@@ -49,6 +52,10 @@ func (f *Flags) ParseOptions(words string) error {
 			f.Umask, err = number(word, value, 8)
 			if err == nil && *f.Umask > 0o777 {
 				err = fmt.Errorf("%q: a umask is at most 0777: %w", word, ErrOption)
+			}
+		case "platform":
+			if f.Platform = value; value == "" {
+				err = fmt.Errorf("%q: no value: %w", word, ErrOption)
 			}
 		default:
 			if hasValue {

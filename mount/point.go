@@ -93,12 +93,11 @@ func (p *Point) lookAtMount(e *entry) (found, error) {
 	if !e.ours() {
 		return 0, fmt.Errorf("a file system of type %s is mounted there: %w", e.fsType, ErrForeign)
 	}
-	// A state file with a living process is believed without asking the mount: it may hang.
-	st, err := stateOf(p.path, e)
+	_, dead, err := isDead(p.path, e)
 	if err != nil {
 		return 0, err
 	}
-	if st != nil && !st.Dead || !disconnected(p.path) {
+	if !dead {
 		return 0, fmt.Errorf("%w; `imgfs umount %s` ends it", ErrMounted, p.path)
 	}
 	return foundDead, nil

@@ -4,11 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"os"
 	"runtime/debug"
-	"strings"
 	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -77,6 +75,10 @@ func (m *mounted) attach(ctx context.Context, fsys fuse.RawFileSystem, o Options
 	if err != nil {
 		return err
 	}
+	// The new mount may get the device number of one that was removed by hand.
+	if err := dropDead(m.dir, path); err != nil {
+		return err
+	}
 	_, started, err := processStat(os.Getpid())
 	if err != nil {
 		return fmt.Errorf("reading the start time of this process: %w", err)
@@ -95,7 +97,7 @@ func (m *mounted) attach(ctx context.Context, fsys fuse.RawFileSystem, o Options
 
 func (m *mounted) mount(fsys fuse.RawFileSystem, o Options) error {
 	path := m.state.Mountpoint
-	fd, err := attachDevice(path, strings.Join(o.Sources, " "), o.Flags)
+	fd, err := attachDevice(path, sourceText(o.Sources), o.Flags)
 	if err != nil {
 		return err
 	}
@@ -250,8 +252,8 @@ func (p *Point) take(dir string) (created bool, err error) {
 	}
 }
 
-// removeDead takes a mount away whose process was killed, and its state file. It says whether the directory is to be
-// removed as well. The caller holds the lock.
+// removeDead takes a mount away whose process was killed, and the state files for its mountpoint. It says whether the
+// directory is to be removed as well. The caller holds the lock, and has seen that the mount is dead.
 func removeDead(dir, path string) (created bool, err error) {
 	e, err := mountAt(path)
 	if err != nil || e == nil {
@@ -264,11 +266,5 @@ func removeDead(dir, path string) (created bool, err error) {
 	if err := detach(path, true); err != nil {
 		return false, fmt.Errorf("removing a dead mount: %w", err)
 	}
-	if st == nil {
-		return false, nil
-	}
-	if err := os.Remove(st.file(dir)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return st.Created, fmt.Errorf("removing the state of a dead mount: %w", err)
-	}
-	return st.Created, nil
+	return st != nil && st.Created, dropDead(dir, path)
 }

@@ -185,6 +185,23 @@ func TestServeFlags(t *testing.T) {
 	}
 }
 
+// The kernel takes a source of a few kilobytes, and refuses to mount with a longer one.
+func TestServeManySources(t *testing.T) {
+	at := place(t)
+	st := start(t, at, "-more", "60")
+	if len(st.Sources) != 61 {
+		t.Errorf("the state has %d sources", len(st.Sources))
+	}
+	found, err := mountinfo.GetMounts(mountinfo.SingleEntryFilter(at))
+	if err != nil || len(found) != 1 {
+		t.Fatalf("%v, error %v", found, err)
+	}
+	if got := found[0].Source; !strings.HasPrefix(got, "test:a,b, test:000") || !strings.HasSuffix(got, "1 and 58 more") {
+		t.Errorf("the source is %q", got)
+	}
+	end(t, at)
+}
+
 func TestServeNoXattr(t *testing.T) {
 	at := place(t)
 	start(t, at, "-o", "noxattr")

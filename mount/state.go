@@ -49,7 +49,7 @@ func List() ([]State, error) {
 		if err != nil {
 			return nil, err
 		}
-		there := e != nil && e.ours() && e.device == st.Device
+		there := e != nil && e.ours() && pick(all, st.Mountpoint, e).is(&st)
 		switch {
 		case there:
 			mounted = append(mounted, st)
@@ -73,12 +73,41 @@ func stateOf(path string, e *entry) (*State, error) {
 	if err != nil {
 		return nil, err
 	}
-	for i, st := range all {
-		if st.Mountpoint == path && st.Device == e.device {
-			return &all[i], nil
+	return pick(all, path, e), nil
+}
+
+// pick returns the state among all that is the one of the mount e at path, nil if there is none. The kernel gives the
+// number of a device that is gone to the next one, so a dead process may have left a state that looks the same: a living
+// one goes before it.
+func pick(all []State, path string, e *entry) *State {
+	var found *State
+	for i := range all {
+		st := &all[i]
+		if st.Mountpoint == path && st.Device == e.device && (found == nil || found.Dead) {
+			found = st
 		}
 	}
-	return nil, nil
+	return found
+}
+
+// is says whether both are of the same process.
+func (st *State) is(other *State) bool { return st != nil && st.PID == other.PID }
+
+// dropDead removes the state files that dead processes left for the mountpoint path. The caller holds the lock.
+func dropDead(dir, path string) error {
+	all, err := readStates(dir)
+	if err != nil {
+		return err
+	}
+	for _, st := range all {
+		if st.Mountpoint != path || !st.Dead {
+			continue
+		}
+		if err := os.Remove(st.file(dir)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("removing the state of a dead mount: %w", err)
+		}
+	}
+	return nil
 }
 
 // readStates returns what the state files say, with Dead set where the process is gone, mounted or not. A file that

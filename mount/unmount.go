@@ -46,12 +46,16 @@ func Unmount(ctx context.Context, mountpoint string, lazy bool) error {
 	if !e.ours() {
 		return fmt.Errorf("a file system of type %s is mounted there: %w", e.fsType, ErrForeign)
 	}
-	st, err := stateOf(path, e)
+	st, dead, err := isDead(path, e)
 	if err != nil {
 		return err
 	}
-	if st != nil && st.Dead || st == nil && disconnected(path) {
-		return clearDead(ctx, path)
+	if dead {
+		err := clearDead(ctx, path)
+		if errors.Is(err, errReplaced) { // that one is meant now
+			return Unmount(ctx, mountpoint, lazy)
+		}
+		return err
 	}
 	switch err := detachPatiently(ctx, path, lazy); {
 	case err == nil:
@@ -88,7 +92,21 @@ func detachPatiently(ctx context.Context, path string, lazy bool) error {
 	}
 }
 
-// clearDead removes a mount without a process, and what the process left.
+// isDead says whether the process that served the mount e at path is gone, and returns its state, nil if it left none.
+// What a state file says of a dead process is not enough: the mount may be another user's, with the same device number.
+func isDead(path string, e *entry) (st *State, dead bool, err error) {
+	st, err = stateOf(path, e)
+	if err != nil || st != nil && !st.Dead {
+		return st, false, err // a living process is believed without asking the mount: it may hang
+	}
+	return st, disconnected(path), nil
+}
+
+// errReplaced is what clearDead returns when another mount is where the dead one was.
+var errReplaced = errors.New("another mount is there")
+
+// clearDead removes a mount without a process, and what the process left. Before it holds the lock somebody else may
+// have done so, and mounted there: then it removes nothing. Error: errReplaced.
 func clearDead(ctx context.Context, path string) error {
 	dir, err := stateDir()
 	if err != nil {
@@ -99,6 +117,18 @@ func clearDead(ctx context.Context, path string) error {
 		return err
 	}
 	defer unlock()
+	e, err := mountAt(path)
+	if err != nil || e == nil {
+		return err
+	}
+	if !e.ours() {
+		return errReplaced
+	}
+	if _, dead, err := isDead(path, e); err != nil {
+		return err
+	} else if !dead {
+		return errReplaced
+	}
 	created, err := removeDead(dir, path)
 	if err != nil || !created {
 		return err

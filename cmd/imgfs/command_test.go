@@ -33,13 +33,14 @@ func TestCommandErrors(t *testing.T) {
 		{"mount --log-level loud layout m", 2, "loud"},
 		{"mount --authfile missing layout m", 2, "missing: there is no such file"},
 		{"mount -o nonsense layout m", 2, "nonsense"},
+		{"mount -o platform=arm64 layout m", 2, `-o platform=: "arm64" is not a platform`},
+		{"mount --platform arm64 layout m", 2, `--platform: "arm64" is not a platform`},
 		{"umount", 2, "one mountpoint"},
 		{"umount a b", 2, "one mountpoint"},
 		{"list x", 2, "unknown command"},
 		{"version x", 2, "unknown command"},
 
 		{"mount missing m", 3, `mounting on m: source "missing": no such source`},
-		{"mount file m", 3, "not supported"},
 		{"mount empty m", 3, "neither an OCI image layout"},
 		{"mount oci:missing m", 3, "no such source"},
 		{"mount oci:empty m", 3, "no such source"},
@@ -47,7 +48,10 @@ func TestCommandErrors(t *testing.T) {
 		{"mount containers-storage:/missing m", 3, "no such source"},
 		{"mount containers-storage:missing m", 3, "absolute path"},
 		{"mount docker://example.org/a m", 3, "transport docker is not supported"},
-		{"mount docker-archive:file m", 3, "transport docker-archive is not supported"},
+		{"mount docker-archive:file m", 3, "no tar archive"},
+		{"mount oci-archive:missing m", 3, "no such"},
+		{"mount file m", 3, "no tar archive"},
+		{"mount dir:full m", 3, "no manifest.json"},
 		{"mount nonsense:x m", 3, `"nonsense" is neither a transport`},
 		{"mount layout missing m", 3, `source "missing"`},
 
@@ -316,6 +320,12 @@ func TestCommandMountHelper(t *testing.T) {
 	if out, err := run(dir+"/layout", dir+"/empty", "-o", "ro,nonsense"); err == nil || strings.Count(out, "\n") != 1 {
 		t.Errorf("a bad option: %v: %q", err, out)
 	}
+	if out, err := run(dir+"/layout", dir+"/empty", "-f", "-o", "ro,platform=linux/arm64,noexec"); err != nil || out != "" {
+		t.Errorf("a platform: %v: %q", err, out)
+	}
+	if out, err := run(dir+"/layout", dir+"/empty", "-f", "-s", "-o", "ro,platform=arm64"); err == nil || !strings.Contains(out, `"arm64" is not a platform`) {
+		t.Errorf("a platform that is none: %v: %q", err, out)
+	}
 	if out, err := run(dir+"/layout", dir+"/empty", "-f", "-s", "-o", "ro,nonsense"); err != nil || out != "" {
 		t.Errorf("a fake, sloppy mount: %v: %q", err, out)
 	}
@@ -331,6 +341,7 @@ func TestCommandText(t *testing.T) {
 		"help":            "imgfs umount",
 		"help mount":      "containers-storage:[[DRIVER@]GRAPHROOT[+RUNROOT]]",
 		"mount --help":    "Exit codes:",
+		"mount -h":        "platform=os/architecture[/variant]",
 		"version":         "imgfs ",
 		"--version":       "imgfs ",
 		"completion bash": "bash completion",

@@ -30,7 +30,7 @@ type mountOptions struct {
 	platformText string // of --platform
 
 	flags    mount.Flags     // what words say
-	platform imgsrc.Platform // what platformText says
+	platform imgsrc.Platform // what platformText or words say
 }
 
 const defaultCacheSize = 10 << 30
@@ -58,6 +58,8 @@ Words for -o, separated by commas:
                  the owner and group to show, and the permissions to take from every file
   noexec, dev, suid
                  as with mount(8); nodev and nosuid are the default, and only root may ask for dev and suid
+  platform=os/architecture[/variant]
+                 as --platform, which goes before it
 Words that only fstab(5) gives a meaning are ignored.
 
 ` + exitHelp,
@@ -101,12 +103,8 @@ func (o *mountOptions) parse() error {
 		}
 	}
 	o.flags.ReadOnly = o.flags.ReadOnly || o.readOnly
-	if o.platform = imgsrc.HostPlatform(); o.platformText != "" {
-		p, err := imgsrc.ParsePlatform(o.platformText)
-		if err != nil {
-			return fmt.Errorf("--platform: %w", err)
-		}
-		o.platform = p
+	if err := o.parsePlatform(); err != nil {
+		return err
 	}
 	if err := o.log.parse(); err != nil {
 		return err
@@ -126,6 +124,24 @@ func (o *mountOptions) parse() error {
 			return fmt.Errorf("--authfile %s: there is no such file", o.authFile)
 		}
 	}
+	return nil
+}
+
+// parsePlatform takes the platform from the flag, else from the words after -o, else from this machine.
+func (o *mountOptions) parsePlatform() error {
+	text, from := o.platformText, "--platform"
+	if text == "" {
+		text, from = o.flags.Platform, "-o platform="
+	}
+	if text == "" {
+		o.platform = imgsrc.HostPlatform()
+		return nil
+	}
+	p, err := imgsrc.ParsePlatform(text)
+	if err != nil {
+		return fmt.Errorf("%s: %w", from, err)
+	}
+	o.platform = p
 	return nil
 }
 

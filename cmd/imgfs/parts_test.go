@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"path/filepath"
+	"reflect"
 	"runtime/debug"
 	"slices"
 	"strings"
@@ -22,7 +23,7 @@ func TestParseSource(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Chdir(dir)
-	for _, name := range []string{"layout/oci-layout", "a:b/oci-layout", "vfs/vfs-images/x", "overlay/overlay-images/x", "both/oci-layout", "both/overlay-images/x", "file", "none/x"} {
+	for _, name := range []string{"layout/oci-layout", "a:b/oci-layout", "vfs/vfs-images/x", "overlay/overlay-images/x", "both/oci-layout", "both/overlay-images/x", "file", "none/x", "skopeo/version", "skopeo/manifest.json"} {
 		write(t, name, "")
 	}
 	tests := []struct {
@@ -58,9 +59,15 @@ func TestParseSource(t *testing.T) {
 		{arg: "missing", err: imgsrc.ErrNoSource},
 		{arg: "", err: imgsrc.ErrNoSource},
 		{arg: "file/below", err: unix.ENOTDIR},
-		{arg: "file", err: imgsrc.ErrUnsupported},
+		{arg: "file", name: "file", dirs: []string{"%/file"}},
+		{arg: "oci-archive:file:web:1", name: "oci-archive:file:web:1", dirs: []string{"%/file"}},
+		{arg: "docker-archive:file:@1", name: "docker-archive:file:@1", dirs: []string{"%/file"}},
+		{arg: "docker-archive:later", name: "docker-archive:later", dirs: []string{"%/later"}},
+		{arg: "oci-archive:", err: imgsrc.ErrNoSource},
+		{arg: "dir:none", name: "dir:%/none", dirs: []string{"%/none"}},
+		{arg: "skopeo", name: "dir:%/skopeo", dirs: []string{"%/skopeo"}},
+		{arg: "dir:", err: imgsrc.ErrNoSource},
 		{arg: "docker://example.org/a", err: imgsrc.ErrUnsupported},
-		{arg: "dir:none", err: imgsrc.ErrUnsupported},
 		{arg: "nonsense:x", err: imgsrc.ErrNoSource},
 		{arg: ":", err: imgsrc.ErrNoSource},
 	}
@@ -108,6 +115,26 @@ func FuzzParseSource(f *testing.F) {
 			}
 		}
 	})
+}
+
+func TestPlatformOfOptions(t *testing.T) {
+	for _, test := range []struct {
+		flag  string
+		words []string
+		want  imgsrc.Platform
+	}{
+		{want: imgsrc.HostPlatform()},
+		{words: []string{"ro"}, want: imgsrc.HostPlatform()},
+		{words: []string{"ro,platform=linux/arm/v7", "noxattr"}, want: imgsrc.Platform{OS: "linux", Architecture: "arm", Variant: "v7"}},
+		{words: []string{"platform=linux/arm64", "platform=linux/s390x"}, want: imgsrc.Platform{OS: "linux", Architecture: "s390x"}},
+		{flag: "linux/arm64", want: imgsrc.Platform{OS: "linux", Architecture: "arm64"}},
+		{flag: "linux/arm64", words: []string{"platform=linux/s390x"}, want: imgsrc.Platform{OS: "linux", Architecture: "arm64"}},
+	} {
+		o := &mountOptions{platformText: test.flag, words: test.words, log: logOptions{level: "warn"}}
+		if err := o.parse(); err != nil || !reflect.DeepEqual(o.platform, test.want) {
+			t.Errorf("--platform %q -o %q: %+v, error %v", test.flag, test.words, o.platform, err)
+		}
+	}
 }
 
 func TestByteSize(t *testing.T) {

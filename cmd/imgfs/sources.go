@@ -14,6 +14,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/imgfs/imgfs/imgsrc"
+	"github.com/imgfs/imgfs/imgsrc/blobs"
+	"github.com/imgfs/imgfs/imgsrc/dir"
+	"github.com/imgfs/imgfs/imgsrc/dockerarchive"
 	"github.com/imgfs/imgfs/imgsrc/layer"
 	"github.com/imgfs/imgfs/imgsrc/layout"
 	"github.com/imgfs/imgfs/imgsrc/storage"
@@ -26,7 +29,7 @@ type transport struct {
 	help   string
 	// parse reads what stands behind the colon.
 	parse func(rest string) (*spec, error)
-	// at is for a directory that is given without a transport: nil if it is not one of this kind.
+	// at is for a directory that is given without a transport: nil if it is not one of this kind. Nil for files.
 	at func(dir string) *spec
 }
 
@@ -46,11 +49,30 @@ var transports = []transport{
 		parse:  parseLayout,
 		at:     layoutAt,
 	},
+	{
+		name:   "oci-archive",
+		syntax: "oci-archive:FILE[:REF]",
+		help:   "the same in a tar archive, read in place",
+		parse:  parseArchive("oci-archive", openLayoutArchive),
+	},
+	{
+		name:   "docker-archive",
+		syntax: "docker-archive:FILE[:REF|:@N]",
+		help:   "what docker save and podman save write, read in place",
+		parse:  parseArchive("docker-archive", openDockerArchive),
+	},
+	{
+		name:   "dir",
+		syntax: "dir:DIR",
+		help:   "a directory of one image, as skopeo makes it",
+		parse:  parseDir,
+		at:     dirAt,
+	},
 }
 
 // planned are the other transports of containers/image: known, so that the error can say so.
 var planned = []string{
-	"docker", "docker-archive", "docker-daemon", "oci-archive", "dir", "sif", "tarball", "atomic", "ostree",
+	"docker", "docker-daemon", "sif", "tarball", "atomic", "ostree",
 }
 
 // sourceHelp lists the transports for help.
@@ -59,7 +81,7 @@ func sourceHelp() string {
 	for _, t := range transports {
 		fmt.Fprintf(&b, "  %s\n                 %s\n", t.syntax, t.help)
 	}
-	b.WriteString("  DIR            either of them, recognised by what is in it\n")
+	b.WriteString("  PATH           a directory or an archive of any of these kinds, recognised by what is in it\n")
 	return b.String()
 }
 
@@ -121,25 +143,30 @@ func parseSource(arg string) (*spec, error) {
 	case errors.Is(err, fs.ErrNotExist) && hasColon && isTransportName(name):
 		return nil, fmt.Errorf("%w: %q is neither a transport (there are %s) nor the beginning of a path", imgsrc.ErrNoSource, name, transportNames())
 	case errors.Is(err, fs.ErrNotExist):
-		return nil, fmt.Errorf("%w: there is no such directory", imgsrc.ErrNoSource)
+		return nil, fmt.Errorf("%w: there is no such file or directory", imgsrc.ErrNoSource)
 	case err != nil:
 		return nil, err
+	case info.Mode().IsRegular():
+		return archiveSpec(arg, arg, "", openAnyArchive)
 	case !info.IsDir():
-		return nil, fmt.Errorf("a file as a source is %w; a directory is", imgsrc.ErrUnsupported)
+		return nil, fmt.Errorf("%w: it is neither a directory nor a file", imgsrc.ErrNoSource)
 	}
-	dir, err := filepath.Abs(arg)
+	abs, err := filepath.Abs(arg)
 	if err != nil {
 		return nil, err
 	}
 	for _, t := range transports {
-		if s := t.at(dir); s != nil {
+		if t.at == nil {
+			continue
+		}
+		if s := t.at(abs); s != nil {
 			return s, nil
 		}
 	}
-	if err := unix.Access(dir, unix.R_OK|unix.X_OK); err != nil {
+	if err := unix.Access(abs, unix.R_OK|unix.X_OK); err != nil {
 		return nil, fmt.Errorf("looking into the directory: %w", err)
 	}
-	return nil, fmt.Errorf("%w: the directory is neither an OCI image layout (it has no oci-layout) nor a containers-storage (it has no overlay-images or vfs-images)",
+	return nil, fmt.Errorf("%w: the directory is neither an OCI image layout (it has no oci-layout), nor a containers-storage (it has no overlay-images or vfs-images), nor skopeo's (it has no manifest.json and version)",
 		imgsrc.ErrNoSource)
 }
 
@@ -216,7 +243,7 @@ func parseLayout(rest string) (*spec, error) {
 		dir, ref, _ = strings.Cut(rest, ":")
 	}
 	if dir == "" {
-		return nil, fmt.Errorf("%w: the directory is missing", imgsrc.ErrNoSource)
+		return nil, fmt.Errorf("%w: the name of the directory is missing", imgsrc.ErrNoSource)
 	}
 	abs, err := filepath.Abs(dir)
 	if err != nil {
@@ -242,6 +269,88 @@ func layoutSpec(dir, ref string) *spec {
 		dirs: []string{dir},
 		open: func(ctx context.Context, env sourceEnv) (imgsrc.Source, error) {
 			return layout.Open(ctx, layout.Options{Dir: dir, Ref: ref, Cache: env.cache, Log: env.log})
+		},
+	}
+}
+
+// An archiveOpener opens an archive, or its images of one name.
+type archiveOpener func(ctx context.Context, file, ref string, env sourceEnv) (imgsrc.Source, error)
+
+// parseArchive reads FILE[:REF]. A file with a colon in its name is found too, if it is there.
+func parseArchive(transport string, open archiveOpener) func(rest string) (*spec, error) {
+	return func(rest string) (*spec, error) {
+		file, ref := rest, ""
+		if _, err := os.Stat(rest); err != nil {
+			file, ref, _ = strings.Cut(rest, ":")
+		}
+		if file == "" {
+			return nil, fmt.Errorf("%w: the name of the file is missing", imgsrc.ErrNoSource)
+		}
+		return archiveSpec(transport+":"+rest, file, ref, open)
+	}
+}
+
+func archiveSpec(name, file, ref string, open archiveOpener) (*spec, error) {
+	abs, err := filepath.Abs(file)
+	if err != nil {
+		return nil, err
+	}
+	return &spec{
+		name: name,
+		dirs: []string{abs},
+		open: func(ctx context.Context, env sourceEnv) (imgsrc.Source, error) { return open(ctx, abs, ref, env) },
+	}, nil
+}
+
+func openLayoutArchive(ctx context.Context, file, ref string, env sourceEnv) (imgsrc.Source, error) {
+	return layout.OpenArchive(ctx, "oci-archive", layout.Options{Dir: file, Ref: ref, Cache: env.cache, Log: env.log})
+}
+
+func openDockerArchive(ctx context.Context, file, ref string, env sourceEnv) (imgsrc.Source, error) {
+	return dockerarchive.Open(ctx, dockerarchive.Options{File: file, Ref: ref, Cache: env.cache, Log: env.log})
+}
+
+// openAnyArchive tells the kind of an archive by what is in it.
+func openAnyArchive(ctx context.Context, file, ref string, env sourceEnv) (imgsrc.Source, error) {
+	t, err := blobs.OpenTar(ctx, file, env.cache)
+	if err != nil {
+		return nil, err
+	}
+	_, err = t.Stat("oci-layout")
+	isLayout := err == nil
+	if err := t.Close(); err != nil {
+		return nil, err
+	}
+	if isLayout {
+		return openLayoutArchive(ctx, file, ref, env)
+	}
+	return openDockerArchive(ctx, file, ref, env)
+}
+
+func parseDir(rest string) (*spec, error) {
+	if rest == "" {
+		return nil, fmt.Errorf("%w: the name of the directory is missing", imgsrc.ErrNoSource)
+	}
+	abs, err := filepath.Abs(rest)
+	if err != nil {
+		return nil, err
+	}
+	return dirSpec(abs), nil
+}
+
+func dirAt(path string) *spec {
+	if !dir.Is(path) {
+		return nil
+	}
+	return dirSpec(path)
+}
+
+func dirSpec(path string) *spec {
+	return &spec{
+		name: "dir:" + path,
+		dirs: []string{path},
+		open: func(ctx context.Context, env sourceEnv) (imgsrc.Source, error) {
+			return dir.Open(ctx, dir.Options{Dir: path, Cache: env.cache, Log: env.log})
 		},
 	}
 }

@@ -2,12 +2,9 @@ package layout
 
 import (
 	"bytes"
-	"context"
 	"errors"
-	"io/fs"
 	"os"
 	"strings"
-	"sync"
 	"testing"
 
 	"github.com/opencontainers/go-digest"
@@ -64,92 +61,4 @@ func TestBlobChanges(t *testing.T) {
 		t.Fatal(err)
 	}
 	read("closed and opened again", nil)
-}
-
-// Hashing goes on without the reader who asked for it, and is done once for all.
-func TestVerifyOnce(t *testing.T) {
-	l := newLayout(t)
-	plain := tarOf(t, strings.Repeat("x", 1<<20))
-	d := l.blob(v1.MediaTypeImageLayer, plain)
-	l.name(l.manifest([]v1.Descriptor{d}, []digest.Digest{d.Digest}), "a")
-	s := l.open()
-	img := only(t, s)
-	for range cap(s.slots) { // nothing can be hashed
-		s.slots <- struct{}{}
-	}
-	open := func() imgsrc.Content {
-		c, err := img.Blob(t.Context(), d.Digest)
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { c.Close() })
-		return c
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	left := make(chan error)
-	c := open()
-	go func() {
-		_, err := c.ReadAt(ctx, make([]byte, 1), 0)
-		left <- err
-	}()
-	cancel()
-	if err := <-left; err != context.Canceled {
-		t.Errorf("%v, want context.Canceled", err)
-	}
-	var wg sync.WaitGroup
-	for range 8 {
-		c := open()
-		wg.Go(func() {
-			if b, err := content(t.Context(), c); err != nil || !bytes.Equal(b, plain) {
-				t.Errorf("%d bytes, %v", len(b), err)
-			}
-		})
-	}
-	for range cap(s.slots) {
-		<-s.slots
-	}
-	wg.Wait()
-	first := s.checks[d.Digest]
-	if _, err := content(t.Context(), open()); err != nil {
-		t.Fatal(err)
-	}
-	if s.checks[d.Digest] != first {
-		t.Error("a verified file was hashed again")
-	}
-}
-
-func TestCloseSource(t *testing.T) {
-	l := newLayout(t)
-	plain := tarOf(t, "x")
-	d := l.blob(v1.MediaTypeImageLayer, plain)
-	l.name(l.manifest([]v1.Descriptor{d}, []digest.Digest{d.Digest}), "a")
-	s := l.open()
-	img := only(t, s)
-	for range cap(s.slots) {
-		s.slots <- struct{}{}
-	}
-	c, err := img.Blob(t.Context(), d.Digest)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
-	waiting := make(chan error)
-	go func() {
-		_, err := c.ReadAt(context.Background(), make([]byte, 1), 0)
-		waiting <- err
-	}()
-	for started := false; !started; {
-		s.mu.Lock()
-		started = s.checks[d.Digest] != nil
-		s.mu.Unlock()
-	}
-	if err := s.Close(); err != nil {
-		t.Fatal(err)
-	}
-	if err := <-waiting; !errors.Is(err, fs.ErrClosed) {
-		t.Errorf("%v, want ErrClosed", err)
-	}
-	if _, err := img.Manifest(t.Context()); !errors.Is(err, fs.ErrClosed) {
-		t.Errorf("%v, want ErrClosed", err)
-	}
 }

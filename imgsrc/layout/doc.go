@@ -1,7 +1,8 @@
 // Package layout is the source of images that are kept as an OCI image layout
 // (https://github.com/opencontainers/image-spec/blob/v1.1.1/image-layout.md): a directory with oci-layout, index.json
 // and blobs, as skopeo, buildah, umoci and many builders write it. It reads the layout in place, and writes nothing but
-// index.json, when an image is tagged. It neither adds blobs nor removes any.
+// index.json, when an image is tagged. It neither adds blobs nor removes any. An Archive is such a directory in a tar
+// archive, which is read in place too, and in which nothing can be tagged.
 //
 // # What is listed
 //
@@ -17,16 +18,11 @@
 //
 // # What must hold
 //
-//   - Everything is opened below the layout's directory (os.Root), and nothing but regular files is read: a blob that
-//     is a link out of the layout, a FIFO or a device is damage.
-//   - No byte is returned that was not verified. Manifests and configs are read whole and hashed. A layer's file is
-//     hashed once, before its first byte is returned, and again when the file is not the same any more (device, inode,
-//     size, mtime, ctime); the images that share it share that, too. Compressed layers are verified by the pass of
-//     package layer that decompresses them.
-//   - Hashing runs on the source's own context: a reader who leaves does not stop it, and others wait for the same pass.
+//   - Files are read as package blobs says: nothing leads out of the layout, and no byte is returned that was not
+//     verified.
 //   - A change of tags replaces index.json by rename, so that every reader sees the old or the new one, whole. Nothing
 //     that is not understood is lost: fields, annotations and the order of entries stay.
-//   - Writers of this package exclude each other by flock on the layout's directory, which leaves no file behind. Other
+//   - Writers of this program exclude each other by flock on the layout's directory, which leaves no file behind. Other
 //     tools lock nothing; index.json is compared once more right before the rename, and the change made anew if it was
 //     replaced meanwhile. Other tools also write index.json in place, so a reader who finds it cut short, and young,
 //     looks again.

@@ -13,6 +13,7 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/imgfs/imgfs/imgsrc"
+	"github.com/imgfs/imgfs/imgsrc/blobs"
 )
 
 // seeds are index.json files that name the manifests of l.
@@ -42,13 +43,12 @@ func FuzzList(f *testing.F) {
 		l := &testLayout{TB: t, dir: l.dir}
 		l.file("index.json", string(b))
 		ix, err := parseIndex(b)
-		s := &Source{dir: l.dir, log: discard}
 		root, rootErr := os.OpenRoot(l.dir)
 		if rootErr != nil {
 			t.Fatal(rootErr)
 		}
-		defer root.Close()
-		s.root = root
+		s := &images{log: discard, store: openStore(blobs.NewOSDir(root), "oci:"+l.dir, Options{})}
+		defer s.Close()
 		if err != nil {
 			return // List would wait for the rest
 		}

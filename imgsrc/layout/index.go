@@ -14,6 +14,7 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/imgfs/imgfs/imgsrc"
+	"github.com/imgfs/imgfs/imgsrc/blobs"
 )
 
 // nameContainerd is the annotation in which containerd and docker save keep the full reference.
@@ -168,28 +169,28 @@ const (
 )
 
 // readIndex reads index.json. Errors: imgsrc.ErrNotFound if the layout is gone, imgsrc.ErrDamaged.
-func (s *Source) readIndex(ctx context.Context) (*index, error) {
+func (s *images) readIndex(ctx context.Context) (*index, error) {
 	for {
-		b, fi, err := s.readFile(v1.ImageIndexFile, imgsrc.MaxManifest)
+		b, id, err := s.readFile(v1.ImageIndexFile)
 		if errors.Is(err, fs.ErrNotExist) {
-			if _, err := s.root.Stat(v1.ImageLayoutFile); err != nil {
+			if _, err := s.store.Dir.Stat(v1.ImageLayoutFile); err != nil {
 				return nil, fmt.Errorf("%w: the layout is gone: %w", imgsrc.ErrNotFound, err)
 			}
 			return nil, fmt.Errorf("%w: index.json is missing", imgsrc.ErrDamaged)
 		}
-		if fi == nil {
+		if id == (blobs.Identity{}) {
 			return nil, err
 		}
 		if err == nil {
 			var ix *index
 			if ix, err = parseIndex(b); err == nil {
-				ix.modTime = fi.ModTime()
+				ix.modTime = id.ModTime()
 				return ix, nil
 			}
 			err = damagedJSON(v1.ImageIndexFile, err)
 		}
 		// skopeo, podman and buildah truncate the file and write it anew.
-		if !isCutShort(err, len(b)) || time.Since(fi.ModTime()) > youngIndex {
+		if !isCutShort(err, len(b)) || time.Since(id.ModTime()) > youngIndex {
 			return nil, err
 		}
 		select {

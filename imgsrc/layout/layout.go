@@ -5,12 +5,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -19,9 +17,9 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
-	"golang.org/x/sys/unix"
 
 	"github.com/imgfs/imgfs/imgsrc"
+	"github.com/imgfs/imgfs/imgsrc/blobs"
 	"github.com/imgfs/imgfs/imgsrc/layer"
 )
 
@@ -38,23 +36,24 @@ type Options struct {
 	Log *slog.Logger
 }
 
-// A Source is one layout.
+// A Source is one layout in a directory.
 type Source struct {
-	dir   string // absolute
+	images
+	dir  string   // absolute
+	root *os.Root // the same as images.store.Dir
+}
+
+var _ imgsrc.Tagger = (*Source)(nil)
+
+// images are the images of a layout, wherever its files are.
+type images struct {
+	name  string
 	ref   string
-	root  *os.Root
-	cache *layer.Cache
+	store *blobs.Store
 	log   *slog.Logger
 
-	ctx    context.Context // of the hashing
-	cancel context.CancelFunc
-	jobs   sync.WaitGroup
-	slots  chan struct{} // one for each blob that may be hashed at a time
-
-	mu     sync.Mutex
-	known  map[digest.Digest]*manifest // from the last List
-	checks map[digest.Digest]*check
-	closed bool
+	mu    sync.Mutex
+	known map[digest.Digest]*manifest // from the last List
 
 	// damaged is set when the last List found a manifest missing, also one that only an index lists, or damaged: then the
 	// blobs count for the stamp, so that a repaired one is seen.
@@ -62,8 +61,6 @@ type Source struct {
 
 	lastFacts atomic.Pointer[imgsrc.Facts] // of the image whose layers were opened last
 }
-
-var _ imgsrc.Tagger = (*Source)(nil)
 
 // Is says whether dir looks like a layout: it has a file oci-layout. It does not say whether Open will succeed.
 func Is(dir string) bool {
@@ -89,22 +86,28 @@ func Open(ctx context.Context, o Options) (*Source, error) {
 		}
 		return nil, fmt.Errorf("opening layout: %w", err)
 	}
-	s := &Source{
-		dir: dir, ref: o.Ref, root: root, cache: o.Cache, log: o.Log,
-		slots:  make(chan struct{}, runtime.GOMAXPROCS(0)),
-		checks: map[digest.Digest]*check{},
-	}
-	s.ctx, s.cancel = context.WithCancel(context.Background())
+	s := &Source{dir: dir, root: root, images: images{name: nameOf("oci:"+dir, o.Ref), ref: o.Ref, log: o.Log}}
+	s.store = openStore(blobs.NewOSDir(root), s.name, o)
 	if err := s.check(ctx); err != nil {
-		s.Close()
-		return nil, fmt.Errorf("opening layout %s: %w", dir, err)
+		return nil, errors.Join(fmt.Errorf("opening layout %s: %w", dir, err), s.Close())
 	}
 	return s, nil
 }
 
+func nameOf(place, ref string) string {
+	if ref != "" {
+		return place + ":" + ref
+	}
+	return place
+}
+
+func openStore(dir blobs.Dir, name string, o Options) *blobs.Store {
+	return blobs.New(blobs.Options{Dir: dir, Path: blobPath, Name: name, Cache: o.Cache, Log: o.Log})
+}
+
 // check fails if there is nothing here that can be listed.
-func (s *Source) check(ctx context.Context) error {
-	b, _, err := s.readFile(v1.ImageLayoutFile, imgsrc.MaxManifest)
+func (s *images) check(ctx context.Context) error {
+	b, _, err := s.readFile(v1.ImageLayoutFile)
 	if errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("%w: it has no file oci-layout", imgsrc.ErrNoSource)
 	}
@@ -128,90 +131,30 @@ func (s *Source) check(ctx context.Context) error {
 	return nil
 }
 
-// Name returns oci:DIR or oci:DIR:REF.
-func (s *Source) Name() string {
-	if s.ref != "" {
-		return "oci:" + s.dir + ":" + s.ref
-	}
-	return "oci:" + s.dir
-}
+// Name returns oci:DIR or oci:DIR:REF, and oci-archive:FILE likewise.
+func (s *images) Name() string { return s.name }
 
 // Stamp is the identity of index.json.
-func (s *Source) Stamp() imgsrc.Stamp {
-	fi, err := s.root.Stat(v1.ImageIndexFile)
+func (s *images) Stamp() imgsrc.Stamp {
+	id, err := s.store.Dir.Stat(v1.ImageIndexFile)
 	if err != nil {
 		return "none"
 	}
-	stamp := imgsrc.Stamp(identify(fi).String())
+	stamp := imgsrc.Stamp(id.String())
 	if s.damaged.Load() {
-		if fi, err := s.root.Stat(v1.ImageBlobsDir + "/" + digest.SHA256.String()); err == nil {
-			stamp += imgsrc.Stamp(" " + identify(fi).String())
+		if id, err := s.store.Dir.Stat(v1.ImageBlobsDir + "/" + digest.SHA256.String()); err == nil {
+			stamp += imgsrc.Stamp(" " + id.String())
 		}
 	}
 	return stamp
 }
 
 // Close stops the hashing that is under way. Contents that are open stay readable as far as they are verified.
-func (s *Source) Close() error {
-	s.mu.Lock()
-	s.closed = true
-	s.mu.Unlock()
-	s.cancel()
-	s.jobs.Wait()
-	return s.root.Close()
-}
+func (s *images) Close() error { return s.store.Close() }
 
-// An identity changes when somebody writes to a file or replaces it.
-type identity struct {
-	dev, ino     uint64
-	size         int64
-	mtime, ctime syscall.Timespec
-}
-
-func identify(fi fs.FileInfo) identity {
-	st := fi.Sys().(*syscall.Stat_t)
-	return identity{uint64(st.Dev), st.Ino, st.Size, st.Mtim, st.Ctim}
-}
-
-func (id identity) String() string {
-	return fmt.Sprintf("%d:%d %d %d.%09d %d.%09d", id.dev, id.ino, id.size, id.mtime.Sec, id.mtime.Nsec, id.ctime.Sec, id.ctime.Nsec)
-}
-
-// open opens a regular file of the layout. A FIFO does not make it wait.
-func (s *Source) open(path string) (*os.File, fs.FileInfo, error) {
-	f, err := s.root.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
-	if err != nil {
-		if strings.Contains(err.Error(), "escapes from parent") { // os.Root has no error value for it
-			err = fmt.Errorf("%w: %s leads out of the layout", imgsrc.ErrDamaged, path)
-		}
-		return nil, nil, err
-	}
-	fi, err := f.Stat()
-	if err == nil && !fi.Mode().IsRegular() {
-		err = fmt.Errorf("%w: %s is not a regular file", imgsrc.ErrDamaged, path)
-	}
-	if err != nil {
-		f.Close()
-		return nil, nil, err
-	}
-	return f, fi, nil
-}
-
-// readFile reads a file of at most limit bytes. With an error of the reading itself there is a FileInfo too.
-func (s *Source) readFile(path string, limit int64) ([]byte, fs.FileInfo, error) {
-	f, fi, err := s.open(path)
-	if err != nil {
-		return nil, nil, err
-	}
-	defer f.Close()
-	if fi.Size() > limit {
-		return nil, nil, fmt.Errorf("%w: %s has %d bytes, more than %d", imgsrc.ErrDamaged, path, fi.Size(), limit)
-	}
-	b := make([]byte, fi.Size())
-	if _, err := io.ReadFull(f, b); err != nil {
-		return nil, fi, fmt.Errorf("reading %s: %w", path, err)
-	}
-	return b, fi, nil
+// readFile reads oci-layout or index.json. With an error of the reading itself there is an identity too.
+func (s *images) readFile(path string) ([]byte, blobs.Identity, error) {
+	return blobs.ReadFile(s.store.Dir, path, imgsrc.MaxManifest)
 }
 
 // blobPath is where the layout keeps the bytes of d, which must be a valid digest.

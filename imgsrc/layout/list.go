@@ -2,17 +2,16 @@ package layout
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
 	"runtime"
 
 	"github.com/opencontainers/go-digest"
-	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/imgfs/imgfs/imgsrc"
+	"github.com/imgfs/imgfs/imgsrc/blobs"
 )
 
 // Bounds of a listing. Neither is near to anything that is made by a tool: an index in an index in an index is rare.
@@ -23,8 +22,8 @@ const (
 
 // A manifest is what is known of a manifest or index among the blobs.
 type manifest struct {
-	identity   identity // of its file; zero if there is none
-	descriptor          // that led to it
+	identity   blobs.Identity // of its file; zero if there is none
+	descriptor                // that led to it
 	image      *image
 	layers     []string     // their digests
 	children   []descriptor // an index's
@@ -32,7 +31,7 @@ type manifest struct {
 }
 
 // List lists the layout. Manifests that have not changed since the last time are not read again.
-func (s *Source) List(ctx context.Context) (*imgsrc.Listing, error) {
+func (s *images) List(ctx context.Context) (*imgsrc.Listing, error) {
 	ix, err := s.readIndex(ctx)
 	if err == nil {
 		err = ctx.Err()
@@ -98,7 +97,7 @@ func unique(names []string) []string {
 // A walk goes through manifests and what is below them, one level of nesting after the other: each is met once, which
 // also ends cycles.
 type walk struct {
-	source   *Source
+	source   *images
 	known    map[digest.Digest]*manifest
 	found    map[digest.Digest]*manifest
 	order    []*manifest
@@ -154,75 +153,29 @@ func (w *walk) read(ctx context.Context, m *manifest) error {
 		return err
 	}
 	s := w.source
-	if old := w.known[m.digest]; old != nil && old.identity != (identity{}) && old.descriptor == m.descriptor {
-		if fi, err := s.root.Stat(blobPath(m.digest)); err == nil && identify(fi) == old.identity {
+	if old := w.known[m.digest]; old != nil && old.identity != (blobs.Identity{}) && old.descriptor == m.descriptor {
+		if id, err := s.store.Dir.Stat(blobPath(m.digest)); err == nil && id == old.identity {
 			*m = *old
 			return nil
 		}
 	}
 	desc := imgsrc.Desc{ID: idOf(m.digest), Digest: m.digest, MediaType: m.mediaType, Size: m.size}
-	m.image = &image{source: s, desc: desc}
-	b, fi, err := s.readBlob(m.descriptor)
-	if fi != nil && (err == nil || errors.Is(err, imgsrc.ErrDamaged)) { // not if the disk failed
-		m.identity = identify(fi)
+	b, id, err := s.store.Read(m.digest, m.size)
+	if err == nil || errors.Is(err, imgsrc.ErrDamaged) { // not if the disk failed
+		m.identity = id
 	}
 	if err != nil {
-		m.image.desc.Damaged = fmt.Errorf("reading manifest %s: %w", m.digest, err)
+		desc.Damaged = fmt.Errorf("reading manifest %s: %w", m.digest, err)
+		m.image = &image{source: s, desc: desc}
 		return nil
 	}
-	return m.parse(ctx, b)
-}
-
-// parse takes from a manifest's bytes what the listing says of it.
-func (m *manifest) parse(ctx context.Context, b []byte) error {
-	desc := &m.image.desc
-	facts, err := imgsrc.Load(ctx, manifestOnly{*desc, b})
-	if err != nil {
-		return err
-	}
-	var own struct {
-		MediaType string `json:"mediaType"`
-		Config    struct {
-			Digest digest.Digest `json:"digest"`
-			Size   *int64        `json:"size"`
-		} `json:"config"`
-	}
-	if desc.Damaged = facts.ManifestErr; desc.Damaged == nil {
-		desc.Damaged = json.Unmarshal(b, &own)
-	}
-	if desc.Damaged != nil {
-		return nil //nolint:nilerr // it is listed as damaged
-	}
-	if own.MediaType != "" {
-		desc.MediaType = own.MediaType
-	}
-	desc.Subject = facts.Subject
-	for _, c := range facts.Children {
-		desc.Lists = append(desc.Lists, c.Digest)
-	}
+	facts := imgsrc.Describe(&desc, b)
+	m.image = &image{source: s, desc: desc, configSize: facts.ConfigSize()}
 	for _, l := range facts.Layers {
 		m.layers = append(m.layers, string(l.Digest))
 	}
-	if facts.Kind == imgsrc.KindIndex {
-		if desc.MediaType == "" {
-			desc.MediaType = v1.MediaTypeImageIndex
-		}
+	if desc.Damaged == nil && facts.Kind == imgsrc.KindIndex {
 		m.parseIndex(b)
-		return nil
-	}
-	if desc.MediaType == "" {
-		desc.MediaType = v1.MediaTypeImageManifest
-	}
-	// No config in schema 1, and in the artifact manifests of old.
-	if d := own.Config.Digest; d != "" {
-		if err := d.Validate(); err != nil {
-			desc.Damaged = fmt.Errorf("reading manifest %s: config %q: %w: %w", m.digest, d, imgsrc.ErrDamaged, err)
-			return nil
-		}
-		desc.Config, m.image.configSize = d, own.Config.Size
-		if facts.Kind == imgsrc.KindImage {
-			desc.ID = idOf(d)
-		}
 	}
 	return nil
 }
@@ -244,42 +197,3 @@ func (m *manifest) parseIndex(b []byte) {
 
 // idOf returns the id that stands for d: its hash, of which a longer one than SHA-256 is cut.
 func idOf(d digest.Digest) string { return d.Encoded()[:64] }
-
-// readBlob reads a manifest or config and verifies it. A FileInfo is returned for a file that could be read, whatever
-// its bytes. Errors: imgsrc.ErrDamaged, with fs.ErrNotExist if the blob is missing.
-func (s *Source) readBlob(d descriptor) ([]byte, fs.FileInfo, error) {
-	path := blobPath(d.digest)
-	b, fi, err := s.readFile(path, imgsrc.MaxManifest)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return nil, nil, fmt.Errorf("%w: %s is missing from the layout: %w", imgsrc.ErrDamaged, path, fs.ErrNotExist)
-	case err != nil:
-		return nil, nil, err
-	case d.size >= 0 && int64(len(b)) != d.size:
-		return nil, fi, fmt.Errorf("%w: %s has %d bytes, and its descriptor says %d", imgsrc.ErrDamaged, path, len(b), d.size)
-	}
-	if got := d.digest.Algorithm().FromBytes(b); got != d.digest {
-		return nil, fi, fmt.Errorf("%w: the bytes of %s are %s", imgsrc.ErrDamaged, path, got)
-	}
-	return b, fi, nil
-}
-
-// manifestOnly is an image of which only the manifest is looked at.
-type manifestOnly struct {
-	desc  imgsrc.Desc
-	bytes []byte
-}
-
-func (m manifestOnly) Desc() imgsrc.Desc                        { return m.desc }
-func (m manifestOnly) Manifest(context.Context) ([]byte, error) { return m.bytes, nil }
-func (m manifestOnly) Config(context.Context) ([]byte, error)   { return nil, imgsrc.ErrAbsent }
-func (m manifestOnly) Blob(context.Context, digest.Digest) (imgsrc.Content, error) {
-	return nil, imgsrc.ErrAbsent
-}
-func (m manifestOnly) Diff(context.Context, int) (imgsrc.Content, error) {
-	return nil, imgsrc.ErrAbsent
-}
-
-func (m manifestOnly) Files(context.Context, int) (imgsrc.Files, error) {
-	return nil, imgsrc.ErrAbsent
-}

@@ -46,7 +46,7 @@ func TestOpenErrors(t *testing.T) {
 				remove("index.json")(l)
 				os.Symlink("/etc/passwd", filepath.Join(l.dir, "index.json"))
 			},
-			want: imgsrc.ErrDamaged, text: "out of the layout",
+			want: imgsrc.ErrDamaged, text: "out of the directory",
 		},
 		"no image of that name": {
 			damage: func(l *testLayout) { l.name(l.image("a"), "web-1.0") },

@@ -5,13 +5,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/opencontainers/go-digest"
 	imgspecv1 "github.com/opencontainers/image-spec/specs-go/v1"
@@ -19,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/imgfs/imgfs/imgsrc"
+	"github.com/imgfs/imgfs/imgsrc/indexjson"
 )
 
 // A layoutDir is a name in an OCI layout that may have other images in it.
@@ -36,7 +35,9 @@ func (d *layoutDir) hint(err error) string { return localHint(err) }
 // check accepts a layout, an empty directory, one into which other pushes are on their way, and nothing at all.
 func (d *layoutDir) check() error {
 	entries, err := os.ReadDir(d.path)
-	entries = slices.DeleteFunc(entries, func(e fs.DirEntry) bool { return strings.HasPrefix(e.Name(), stagingPrefix) })
+	entries = slices.DeleteFunc(entries, func(e fs.DirEntry) bool {
+		return strings.HasPrefix(e.Name(), stagingPrefix) || e.Name() == indexjson.Temp
+	})
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return checkParent(d.path)
@@ -84,42 +85,53 @@ func blobPath(d digest.Digest) string {
 }
 
 // merge moves the image of the layout own into this one. The index is replaced in one step, last of all; a reader sees
-// it with the image or without.
+// it with the image or without, and what other programs write to it at the same time is not lost.
 func (d *layoutDir) merge(ctx context.Context, own string) error {
-	unlock, err := lockDir(ctx, d.path)
+	added, err := os.ReadFile(filepath.Join(own, imgspecv1.ImageIndexFile))
 	if err != nil {
 		return err
 	}
-	defer unlock()
-	old, err := readIndex(d.path)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	added, err := readIndex(own)
+	root, err := os.OpenRoot(d.path)
 	if err != nil {
 		return err
 	}
-	index := filepath.Join(own, "index.new")
-	if old == nil {
-		old = added
-	} else if err := old.add(added); err != nil {
-		return err
-	}
-	text, err := json.Marshal(old)
+	defer root.Close()
+	return indexjson.Update(ctx, root, func() (was, text []byte, err error) {
+		if was, err = indexjson.Read(ctx, root); err != nil {
+			return nil, nil, fmt.Errorf("reading the index of %s: %w", quote(d.path), err)
+		}
+		text, err = d.withImages(was, added)
+		return was, text, err
+	}, func() error { return d.moveIn(own) })
+}
+
+// withImages returns an index with those of another one in it. The first is nil if there is none yet.
+func (d *layoutDir) withImages(was, added []byte) ([]byte, error) {
+	more, err := parseIndex(added)
 	if err != nil {
+		return nil, err
+	}
+	if was == nil {
+		return json.Marshal(more)
+	}
+	index, err := parseIndex(was)
+	if err != nil {
+		return nil, fail(imgsrc.ErrDamaged, "%s is no index of an OCI layout", quote(filepath.Join(d.path, imgspecv1.ImageIndexFile)))
+	}
+	if err := index.add(more); err != nil {
+		return nil, err
+	}
+	return json.Marshal(index)
+}
+
+// moveIn moves all but the index. oci-layout is the first, so that the directory is a layout to another push as soon as
+// it has something in it.
+func (d *layoutDir) moveIn(own string) error {
+	err := moveNew(filepath.Join(own, imgspecv1.ImageLayoutFile), filepath.Join(d.path, imgspecv1.ImageLayoutFile))
+	if err != nil && !errors.Is(err, imgsrc.ErrExists) {
 		return err
 	}
-	if err := os.WriteFile(index, text, 0o644); err != nil { // before anything moves: the disk may be full
-		return err
-	}
-	// First, so that the directory is a layout to another push as soon as it has something in it.
-	if err := moveNew(filepath.Join(own, imgspecv1.ImageLayoutFile), filepath.Join(d.path, imgspecv1.ImageLayoutFile)); err != nil && !errors.Is(err, imgsrc.ErrExists) {
-		return err
-	}
-	if err := moveBlobs(own, d.path); err != nil {
-		return err
-	}
-	return os.Rename(index, filepath.Join(d.path, imgspecv1.ImageIndexFile))
+	return moveBlobs(own, d.path)
 }
 
 // moveBlobs moves all blobs from one layout to another on the same file system.
@@ -147,59 +159,22 @@ func moveBlobs(from, to string) error {
 	return nil
 }
 
-// lockDir locks a directory against other pushes of this program into it, until unlock.
-func lockDir(ctx context.Context, path string) (unlock func(), err error) {
-	dir, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	for {
-		err := unix.Flock(int(dir.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-		if err == nil {
-			return func() { _ = dir.Close() }, nil
-		}
-		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
-			_ = dir.Close()
-			return nil, fmt.Errorf("locking %s: %w", path, err)
-		}
-		select {
-		case <-time.After(10 * time.Millisecond):
-		case <-ctx.Done():
-			_ = dir.Close()
-			return nil, context.Cause(ctx)
-		}
-	}
-}
-
 // An ociIndex is an index.json of which nothing is lost that this program does not know.
 type ociIndex struct {
 	fields    map[string]json.RawMessage
 	manifests []map[string]json.RawMessage
 }
 
-func readIndex(dir string) (*ociIndex, error) {
-	path := filepath.Join(dir, imgspecv1.ImageIndexFile)
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	text, err := io.ReadAll(io.LimitReader(f, imgsrc.MaxManifest+1))
-	if err != nil {
-		return nil, err
-	}
-	if len(text) > imgsrc.MaxManifest {
-		return nil, fail(imgsrc.ErrDamaged, "%s is larger than %d bytes", quote(path), imgsrc.MaxManifest)
-	}
+func parseIndex(text []byte) (*ociIndex, error) {
 	index := &ociIndex{}
-	err = json.Unmarshal(text, &index.fields)
+	err := json.Unmarshal(text, &index.fields)
 	if err == nil && index.fields["manifests"] != nil {
 		err = json.Unmarshal(index.fields["manifests"], &index.manifests)
 	}
-	if err != nil || index.fields == nil {
-		return nil, fail(imgsrc.ErrDamaged, "%s is no index of an OCI layout", quote(path))
+	if err == nil && index.fields == nil {
+		err = errors.New("it is null")
 	}
-	return index, nil
+	return index, err
 }
 
 func (x *ociIndex) MarshalJSON() ([]byte, error) {

@@ -5,12 +5,14 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 	imgspecv1 "github.com/opencontainers/image-spec/specs-go/v1"
@@ -254,6 +256,88 @@ func TestPushIntoLayoutWithImages(t *testing.T) {
 	noStaging(t, dir)
 }
 
+// Another tool truncates the index, and writes it anew while an image is pushed. Its owner's mode stays.
+func TestPushIntoLayoutThatIsWritten(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "layout")
+	path := filepath.Join(dir, "index.json")
+	a := newImage(t, imgspecv1.MediaTypeImageManifest, true, "a", tarOf("f", noise(1000)))
+	b := newImage(t, imgspecv1.MediaTypeImageManifest, true, "b", tarOf("f", noise(1001)))
+	o, _ := newOps(t, Options{}, a, b)
+	if err := o.Do(t.Context(), pushTo(a, "oci:"+dir+":a")); err != nil {
+		t.Fatal(err)
+	}
+	text, err := os.ReadFile(path)
+	if err == nil {
+		err = os.Chmod(path, 0o660)
+	}
+	if err == nil {
+		err = os.WriteFile(path, text[:20], 0)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	written := make(chan error, 1)
+	go func() {
+		time.Sleep(200 * time.Millisecond)
+		written <- os.WriteFile(path, text, 0)
+	}()
+	if err := o.Do(t.Context(), pushTo(b, "oci:"+dir+":b")); err != nil {
+		t.Error(err)
+	}
+	if err := <-written; err != nil {
+		t.Error(err)
+	}
+	for _, img := range []*fakeImage{a, b} {
+		if text, err := os.ReadFile(path); err != nil || !bytes.Contains(text, []byte(img.desc.Digest)) {
+			t.Errorf("%s is not in the index: %s, %v", img.desc.Digest, text, err)
+		}
+	}
+	if info, err := os.Stat(path); err != nil || info.Mode() != 0o660 {
+		t.Errorf("the index's mode is %v, %v", info.Mode(), err)
+	}
+	noStaging(t, dir)
+}
+
+// What another tool writes between reading the index and replacing it is not lost.
+func TestPushKeepsWhatOthersWrite(t *testing.T) {
+	dir := t.TempDir()
+	d := &layoutDir{path: dir, name: "x"}
+	own := filepath.Join(dir, stagingPrefix+"1")
+	files := map[string]string{
+		filepath.Join(dir, "oci-layout"): `{"imageLayoutVersion":"1.0.0"}`,
+		filepath.Join(dir, "index.json"): `{"manifests":[]}`,
+		filepath.Join(own, "oci-layout"): `{"imageLayoutVersion":"1.0.0"}`,
+		filepath.Join(own, "index.json"): `{"manifests":[{"digest":"sha256:ours"}]}`,
+	}
+	for i := range 20_000 { // it takes a moment to move them
+		files[filepath.Join(own, "blobs", "sha256", fmt.Sprint(i))] = ""
+	}
+	for path, text := range files {
+		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, []byte(text), 0o644)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	written := make(chan error, 1)
+	go func() {
+		for { // until the first blob has moved
+			if _, err := os.Stat(filepath.Join(dir, "blobs")); err == nil {
+				break
+			}
+		}
+		written <- os.WriteFile(filepath.Join(dir, "index.json"), []byte(`{"manifests":[{"digest":"sha256:theirs"}]}`), 0o644)
+	}()
+	if err := d.merge(t.Context(), own); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-written; err != nil {
+		t.Fatal(err)
+	}
+	text, err := os.ReadFile(filepath.Join(dir, "index.json"))
+	if err != nil || !bytes.Contains(text, []byte("sha256:ours")) || !bytes.Contains(text, []byte("sha256:theirs")) {
+		t.Errorf("the index is %s, %v", text, err)
+	}
+}
+
 func TestPushManyIntoOneLayout(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "layout")
 	var images []*fakeImage
@@ -270,7 +354,11 @@ func TestPushManyIntoOneLayout(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	index, err := readIndex(dir)
+	text, err := os.ReadFile(filepath.Join(dir, "index.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	index, err := parseIndex(text)
 	if err != nil || len(index.manifests) != 50 {
 		t.Errorf("%d images, %v", len(index.manifests), err)
 	}

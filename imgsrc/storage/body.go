@@ -10,9 +10,10 @@ import (
 	"io/fs"
 	"os"
 	"path"
-	"slices"
 	"sync"
 	"syscall"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/imgfs/imgfs/imgsrc"
 )
@@ -134,31 +135,17 @@ func (l *layerIndex) openBody(name string) (*os.File, error) {
 	if rel == "" {
 		return nil, fmt.Errorf("a body is named %q: %w", name, imgsrc.ErrDamaged)
 	}
-	root, err := os.OpenRoot(l.dir)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("the layer has been removed: %w", imgsrc.ErrNotFound)
-	}
+	root, err := openDir(l.dir)
 	if err != nil {
 		return nil, err
 	}
-	defer root.Close()
-	// A device or a pipe in the file's place must not block, so O_NONBLOCK: a regular file does not mind.
-	f, err := root.OpenFile(rel, os.O_RDONLY|syscall.O_NONBLOCK, 0)
-	if err == nil {
-		return f, nil
+	defer unix.Close(root)
+	fd, err := openIn(root, l.dir, rel)
+	if err != nil {
+		return nil, err
 	}
-	if errno := syscall.Errno(0); errors.As(err, &errno) && !slices.Contains(notUnpacked, errno) {
-		return nil, fmt.Errorf("opening file of the layer: %w", err)
-	}
-	if _, statErr := os.Lstat(l.dir); errors.Is(statErr, fs.ErrNotExist) {
-		return nil, fmt.Errorf("the layer has been removed: %w", imgsrc.ErrNotFound)
-	}
-	return nil, fmt.Errorf("opening file of the layer: %w: %w", err, imgsrc.ErrDamaged)
+	return os.NewFile(uintptr(fd), path.Join(l.dir, rel)), nil
 }
-
-// notUnpacked are the errors that say that what is in a body's place is not what was unpacked there. A link out of the
-// layer is another one, without a number. All others are the system's.
-var notUnpacked = []syscall.Errno{syscall.ENOENT, syscall.ENOTDIR, syscall.ELOOP, syscall.EISDIR, syscall.ENXIO, syscall.ENAMETOOLONG}
 
 // fingerprint is what is kept of the identity in which a body was verified; never 0.
 func (l *layerIndex) fingerprint(id identity) uint64 { return max(maphash.Comparable(l.seed, id), 1) }

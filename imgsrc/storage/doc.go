@@ -13,8 +13,9 @@
 //     privileges beyond the right to read the files, and keeps nothing that a crash could leave behind.
 //   - No bytes are returned that were not verified: manifests and configs against their digests, the bodies of a
 //     layer against the length and the CRC-64 that tar-split recorded, whenever the file's identity has changed since.
-//   - Names that come out of an image are opened only below its layer's directory, through [os.Root], or by openat2(2)
-//     with that directory as the root.
+//   - Names that come out of an image are opened only below its layer's directory, by openat2(2) with that directory as
+//     the root, or through [os.Root]. That directory is opened without following links from the driver's on ("overlay",
+//     "vfs"): the graph root and the driver's directory may be links, and what is in it cannot lead out of the store.
 //   - Work that several readers share (indexing a layer, verifying a large body) runs once, in the source's own context.
 //
 // # Layers

@@ -48,6 +48,11 @@ func invalid(name string, why error) error {
 
 // Tag implements [imgsrc.Tagger]. The store's library is opened for this one write and takes the store's locks, as
 // podman tag does: it waits while somebody else unpacks a layer there.
+//
+// Names that another process gives or takes at the same time are never undone. For that, adding and removing are two
+// steps: the library sets all names in one, but only to those that were read without its lock. Each step is one that
+// other readers see whole. Between them the image has the names of both: it is never without those that it keeps, nor
+// without one at all. If the second step fails the image has the new names beside the old.
 func (s *Source) Tag(ctx context.Context, img imgsrc.Desc, add, remove []string) error {
 	if err := s.tag(ctx, img.ID, add, remove); err != nil {
 		return fmt.Errorf("tagging image %s in %s: %w", img.ID, s.name, err)
@@ -85,16 +90,21 @@ func (s *Source) tag(ctx context.Context, id string, add, remove []string) error
 	if err := hasNames(img.Names, remove); err != nil {
 		return err
 	}
-	switch {
-	case len(remove) == 0:
-		err = store.AddNames(id, add)
-	case len(add) == 0:
-		err = store.RemoveNames(id, remove)
-	default:
-		kept := slices.DeleteFunc(slices.Clone(img.Names), func(name string) bool { return slices.Contains(remove, name) })
-		err = store.SetNames(id, slices.Concat(add, kept))
+	return writeError(changeNames(store, id, add, remove))
+}
+
+// changeNames adds names, and then removes the others. A name that is in both stays.
+func changeNames(store cs.Store, id string, add, remove []string) error {
+	remove = slices.DeleteFunc(slices.Clone(remove), func(name string) bool { return slices.Contains(add, name) })
+	if len(add) > 0 {
+		if err := store.AddNames(id, add); err != nil {
+			return err
+		}
 	}
-	return writeError(err)
+	if len(remove) > 0 {
+		return store.RemoveNames(id, remove)
+	}
+	return nil
 }
 
 // mayTag looks for all that would keep the image from being tagged, without touching the store.

@@ -8,9 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"slices"
 	"sync"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -162,37 +160,13 @@ func (u *unpacked) openLarge(name string) (*openFile, func(), error) {
 	})
 }
 
-// open opens a file below the directory. The name comes from the layer: it leads nowhere else, whatever links there are.
+// open opens a file below the directory. The name comes from the layer.
 func (u *unpacked) open(name string) (int, error) {
 	root, err := u.openRoot()
 	if err != nil {
 		return -1, err
 	}
-	how := unix.OpenHow{
-		Flags: unix.O_RDONLY | unix.O_NONBLOCK | unix.O_CLOEXEC, // a pipe in the file's place must not block
-		// As for a process whose root the directory is.
-		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS,
-	}
-	fd, err := unix.Openat2(root, name, &how)
-	for errors.Is(err, unix.EINTR) || errors.Is(err, unix.EAGAIN) {
-		fd, err = unix.Openat2(root, name, &how)
-	}
-	switch {
-	case err == nil:
-		return fd, nil
-	case errors.Is(err, unix.ENOSYS), errors.Is(err, unix.EPERM): // an old kernel, or a filter that does not know the call
-		return u.openSlowly(name)
-	}
-	return -1, u.explain(name, err)
-}
-
-func (u *unpacked) openSlowly(name string) (int, error) {
-	f, err := (&layerIndex{dir: u.dir}).openBody(name)
-	if err != nil {
-		return -1, err
-	}
-	defer f.Close()
-	return unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	return openIn(root, u.dir, name)
 }
 
 func (u *unpacked) openRoot() (int, error) {
@@ -201,12 +175,9 @@ func (u *unpacked) openRoot() (int, error) {
 	if u.opened {
 		return u.root, nil
 	}
-	fd, err := unix.Open(u.dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err == unix.ENOENT {
-		return -1, fmt.Errorf("the layer has been removed: %w", imgsrc.ErrNotFound)
-	}
+	fd, err := openDir(u.dir)
 	if err != nil {
-		return -1, &os.PathError{Op: "open", Path: u.dir, Err: err}
+		return -1, err
 	}
 	u.root, u.opened = fd, true
 	return fd, nil
@@ -221,18 +192,6 @@ func (u *unpacked) Close() error {
 	}
 	u.opened = false
 	return unix.Close(u.root)
-}
-
-// explain says what it means that a body's file cannot be opened.
-func (u *unpacked) explain(name string, err error) error {
-	err = &os.PathError{Op: "open", Path: filepath.Join(u.dir, name), Err: err}
-	if !slices.ContainsFunc(notUnpacked, func(e syscall.Errno) bool { return errors.Is(err, e) }) {
-		return err
-	}
-	if _, statErr := os.Lstat(u.dir); errors.Is(statErr, os.ErrNotExist) {
-		return fmt.Errorf("the layer has been removed: %w", imgsrc.ErrNotFound)
-	}
-	return fmt.Errorf("%w: %w", err, imgsrc.ErrDamaged)
 }
 
 // verifiedFiles is how many large files are remembered as right.

@@ -50,148 +50,220 @@ func (w *walkedFiles) Key() imgsrc.FilesKey {
 func (w *walkedFiles) Root(context.Context) (*imgsrc.File, error) { return nil, nil }
 
 func (w *walkedFiles) Entries(ctx context.Context, emit func(*imgsrc.File) error) error {
-	e := &walker{ctx: ctx, w: w, emit: emit, links: map[[2]uint64]string{}}
-	if err := e.dir("", w.parent); err != nil {
+	if err := w.entries(ctx, emit); err != nil {
 		return fmt.Errorf("walking %s: %w", w.dir, err)
 	}
 	return nil
 }
 
-// A walker lists directories as the entries of a tar.
-type walker struct {
-	ctx   context.Context
-	w     *walkedFiles
-	emit  func(*imgsrc.File) error
-	links map[[2]uint64]string // the first name of each file that has several
-}
-
-// dir lists a directory of the layer; below is the same one in the layer underneath, empty if there is none.
-func (e *walker) dir(rel, below string) error {
-	if err := e.ctx.Err(); err != nil {
-		return err
-	}
-	names, err := readNames(filepath.Join(e.w.dir, rel))
+func (w *walkedFiles) entries(ctx context.Context, emit func(*imgsrc.File) error) error {
+	root, err := w.openRoot()
 	if err != nil {
 		return err
 	}
-	if below != "" {
-		gone, err := readNames(below)
-		if err != nil && !errors.Is(err, os.ErrNotExist) {
+	e := &walker{ctx: ctx, vfs: w.vfs, emit: emit, root: root, below: -1, links: map[[2]uint64]string{}}
+	if w.parent != "" {
+		switch e.below, err = openDir(w.parent); {
+		case err == nil:
+			defer unix.Close(e.below)
+		case !errors.Is(err, imgsrc.ErrNotFound):
 			return err
 		}
-		for _, name := range gone {
-			if _, there := slices.BinarySearch(names, name); !there {
-				if err := e.whiteout(rel, name); err != nil {
-					return err
-				}
-			}
-		}
 	}
-	for _, name := range names {
-		under := ""
-		if below != "" {
-			under = filepath.Join(below, name)
-		}
-		if err := e.entry(rel, name, under); err != nil {
+	return e.dir("", e.below >= 0)
+}
+
+// A walker lists directories as the entries of a tar. It has one directory of the layer open at a time, and the same one
+// of the layer underneath, however deep they lie.
+type walker struct {
+	ctx   context.Context
+	vfs   bool
+	emit  func(*imgsrc.File) error
+	root  int                  // the layer's directory
+	below int                  // with vfs, that of the layer underneath; negative if there is none
+	links map[[2]uint64]string // the first name of each file that has several
+}
+
+// A found is a directory that was met in another one.
+type found struct {
+	*imgsrc.File
+	as     unix.Stat_t
+	opaque bool
+	was    *unix.Stat_t // the same one in the layer underneath; nil if there is none
+}
+
+// dir lists a directory of the layer, and then those in it; below says whether the layer underneath has it as well.
+func (e *walker) dir(rel string, below bool) error {
+	if err := e.ctx.Err(); err != nil {
+		return err
+	}
+	dirs, err := e.list(rel, below)
+	if err != nil {
+		return err
+	}
+	for _, d := range dirs {
+		if err := e.subdir(d); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// readNames returns the names in a directory, sorted.
-func readNames(dir string) ([]string, error) {
-	f, err := os.OpenFile(dir, unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+// list emits what is in a directory, but for the directories: it returns them.
+func (e *walker) list(rel string, below bool) ([]found, error) {
+	d, err := openListed(e.root, rel)
 	if err != nil {
 		return nil, err
 	}
-	defer f.Close()
+	defer d.Close()
+	under := &listed{}
+	if below {
+		under, err = openListed(e.below, rel)
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			return nil, err
+		}
+		defer under.Close()
+	}
+	for _, name := range under.names {
+		if _, there := slices.BinarySearch(d.names, name); !there {
+			if err := e.whiteout(rel, name); err != nil {
+				return nil, err
+			}
+		}
+	}
+	var dirs []found
+	for _, name := range d.names {
+		f, err := e.entry(d, under, filepath.Join(rel, name), name)
+		if err != nil {
+			return nil, err
+		}
+		if f != nil {
+			dirs = append(dirs, *f)
+		}
+	}
+	return dirs, nil
+}
+
+// A listed is an open directory. The zero value is one that is not there.
+type listed struct {
+	f     *os.File
+	names []string // sorted
+}
+
+func openListed(root int, rel string) (*listed, error) {
+	f, err := subdir(root, rel)
+	if err != nil {
+		return &listed{}, err
+	}
 	names, err := f.Readdirnames(-1)
+	if err != nil {
+		f.Close()
+		return &listed{}, err
+	}
 	slices.Sort(names)
-	return names, err
+	return &listed{f: f, names: names}, nil
+}
+
+func (l *listed) Close() {
+	if l.f != nil {
+		l.f.Close()
+	}
+}
+
+// stat looks at an entry of the directory, and follows no link.
+func (l *listed) stat(name string) (unix.Stat_t, error) {
+	var st unix.Stat_t
+	if l.f == nil {
+		return st, unix.ENOENT
+	}
+	err := unix.Fstatat(int(l.f.Fd()), name, &st, unix.AT_SYMLINK_NOFOLLOW)
+	return st, err
 }
 
 func (e *walker) whiteout(rel, name string) error {
 	return e.emit(&imgsrc.File{Name: filepath.Join(rel, ".wh."+name), Type: '0'})
 }
 
-func (e *walker) entry(rel, name, below string) error {
-	path := filepath.Join(rel, name)
-	host := filepath.Join(e.w.dir, path)
-	var st unix.Stat_t
-	if err := unix.Lstat(host, &st); err != nil {
-		return &os.PathError{Op: "stat", Path: host, Err: err}
+// entry emits an entry of the directory d, whose counterpart in the layer below is under. A directory it returns.
+func (e *walker) entry(d, under *listed, path, name string) (*found, error) {
+	st, err := d.stat(name)
+	if err != nil {
+		return nil, &os.PathError{Op: "stat", Path: path, Err: err}
 	}
-	if !e.w.vfs && st.Mode&unix.S_IFMT == unix.S_IFCHR && st.Rdev == 0 {
-		return e.whiteout(rel, name)
+	if !e.vfs && st.Mode&unix.S_IFMT == unix.S_IFCHR && st.Rdev == 0 {
+		return nil, e.whiteout(filepath.Dir(path), name)
 	}
 	f := &imgsrc.File{
 		Name: path, Mode: st.Mode & 0o7777, UID: st.Uid, GID: st.Gid, Sec: st.Mtim.Sec, Nsec: uint32(st.Mtim.Nsec),
 	}
-	var err error
-	if f.Xattrs, err = readXattrs(host); err != nil {
-		return err
-	}
 	if f.Type = typeOf(st.Mode); f.Type == 0 {
-		return nil // a socket
+		return nil, nil // a socket
 	}
-	if f.Type != '5' {
-		key := [2]uint64{st.Dev, st.Ino}
-		if first, ok := e.links[key]; ok && st.Nlink > 1 {
-			return e.emit(&imgsrc.File{Name: path, Type: '1', Link: first})
-		}
-		if below != "" && sameAs(below, &st) {
-			return nil
-		}
-		if st.Nlink > 1 {
-			e.links[key] = path
-		}
+	if f.Xattrs, err = d.xattrs(name); err != nil {
+		return nil, fmt.Errorf("reading the extended attributes of %s: %w", path, err)
+	}
+	was, err := under.stat(name)
+	there := err == nil
+	if f.Type == '5' {
+		return newFound(f, st, was, there), nil
+	}
+	key := [2]uint64{st.Dev, st.Ino}
+	if first, ok := e.links[key]; ok && st.Nlink > 1 {
+		return nil, e.emit(&imgsrc.File{Name: path, Type: '1', Link: first})
+	}
+	if there && sameAs(&was, &st) {
+		return nil, nil
+	}
+	if st.Nlink > 1 {
+		e.links[key] = path
 	}
 	switch f.Type {
 	case '0':
 		f.Size, f.Stored = st.Size, st.Size
 	case '2':
-		if f.Link, err = os.Readlink(host); err != nil {
-			return err
+		if f.Link, err = d.readlink(name); err != nil {
+			return nil, &os.PathError{Op: "readlink", Path: path, Err: err}
 		}
 	case '3', '4':
 		f.Major, f.Minor = unix.Major(st.Rdev), unix.Minor(st.Rdev)
-	case '5':
-		return e.subdir(f, below, &st)
 	}
-	return e.emit(f)
+	return nil, e.emit(f)
 }
 
-func (e *walker) subdir(f *imgsrc.File, below string, st *unix.Stat_t) error {
-	opaque := slices.ContainsFunc(f.Xattrs, func(x imgsrc.Xattr) bool {
+// newFound takes the marks of overlayfs off a directory.
+func newFound(f *imgsrc.File, st, was unix.Stat_t, there bool) *found {
+	d := &found{File: f, as: st}
+	if there && was.Mode&unix.S_IFMT == unix.S_IFDIR {
+		d.was = &was
+	}
+	d.opaque = slices.ContainsFunc(f.Xattrs, func(x imgsrc.Xattr) bool {
 		return (x.Name == "trusted.overlay.opaque" || x.Name == "user.overlay.opaque") && x.Value == "y"
 	})
 	f.Xattrs = slices.DeleteFunc(f.Xattrs, func(x imgsrc.Xattr) bool {
 		return strings.HasPrefix(x.Name, "trusted.overlay.") || strings.HasPrefix(x.Name, "user.overlay.")
 	})
-	var was unix.Stat_t
-	isDir := below != "" && unix.Lstat(below, &was) == nil && was.Mode&unix.S_IFMT == unix.S_IFDIR
-	if !isDir {
-		below = ""
-	}
-	if !isDir || was.Mode != st.Mode || was.Uid != st.Uid || was.Gid != st.Gid || was.Mtim != st.Mtim {
-		if err := e.emit(f); err != nil {
+	return d
+}
+
+// subdir emits a directory, unless the layer below has the same one, and what is in it.
+func (e *walker) subdir(d found) error {
+	if was := d.was; was == nil || was.Mode != d.as.Mode || was.Uid != d.as.Uid || was.Gid != d.as.Gid || was.Mtim != d.as.Mtim {
+		if err := e.emit(d.File); err != nil {
 			return err
 		}
 	}
-	if opaque {
-		if err := e.emit(&imgsrc.File{Name: filepath.Join(f.Name, ".wh..wh..opq"), Type: '0'}); err != nil {
+	if d.opaque {
+		if err := e.emit(&imgsrc.File{Name: filepath.Join(d.Name, ".wh..wh..opq"), Type: '0'}); err != nil {
 			return err
 		}
 	}
-	return e.dir(f.Name, below)
+	return e.dir(d.Name, d.was != nil)
 }
 
 // sameAs says whether a file of the layer below is the same one, as far as stat tells: vfs copies what it does not
 // change.
-func sameAs(below string, st *unix.Stat_t) bool {
-	var was unix.Stat_t
-	return unix.Lstat(below, &was) == nil && was.Mode == st.Mode && was.Uid == st.Uid && was.Gid == st.Gid &&
+func sameAs(was, st *unix.Stat_t) bool {
+	return was.Mode == st.Mode && was.Uid == st.Uid && was.Gid == st.Gid &&
 		was.Size == st.Size && was.Mtim == st.Mtim && was.Rdev == st.Rdev
 }
 
@@ -213,15 +285,23 @@ func typeOf(mode uint32) byte {
 	return 0
 }
 
-// readXattrs returns the extended attributes of a file. A file system without any has none.
-func readXattrs(path string) ([]imgsrc.Xattr, error) {
+// readlink returns where a symlink in the directory leads.
+func (l *listed) readlink(name string) (string, error) {
+	target := make([]byte, unix.PathMax)
+	n, err := unix.Readlinkat(int(l.f.Fd()), name, target)
+	return string(target[:max(n, 0)]), err
+}
+
+// xattrs returns the extended attributes of an entry of the directory. A file system without any has none.
+func (l *listed) xattrs(name string) ([]imgsrc.Xattr, error) {
+	path := fmt.Sprintf("/proc/self/fd/%d/%s", l.f.Fd(), name) // these calls take paths only
 	list := make([]byte, 64<<10)
 	n, err := unix.Llistxattr(path, list)
 	if err == unix.ENOTSUP || n == 0 && err == nil {
 		return nil, nil
 	}
 	if err != nil {
-		return nil, &os.PathError{Op: "llistxattr", Path: path, Err: err}
+		return nil, err
 	}
 	var all []imgsrc.Xattr
 	value := make([]byte, 64<<10)
@@ -231,7 +311,7 @@ func readXattrs(path string) ([]imgsrc.Xattr, error) {
 			continue
 		}
 		if err != nil {
-			return nil, &os.PathError{Op: "lgetxattr", Path: path, Err: err}
+			return nil, fmt.Errorf("%s: %w", name, err)
 		}
 		all = append(all, imgsrc.Xattr{Name: name, Value: string(value[:k])})
 	}

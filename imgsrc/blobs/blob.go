@@ -1,4 +1,4 @@
-package layout
+package blobs
 
 import (
 	"context"
@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"os"
 	"sync"
 
 	"github.com/opencontainers/go-digest"
@@ -14,26 +13,9 @@ import (
 	"github.com/imgfs/imgfs/imgsrc"
 )
 
-// openBlob opens a layer's file. Its bytes are not verified yet, but for their number: size, unless that is -1.
-// Error: imgsrc.ErrDamaged.
-func (s *Source) openBlob(d digest.Digest, size int64) (*os.File, identity, error) {
-	path := blobPath(d)
-	f, fi, err := s.open(path)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return nil, identity{}, fmt.Errorf("%w: %s is missing from the layout: %w", imgsrc.ErrDamaged, path, fs.ErrNotExist)
-	case err != nil:
-		return nil, identity{}, err
-	case size >= 0 && fi.Size() != size:
-		f.Close()
-		return nil, identity{}, fmt.Errorf("%w: %s has %d bytes, and its descriptor says %d", imgsrc.ErrDamaged, path, fi.Size(), size)
-	}
-	return f, identify(fi), nil
-}
-
 // A check is one hashing of a blob's file.
 type check struct {
-	identity identity // of the file that was hashed
+	identity Identity // of the file that was hashed
 	done     chan struct{}
 	err      error // valid when done is closed
 }
@@ -42,11 +24,11 @@ type check struct {
 var errChanged = errors.New("it changes while it is read")
 
 // verify returns nil if the file with this identity holds d's bytes. Each file is hashed once, whoever asks.
-func (s *Source) verify(ctx context.Context, d digest.Digest, id identity) error {
+func (s *Store) verify(ctx context.Context, d digest.Digest, id Identity) error {
 	s.mu.Lock()
 	if s.closed {
 		s.mu.Unlock()
-		return fmt.Errorf("layout: %w", fs.ErrClosed)
+		return fmt.Errorf("%s: %w", s.Name, fs.ErrClosed)
 	}
 	c := s.checks[d]
 	if c == nil || c.identity != id {
@@ -56,10 +38,10 @@ func (s *Source) verify(ctx context.Context, d digest.Digest, id identity) error
 			defer close(c.done)
 			c.err = s.hash(d, id)
 			if c.err != nil && s.ctx.Err() != nil { // never context.Canceled: the reader's own context has not ended
-				c.err = fmt.Errorf("layout: %w", fs.ErrClosed)
+				c.err = fmt.Errorf("%s: %w", s.Name, fs.ErrClosed)
 			}
 			if errors.Is(c.err, imgsrc.ErrDamaged) {
-				s.log.Error("verifying blob", "source", s.Name(), "error", c.err)
+				s.Log.Error("verifying blob", "source", s.Name, "error", c.err)
 				return
 			}
 			if c.err != nil { // not the blob's fault: the next reader tries again
@@ -86,50 +68,51 @@ func (s *Source) verify(ctx context.Context, d digest.Digest, id identity) error
 }
 
 // hash reads the file of d and compares.
-func (s *Source) hash(d digest.Digest, id identity) error {
+func (s *Store) hash(d digest.Digest, id Identity) error {
 	select {
 	case s.slots <- struct{}{}:
 		defer func() { <-s.slots }()
 	case <-s.ctx.Done():
 		return s.ctx.Err()
 	}
-	f, now, err := s.openBlob(d, -1)
+	f, err := s.open(d, -1)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	if now != id {
+	if f.Identity() != id {
 		return errChanged
 	}
+	in := io.NewSectionReader(f, 0, id.size)
 	sum := d.Algorithm().Hash()
 	buf := make([]byte, 1<<20)
 	for err == nil {
 		var n int
-		n, err = f.Read(buf)
+		n, err = in.Read(buf)
 		sum.Write(buf[:n])
 		if s.ctx.Err() != nil {
 			return s.ctx.Err()
 		}
 	}
 	if err != io.EOF {
-		return fmt.Errorf("reading %s: %w", blobPath(d), err)
+		return fmt.Errorf("reading %s: %w", s.Path(d), err)
 	}
-	fi, err := f.Stat()
+	now, err := f.Now()
 	if err != nil {
 		return err
 	}
-	if identify(fi) != id {
+	if now != id {
 		return errChanged
 	}
 	if got := digest.NewDigest(d.Algorithm(), sum); got != d {
-		return fmt.Errorf("%w: the bytes of %s are %s", imgsrc.ErrDamaged, blobPath(d), got)
+		return fmt.Errorf("%w: the bytes of %s are %s", imgsrc.ErrDamaged, s.Path(d), got)
 	}
 	return nil
 }
 
 // A blob is the content of a layer's file, exactly as the manifest names it.
 type blob struct {
-	source *Source
+	store  *Store
 	digest digest.Digest
 	size   int64 // the descriptor's; -1 if it has none
 
@@ -141,9 +124,8 @@ var _ imgsrc.Content = (*blob)(nil)
 
 // An openFile is closed when nobody reads from it any more.
 type openFile struct {
-	*os.File
-	identity identity
-	refs     int // guarded by blob.mu
+	File
+	refs int // guarded by blob.mu
 }
 
 // Size returns the descriptor's size, also for a blob that is missing.
@@ -159,7 +141,7 @@ func (b *blob) Size(ctx context.Context) (int64, error) {
 		return 0, fmt.Errorf("reading blob %s: %w", b.digest, err)
 	}
 	defer b.release(f)
-	return f.identity.size, nil
+	return f.Identity().size, nil
 }
 
 func (b *blob) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
@@ -188,7 +170,7 @@ func (b *blob) readAt(ctx context.Context, p []byte, off int64) (int, error) {
 			return n, err
 		}
 	}
-	return 0, fmt.Errorf("%w: %s: %w", imgsrc.ErrDamaged, blobPath(b.digest), errChanged)
+	return 0, fmt.Errorf("%w: %s: %w", imgsrc.ErrDamaged, b.store.Path(b.digest), errChanged)
 }
 
 func (b *blob) tryReadAt(ctx context.Context, p []byte, off int64) (int, error) {
@@ -197,21 +179,21 @@ func (b *blob) tryReadAt(ctx context.Context, p []byte, off int64) (int, error) 
 		return 0, err
 	}
 	defer b.release(f)
-	if err := b.source.verify(ctx, b.digest, f.identity); err != nil {
+	if err := b.store.verify(ctx, b.digest, f.Identity()); err != nil {
 		return 0, err
 	}
-	if off >= f.identity.size {
+	if off >= f.Identity().size {
 		return 0, io.EOF
 	}
 	n, err := f.ReadAt(p, off)
 	if err != nil && err != io.EOF {
 		return 0, err
 	}
-	fi, statErr := f.Stat()
-	if statErr != nil {
-		return 0, statErr
+	now, nowErr := f.Now()
+	if nowErr != nil {
+		return 0, nowErr
 	}
-	if identify(fi) != f.identity {
+	if now != f.Identity() {
 		clear(p[:n])
 		return 0, errChanged
 	}
@@ -222,11 +204,11 @@ func (b *blob) acquire() (*openFile, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.file == nil {
-		f, id, err := b.source.openBlob(b.digest, b.size)
+		f, err := b.store.open(b.digest, b.size)
 		if err != nil {
 			return nil, err
 		}
-		b.file = &openFile{File: f, identity: id, refs: 1}
+		b.file = &openFile{File: f, refs: 1}
 	}
 	b.file.refs++
 	return b.file, nil

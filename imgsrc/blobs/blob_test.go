@@ -1,0 +1,165 @@
+package blobs
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/imgfs/imgfs/imgsrc"
+)
+
+// storeOf is a store of these contents in a directory, each under its digest's digits.
+func storeOf(t *testing.T, contents ...string) (s *Store, dir string) {
+	t.Helper()
+	dir = t.TempDir()
+	for _, c := range contents {
+		if err := os.WriteFile(filepath.Join(dir, digest.FromString(c).Encoded()), []byte(c), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s = New(Options{Dir: NewOSDir(root), Path: digest.Digest.Encoded, Name: "test:" + dir})
+	t.Cleanup(func() { s.Close() })
+	return s, dir
+}
+
+// factsOf are those of an image with one layer.
+func factsOf(d digest.Digest) *imgsrc.Facts {
+	return &imgsrc.Facts{Layers: []imgsrc.LayerFacts{{Digest: d, Size: -1}}}
+}
+
+func openBlob(t *testing.T, s *Store, d digest.Digest) imgsrc.Content {
+	t.Helper()
+	c, err := s.Blob(factsOf(d), d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+func contentOf(t *testing.T, c imgsrc.Content) (string, error) {
+	t.Helper()
+	size, err := c.Size(t.Context())
+	if err != nil {
+		return "", err
+	}
+	b := make([]byte, size)
+	n, err := c.ReadAt(t.Context(), b, 0)
+	if err == io.EOF {
+		err = nil
+	}
+	return string(b[:n]), err
+}
+
+// Hashing goes on without the reader who asked for it, and is done once for all.
+func TestVerifyOnce(t *testing.T) {
+	text := strings.Repeat("x", 1<<20)
+	d := digest.FromString(text)
+	s, _ := storeOf(t, text)
+	for range cap(s.slots) { // nothing can be hashed
+		s.slots <- struct{}{}
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	left := make(chan error)
+	c := openBlob(t, s, d)
+	go func() {
+		_, err := c.ReadAt(ctx, make([]byte, 1), 0)
+		left <- err
+	}()
+	cancel()
+	if err := <-left; err != context.Canceled {
+		t.Errorf("%v, want context.Canceled", err)
+	}
+	var wg sync.WaitGroup
+	for range 8 {
+		c := openBlob(t, s, d)
+		wg.Go(func() {
+			if got, err := contentOf(t, c); err != nil || got != text {
+				t.Errorf("%d bytes, %v", len(got), err)
+			}
+		})
+	}
+	for range cap(s.slots) {
+		<-s.slots
+	}
+	wg.Wait()
+	first := s.checks[d]
+	if _, err := contentOf(t, openBlob(t, s, d)); err != nil {
+		t.Fatal(err)
+	}
+	if s.checks[d] != first {
+		t.Error("a verified file was hashed again")
+	}
+}
+
+func TestCloseWhileHashing(t *testing.T) {
+	s, _ := storeOf(t, "x")
+	d := digest.FromString("x")
+	for range cap(s.slots) {
+		s.slots <- struct{}{}
+	}
+	c := openBlob(t, s, d)
+	waiting := make(chan error)
+	go func() {
+		_, err := c.ReadAt(context.Background(), make([]byte, 1), 0)
+		waiting <- err
+	}()
+	for started := false; !started; {
+		s.mu.Lock()
+		started = s.checks[d] != nil
+		s.mu.Unlock()
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-waiting; !errors.Is(err, fs.ErrClosed) {
+		t.Errorf("%v, want ErrClosed", err)
+	}
+	if _, _, err := s.Read(d, -1); !errors.Is(err, fs.ErrClosed) {
+		t.Errorf("%v, want ErrClosed", err)
+	}
+}
+
+func TestRead(t *testing.T) {
+	s, dir := storeOf(t, "{}")
+	d := digest.FromString("{}")
+	wrong := digest.FromString("something else")
+	if err := os.WriteFile(filepath.Join(dir, wrong.Encoded()), []byte("{}"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		name string
+		d    digest.Digest
+		size int64
+		want []error
+	}{
+		{"as it is", d, 2, nil},
+		{"of no known size", d, -1, nil},
+		{"of another size", d, 3, []error{imgsrc.ErrDamaged}},
+		{"with other bytes", wrong, 2, []error{imgsrc.ErrDamaged}},
+		{"missing", digest.FromString("missing"), 2, []error{imgsrc.ErrDamaged, fs.ErrNotExist}},
+	} {
+		b, id, err := s.Read(tt.d, tt.size)
+		if tt.want == nil && (err != nil || !bytes.Equal(b, []byte("{}")) || id.Size() != 2) {
+			t.Errorf("%s: %q, %v", tt.name, b, err)
+		}
+		for _, want := range tt.want {
+			if b != nil || !errors.Is(err, want) {
+				t.Errorf("%s: %q, %v, want %v", tt.name, b, err, want)
+			}
+		}
+	}
+}

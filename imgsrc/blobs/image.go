@@ -1,0 +1,114 @@
+package blobs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync/atomic"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/imgfs/imgfs/imgsrc"
+)
+
+// An Image is one manifest whose blobs are in a store.
+type Image struct {
+	store *Store
+	desc  imgsrc.Desc
+	bytes func(ctx context.Context) ([]byte, error)
+	// configSize is the manifest's word for it; -1 if it has none.
+	configSize int64
+
+	facts atomic.Pointer[imgsrc.Facts] // once they have been asked for
+}
+
+var _ imgsrc.Image = (*Image)(nil)
+
+// NewImage returns the image of a manifest that was described by imgsrc.Describe. Bytes returns the manifest's verified
+// bytes.
+func NewImage(s *Store, desc imgsrc.Desc, configSize int64, bytes func(context.Context) ([]byte, error)) *Image {
+	return &Image{store: s, desc: desc, configSize: configSize, bytes: bytes}
+}
+
+// Desc implements [imgsrc.Image].
+func (m *Image) Desc() imgsrc.Desc { return m.desc }
+
+// Manifest implements [imgsrc.Image].
+func (m *Image) Manifest(ctx context.Context) ([]byte, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	b, err := m.bytes(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("reading manifest %s: %w", m.desc.Digest, err)
+	}
+	return b, nil
+}
+
+// Config implements [imgsrc.Image].
+func (m *Image) Config(ctx context.Context) ([]byte, error) {
+	switch {
+	case ctx.Err() != nil:
+		return nil, ctx.Err()
+	case m.desc.Config == "" && m.desc.Damaged != nil:
+		return nil, m.desc.Damaged
+	case m.desc.Config == "":
+		return nil, fmt.Errorf("reading config of %s: %w: the manifest names none", m.desc.Digest, imgsrc.ErrAbsent)
+	}
+	b, _, err := m.store.Read(m.desc.Config, m.configSize)
+	if err != nil {
+		return nil, fmt.Errorf("reading config %s: %w", m.desc.Config, err)
+	}
+	return b, nil
+}
+
+// Blob implements [imgsrc.Image].
+func (m *Image) Blob(ctx context.Context, d digest.Digest) (imgsrc.Content, error) {
+	f, err := m.known(ctx)
+	var c imgsrc.Content
+	if err == nil {
+		c, err = m.store.Blob(f, d)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("opening blob %s: %w", d, err)
+	}
+	return c, nil
+}
+
+// Diff implements [imgsrc.Image].
+func (m *Image) Diff(ctx context.Context, n int) (imgsrc.Content, error) {
+	return openLayer(ctx, m, n, m.store.Diff)
+}
+
+// Files implements [imgsrc.Image].
+func (m *Image) Files(ctx context.Context, n int) (imgsrc.Files, error) {
+	return openLayer(ctx, m, n, m.store.Files)
+}
+
+// openLayer opens layer n of an image in one of its forms.
+func openLayer[T any](ctx context.Context, m *Image, n int, open func(*imgsrc.Facts, int) (T, error)) (T, error) {
+	f, err := m.known(ctx)
+	var opened T
+	if err == nil {
+		opened, err = open(f, n)
+	}
+	if err != nil {
+		return opened, fmt.Errorf("opening layer %d of %s: %w", n, m.desc.Digest, err)
+	}
+	return opened, nil
+}
+
+// known returns what the image says of itself. Errors: also that the manifest cannot be read.
+func (m *Image) known(ctx context.Context) (*imgsrc.Facts, error) {
+	if f := m.facts.Load(); f != nil && ctx.Err() == nil {
+		return f, nil
+	}
+	f, err := imgsrc.Load(ctx, m)
+	if err != nil {
+		return nil, err
+	}
+	if f.ManifestErr == nil && (f.ConfigErr == nil || errors.Is(f.ConfigErr, imgsrc.ErrAbsent)) {
+		m.facts.Store(f)
+	}
+	return f, f.ManifestErr
+}

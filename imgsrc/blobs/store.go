@@ -1,0 +1,243 @@
+package blobs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"runtime"
+	"strings"
+	"sync"
+
+	"github.com/opencontainers/go-digest"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/imgfs/imgfs/imgsrc"
+	"github.com/imgfs/imgfs/imgsrc/layer"
+)
+
+// Options are what a Store needs.
+type Options struct {
+	// Dir is where the files are. The store closes it.
+	Dir Dir
+	// Path says where the bytes of a valid digest are.
+	Path func(d digest.Digest) string
+	// Name is the source's, for the log.
+	Name string
+	// Cache holds decompressed layers; it stays open when the store is closed. Nil: Diff of a compressed layer is
+	// ErrUnsupported.
+	Cache *layer.Cache
+	// Log gets damage that is found while reading. Nil discards it.
+	Log *slog.Logger
+}
+
+// A Store is files that are known by their digests.
+type Store struct {
+	Options
+
+	ctx    context.Context // of the hashing
+	cancel context.CancelFunc
+	jobs   sync.WaitGroup
+	slots  chan struct{} // one for each blob that may be hashed at a time
+
+	mu     sync.Mutex
+	checks map[digest.Digest]*check
+	closed bool
+}
+
+// New returns a store.
+func New(o Options) *Store {
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	s := &Store{Options: o, slots: make(chan struct{}, runtime.GOMAXPROCS(0)), checks: map[digest.Digest]*check{}}
+	s.ctx, s.cancel = context.WithCancel(context.Background())
+	return s
+}
+
+// Close stops the hashing that is under way. Contents that are open stay readable as far as they are verified.
+func (s *Store) Close() error {
+	s.mu.Lock()
+	s.closed = true
+	s.mu.Unlock()
+	s.cancel()
+	s.jobs.Wait()
+	return s.Dir.Close()
+}
+
+// Read reads a manifest or config and verifies it; size is the descriptor's, -1 if it has none. An identity is returned
+// for a file that could be read, whatever its bytes. Errors: imgsrc.ErrDamaged, with fs.ErrNotExist if it is missing.
+func (s *Store) Read(d digest.Digest, size int64) ([]byte, Identity, error) {
+	path := s.Path(d)
+	b, id, err := ReadFile(s.Dir, path, imgsrc.MaxManifest)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, Identity{}, s.missing(path)
+	case err != nil:
+		return nil, id, err
+	case size >= 0 && int64(len(b)) != size:
+		return nil, id, fmt.Errorf("%w: %s has %d bytes, and its descriptor says %d", imgsrc.ErrDamaged, path, len(b), size)
+	}
+	if got := d.Algorithm().FromBytes(b); got != d {
+		return nil, id, fmt.Errorf("%w: the bytes of %s are %s", imgsrc.ErrDamaged, path, got)
+	}
+	return b, id, nil
+}
+
+func (s *Store) missing(path string) error {
+	return fmt.Errorf("%w: %s is missing: %w", imgsrc.ErrDamaged, path, fs.ErrNotExist)
+}
+
+// open opens a layer's file. Its bytes are not verified yet, but for their number: size, unless that is -1. Error:
+// imgsrc.ErrDamaged.
+func (s *Store) open(d digest.Digest, size int64) (File, error) {
+	path := s.Path(d)
+	f, err := s.Dir.Open(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, s.missing(path)
+	case err != nil:
+		return nil, err
+	}
+	if now := f.Identity().size; size >= 0 && now != size {
+		f.Close()
+		return nil, fmt.Errorf("%w: %s has %d bytes, and its descriptor says %d", imgsrc.ErrDamaged, path, now, size)
+	}
+	return f, nil
+}
+
+// stream opens a layer's file to be read from its beginning.
+func (s *Store) stream(d digest.Digest, size int64) (io.ReadCloser, error) {
+	f, err := s.open(d, size)
+	if err != nil {
+		return nil, err
+	}
+	return struct {
+		io.Reader
+		io.Closer
+	}{io.NewSectionReader(f, 0, f.Identity().size), f}, nil
+}
+
+// Blob opens the bytes of a layer. Error: imgsrc.ErrAbsent if the manifest names no such layer, or one whose bytes need
+// not be there and are not.
+func (s *Store) Blob(f *imgsrc.Facts, d digest.Digest) (imgsrc.Content, error) {
+	for _, l := range f.Layers {
+		if l.Digest != d {
+			continue
+		}
+		if err := s.usable(l); err != nil {
+			return nil, err
+		}
+		return &blob{store: s, digest: d, size: l.Size}, nil
+	}
+	return nil, fmt.Errorf("%w: manifest %s has no such layer", imgsrc.ErrAbsent, f.Digest)
+}
+
+// usable fails for a layer whose bytes cannot be had here: with imgsrc.ErrAbsent for one that need not be there, with
+// imgsrc.ErrUnsupported for a digest that cannot be checked.
+func (s *Store) usable(l imgsrc.LayerFacts) error {
+	if err := l.Digest.Validate(); err != nil {
+		return fmt.Errorf("%w: %w", imgsrc.ErrUnsupported, err)
+	}
+	if !strings.Contains(l.MediaType, ".nondistributable.") && !strings.Contains(l.MediaType, ".foreign.") {
+		return nil
+	}
+	if _, err := s.Dir.Stat(s.Path(l.Digest)); errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("%w: a layer of type %s, which is not there", imgsrc.ErrAbsent, l.MediaType)
+	}
+	return nil
+}
+
+// layerTypes are how the media types of layers begin. What follows is the compression, which is told by the bytes.
+var layerTypes = []string{
+	v1.MediaTypeImageLayer,
+	"application/vnd.oci.image.layer.nondistributable.v1.tar",
+	"application/vnd.docker.image.rootfs.diff.tar",
+	"application/vnd.docker.image.rootfs.foreign.diff.tar",
+}
+
+// checkLayerType fails with imgsrc.ErrUnsupported if a layer of this media type is not a tar.
+func checkLayerType(mediaType string) error {
+	if strings.HasSuffix(mediaType, "+encrypted") {
+		return fmt.Errorf("%w: the layer is encrypted", imgsrc.ErrUnsupported)
+	}
+	for _, t := range layerTypes {
+		if strings.HasPrefix(mediaType, t) {
+			return nil
+		}
+	}
+	if mediaType == "" { // schema 1
+		return nil
+	}
+	return fmt.Errorf("%w: a layer of type %q", imgsrc.ErrUnsupported, mediaType)
+}
+
+// Diff opens layer n of an image as an uncompressed tar. Errors: as with imgsrc.Image.
+func (s *Store) Diff(f *imgsrc.Facts, n int) (imgsrc.Content, error) {
+	switch {
+	case f.Kind != imgsrc.KindImage:
+		return nil, fmt.Errorf("%w: an %s has no layers", imgsrc.ErrAbsent, f.Kind)
+	case n < 0 || n >= len(f.Layers):
+		return nil, fmt.Errorf("%w: there are %d", imgsrc.ErrAbsent, len(f.Layers))
+	}
+	l := f.Layers[n]
+	if err := checkLayerType(l.MediaType); err != nil {
+		return nil, err
+	}
+	if _, err := imgsrc.LayerDiffID(f, n); err != nil && !errors.Is(err, imgsrc.ErrAbsent) {
+		return nil, err // which bytes these should be is not known
+	}
+	if err := s.usable(l); err != nil {
+		return nil, err
+	}
+	if err := l.DiffID.Validate(); l.DiffID != "" && err != nil {
+		return nil, fmt.Errorf("%w: diff id %q: %w", imgsrc.ErrUnsupported, l.DiffID, err)
+	}
+	kind, err := s.compression(l)
+	if err != nil {
+		return nil, err
+	}
+	if kind == layer.None {
+		switch {
+		case l.DiffID == "" || l.DiffID == l.Digest:
+			return &blob{store: s, digest: l.Digest, size: l.Size}, nil
+		case l.DiffID.Algorithm() == l.Digest.Algorithm():
+			return nil, fmt.Errorf("%w: %s is not compressed, and its diff id is another, %s", imgsrc.ErrDamaged, l.Digest, l.DiffID)
+		}
+	}
+	if s.Cache == nil {
+		return nil, fmt.Errorf("%w: a layer with %s compression, without a cache", imgsrc.ErrUnsupported, kind)
+	}
+	return s.Cache.Diff(l.Digest, l.DiffID, func(context.Context) (io.ReadCloser, error) { return s.stream(l.Digest, l.Size) }), nil
+}
+
+// Files opens layer n of an image as the entries of the tar that Diff opens.
+func (s *Store) Files(f *imgsrc.Facts, n int) (imgsrc.Files, error) {
+	c, err := s.Diff(f, n)
+	if err != nil {
+		return nil, err
+	}
+	l := f.Layers[n]
+	key := imgsrc.FilesKey{Form: layer.TarForm, Digest: l.DiffID}
+	if key.Digest == "" {
+		key.Digest = l.Digest
+	}
+	return layer.TarFiles(c, key, func(context.Context) (io.ReadCloser, error) { return s.stream(l.Digest, l.Size) }), nil
+}
+
+// compression tells a layer's compression from its first bytes.
+func (s *Store) compression(l imgsrc.LayerFacts) (layer.Compression, error) {
+	f, err := s.open(l.Digest, l.Size)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	head := make([]byte, layer.HeadLen)
+	n, err := f.ReadAt(head, 0)
+	if err != nil && err != io.EOF {
+		return "", fmt.Errorf("reading %s: %w", s.Path(l.Digest), err)
+	}
+	return layer.Detect(head[:n]), nil
+}

@@ -1,0 +1,123 @@
+package dockerarchive
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+
+	"github.com/opencontainers/go-digest"
+	"go.podman.io/image/v5/manifest"
+
+	"github.com/imgfs/imgfs/imgsrc"
+	"github.com/imgfs/imgfs/imgsrc/blobs"
+	"github.com/imgfs/imgfs/imgsrc/layer"
+)
+
+// describe makes an image of an entry. Error: that its config cannot be read, without which nothing is known of it.
+func (s *Source) describe(ctx context.Context, it item) (*described, error) {
+	config, _, err := blobs.ReadFile(s.tar, it.Config, imgsrc.MaxManifest)
+	if err != nil {
+		return nil, fmt.Errorf("%w: reading its config: %w", imgsrc.ErrDamaged, err)
+	}
+	d := digest.FromBytes(config)
+	if name := digestName(it.Config); name != "" && name != d {
+		return nil, fmt.Errorf("%w: the bytes of its config %s are %s", imgsrc.ErrDamaged, it.Config, d)
+	}
+	s.lies(d, it.Config)
+	made, err := s.makeManifest(ctx, it, manifest.Schema2Descriptor{
+		MediaType: manifest.DockerV2Schema2ConfigMediaType, Size: int64(len(config)), Digest: d,
+	}, config)
+	desc := imgsrc.Desc{ID: d.Encoded(), Config: d, MediaType: manifest.DockerV2Schema2MediaType}
+	if err != nil {
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+		desc.Damaged = err
+		return &described{image: blobs.NewImage(s.store, desc, int64(len(config)), func(context.Context) ([]byte, error) { return nil, err })}, nil
+	}
+	desc.Digest = digest.FromBytes(made)
+	facts := imgsrc.Describe(&desc, made)
+	out := &described{image: blobs.NewImage(s.store, desc, facts.ConfigSize(), func(context.Context) ([]byte, error) { return made, s.there(it.Config) })}
+	for _, l := range facts.Layers {
+		out.layers = append(out.layers, string(l.Digest))
+	}
+	return out, nil
+}
+
+// there fails if the archive is gone, or has the image no more.
+func (s *Source) there(config string) error {
+	_, err := s.tar.Stat(config)
+	if errors.Is(err, fs.ErrNotExist) {
+		err = fmt.Errorf("%w: the archive does not have it any more: %w", imgsrc.ErrNotFound, err)
+	}
+	return err
+}
+
+// makeManifest makes the manifest that the format does not have.
+func (s *Source) makeManifest(ctx context.Context, it item, config manifest.Schema2Descriptor, text []byte) ([]byte, error) {
+	var parsed struct {
+		RootFS struct {
+			DiffIDs []digest.Digest `json:"diff_ids"`
+		} `json:"rootfs"`
+	}
+	if err := json.Unmarshal(text, &parsed); err != nil {
+		return nil, fmt.Errorf("%w: its config: %w", imgsrc.ErrDamaged, err)
+	}
+	ids := parsed.RootFS.DiffIDs
+	if len(ids) != len(it.Layers) {
+		return nil, fmt.Errorf("%w: manifest.json names %d layers, and the config %d", imgsrc.ErrDamaged, len(it.Layers), len(ids))
+	}
+	var layers []manifest.Schema2Descriptor
+	for i, file := range it.Layers {
+		if err := ids[i].Validate(); err != nil {
+			return nil, fmt.Errorf("%w: diff id %q: %w", imgsrc.ErrDamaged, ids[i], err)
+		}
+		l, err := s.describeLayer(ctx, file, ids[i])
+		if err != nil {
+			return nil, fmt.Errorf("layer %d: %w", i, err)
+		}
+		layers = append(layers, l)
+	}
+	return manifest.Schema2FromComponents(config, layers).Serialize()
+}
+
+// describeLayer looks at the beginning of a layer's file; at all of it, if it is compressed and its name does not say its
+// digest.
+func (s *Source) describeLayer(ctx context.Context, file string, diffID digest.Digest) (manifest.Schema2Descriptor, error) {
+	f, err := s.tar.Open(file)
+	if err != nil {
+		return manifest.Schema2Descriptor{}, fmt.Errorf("%w: %w", imgsrc.ErrDamaged, err)
+	}
+	defer f.Close()
+	l := manifest.Schema2Descriptor{MediaType: manifest.DockerV2Schema2LayerMediaType, Size: f.Identity().Size(), Digest: diffID}
+	head := make([]byte, layer.HeadLen)
+	n, err := f.ReadAt(head, 0)
+	if err != nil && err != io.EOF {
+		return l, fmt.Errorf("reading %s: %w", file, err)
+	}
+	if layer.Detect(head[:n]) != layer.None {
+		if l.Digest = digestName(file); l.Digest == "" {
+			if l.Digest, err = digest.FromReader(&interruptible{ctx, io.NewSectionReader(f, 0, l.Size)}); err != nil {
+				return l, fmt.Errorf("reading %s: %w", file, err)
+			}
+		}
+	}
+	s.lies(l.Digest, file)
+	return l, nil
+}
+
+// interruptible is a reader that ends with its context.
+type interruptible struct {
+	ctx context.Context
+	r   io.Reader
+}
+
+func (r *interruptible) Read(p []byte) (int, error) {
+	if err := r.ctx.Err(); err != nil {
+		return 0, err
+	}
+	return r.r.Read(p)
+}

@@ -1,0 +1,61 @@
+package layout
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+
+	"github.com/imgfs/imgfs/imgsrc"
+	"github.com/imgfs/imgfs/imgsrc/blobs"
+)
+
+// An Archive is a layout in a tar archive, as skopeo, podman save and docker save write it. It is read where it is, at the
+// places of its members; a compressed one is decompressed once, into the cache. Nothing in it can be tagged.
+type Archive struct {
+	images
+	tar  *blobs.Tar
+	file string
+}
+
+var _ imgsrc.Source = (*Archive)(nil)
+
+// OpenArchive opens the archive in a file, which Options.Dir names. Name is what stands before the colon in the source's
+// name: "oci-archive", or "docker-archive" for the layouts that docker save writes. Errors: as with Open.
+func OpenArchive(ctx context.Context, name string, o Options) (*Archive, error) {
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	file, err := filepath.Abs(o.Dir)
+	if err != nil {
+		return nil, fmt.Errorf("opening archive %s: %w", o.Dir, err)
+	}
+	t, err := blobs.OpenTar(ctx, file, o.Cache)
+	if err != nil {
+		return nil, fmt.Errorf("opening archive: %w", err)
+	}
+	a := &Archive{file: file, tar: t, images: images{name: nameOf(name+":"+file, o.Ref), ref: o.Ref, log: o.Log}}
+	a.store = openStore(t, a.name, o)
+	if err := a.check(ctx); err != nil {
+		return nil, errors.Join(fmt.Errorf("opening archive %s: %w", file, errors.Join(err, t.Problem())), a.Close())
+	}
+	return a, nil
+}
+
+// List implements [imgsrc.Source]. An archive that is cut short has what came before.
+func (a *Archive) List(ctx context.Context) (*imgsrc.Listing, error) {
+	l, err := a.images.List(ctx)
+	if err == nil && a.tar.Problem() != nil {
+		l.Problems = append(l.Problems, fmt.Errorf("%w: %w", imgsrc.ErrDamaged, a.tar.Problem()))
+	}
+	return l, err
+}
+
+// Watch implements [imgsrc.Source].
+func (a *Archive) Watch(ctx context.Context, changed func()) error {
+	if err := blobs.WatchFile(ctx, a.file, changed); err != nil {
+		return fmt.Errorf("watching %s: %w", a.Name(), err)
+	}
+	return nil
+}
