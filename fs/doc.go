@@ -52,6 +52,8 @@
 //   - What is computed from an image and the catalog is computed for each state of the catalog in which somebody asks. Its
 //     time moves only if it says something else than before.
 //
+// Of an image in a registry, diff.tar, diff/, changes and rootfs/ are listed only when the layers are here (remote.go).
+//
 // # Controls
 //
 // A line written to a control is executed in the write(2) that brings its newline, and its errno is the write's. The kernel

@@ -29,7 +29,10 @@ type image struct {
 	createdAt *time.Time          // once known
 	derived   map[uint32]derivedState
 
-	mendedAt     time.Time
+	here   string // of a remote image, a byte for each layer: 1 if it was here when somebody last looked
+	looked bool
+
+	mendedAt     time.Time       // when the layers' directories last changed while mounted; zero if they have not
 	damagedShape string          // what the image had when something of it could not be read; empty if all could
 	lineage      *imgsrc.Lineage // once known
 }

@@ -95,6 +95,13 @@ func (img *image) dirAttr(ctx context.Context, cheap bool) (attr, error) {
 	if err != nil {
 		return attr{}, err
 	}
+	if _, ok := img.remote(); ok && !cheap {
+		r, err := img.render(ctx)
+		if err != nil {
+			return attr{}, err
+		}
+		img.arrived(ctx, r)
+	}
 	return dirAttr(img.ino, img.listed(created), true), nil
 }
 
@@ -125,7 +132,7 @@ func (img *image) listed(created time.Time) time.Time {
 	return unlessZero(img.listing, created)
 }
 
-// mended is when files were found that could not be read before; created, if that has not been.
+// mended is when files were found that could not be read before, or were not here; created, if that has not been.
 func (img *image) mended(created time.Time) time.Time {
 	img.mu.Lock()
 	defer img.mu.Unlock()
@@ -233,7 +240,7 @@ func (v imageView) list(ctx context.Context, dir node, from uint64, emit func(di
 		if err != nil {
 			return err
 		}
-		if !ok {
+		if !ok || row.view == viewRootfs && !img.allLocal(r) {
 			continue
 		}
 		hit := img.found(r, row)

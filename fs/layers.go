@@ -233,6 +233,9 @@ func (l layerFile) node(row *layerRow) node {
 	return l.img.node(viewLayers, layerEntry(l.n, row.id))
 }
 
+// needsBytes says whether it takes the layer's bytes to say what is in the file, or how large it is.
+func (row *layerRow) needsBytes() bool { return row.diff || row.changes || row.content == contentDiff }
+
 // has says whether the layer has this file.
 func (l layerFile) has(ctx context.Context, row *layerRow) (bool, error) {
 	if row.title {
@@ -324,7 +327,11 @@ func (v layersView) attr(ctx context.Context, n node, cheap bool) (attr, error) 
 	}
 	switch {
 	case l.row == nil:
-		return dirAttr(l.ino, l.img.mended(l.r.created), l.r.damaged), nil
+		_, remote := l.img.remote()
+		if remote && !cheap {
+			l.img.arrived(ctx, l.r)
+		}
+		return dirAttr(l.ino, l.img.mended(l.r.created), l.r.damaged || remote), nil
 	case l.row.title:
 		return linkAttr(l.ino, len(blobName), l.r.created), nil
 	case cheap && l.row.diffID && l.r.facts.LacksDiffIDs():
@@ -394,6 +401,9 @@ func (v layersView) list(ctx context.Context, dir node, from uint64, emit func(d
 	for i := range layerTable {
 		row := &layerTable[i]
 		if uint64(row.id) <= from {
+			continue
+		}
+		if row.needsBytes() && !l.img.isLocal(l.n) {
 			continue
 		}
 		ok, err := l.has(ctx, row)

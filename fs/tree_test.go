@@ -585,3 +585,60 @@ func TestFutureImage(t *testing.T) {
 		t.Errorf("the listing changed and its time is %v as before", is.mtime)
 	}
 }
+
+// farImage is an image in a registry.
+type farImage struct {
+	*fakeImage
+	local map[int]bool
+}
+
+func (i farImage) Local(n int) bool { return i.local[n] }
+
+// What takes a layer's bytes is not listed before they are here, and found by its name all the same.
+func TestRemoteImage(t *testing.T) {
+	far := farImage{makeImage(t, "a", "one", "two"), map[int]bool{}}
+	f, _, _ := newTree(t, named(far, "localhost/x:1"))
+	img := f.image(1)
+	dir, layer := img.node(viewImage, 0), img.node(viewLayers, layerEntry(0, 0))
+	names := func(n node) string {
+		t.Helper()
+		var all []string
+		if err := f.view(n).list(t.Context(), n, 0, func(d dirent) bool { all = append(all, d.name); return true }); err != nil {
+			t.Fatal(err)
+		}
+		return " " + strings.Join(all, " ") + " "
+	}
+	stat := func(n node) attr {
+		t.Helper()
+		a, err := f.view(n).attr(t.Context(), n, false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return a
+	}
+	wasDir, wasLayer := stat(dir), stat(layer)
+	if !wasLayer.live {
+		t.Error("the kernel may keep a listing that will grow")
+	}
+	for _, name := range []string{"rootfs", "diff", "diff.tar", "changes"} {
+		if strings.Contains(names(dir)+names(layer), " "+name+" ") {
+			t.Errorf("%s is listed", name)
+		}
+	}
+	for name, at := range map[string]node{"rootfs": dir, "diff": layer, "diff.tar": layer, "changes": layer} {
+		if _, err := f.view(at).lookup(t.Context(), at, name); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	far.local[0] = true
+	if is := stat(layer); is.mtime.Equal(wasLayer.mtime) || !strings.Contains(names(layer), " diff.tar ") {
+		t.Errorf("a layer has come: %v, %s", is.mtime, names(layer))
+	}
+	if strings.Contains(names(dir), " rootfs ") {
+		t.Error("rootfs is listed when half of it is here")
+	}
+	far.local[1] = true
+	if is := stat(dir); is.mtime.Equal(wasDir.mtime) || !strings.Contains(names(dir), " rootfs ") {
+		t.Errorf("all layers have come: %v, %s", is.mtime, names(dir))
+	}
+}

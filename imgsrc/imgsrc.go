@@ -96,6 +96,14 @@ type Image interface {
 	Files(ctx context.Context, n int) (Files, error)
 }
 
+// A Remote is an image whose layers are fetched when something in them is read. Opening one of them as Blob, Diff or Files
+// fetches nothing.
+type Remote interface {
+	Image
+	// Local says whether layer n can be read without fetching anything. It does no I/O beyond a look at the cache.
+	Local(n int) bool
+}
+
 // MaxManifest is how many bytes a manifest, an index or a config may have (the distribution specification asks
 // registries to take at least this much).
 const MaxManifest = 4 << 20

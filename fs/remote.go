@@ -1,0 +1,57 @@
+package fs
+
+import (
+	"context"
+	"time"
+
+	"github.com/imgfs/imgfs/imgsrc"
+)
+
+// Of an image in a registry, what takes a layer's bytes is not listed until they are here: find, ls -R and rsync over it
+// fetch nothing. By its name it is found at any time, and is then fetched.
+
+// remote returns the image as one whose layers may be elsewhere. Not ok if they are not.
+func (img *image) remote() (imgsrc.Remote, bool) {
+	e := img.entry.Load()
+	if e == nil {
+		return nil, false
+	}
+	r, ok := e.First().Image.(imgsrc.Remote)
+	return r, ok
+}
+
+// isLocal says whether layer n can be read without fetching anything.
+func (img *image) isLocal(n int) bool {
+	r, ok := img.remote()
+	return !ok || r.Local(n)
+}
+
+// allLocal says the same of all layers.
+func (img *image) allLocal(r *rendered) bool {
+	for n := range r.facts.Layers {
+		if !img.isLocal(n) {
+			return false
+		}
+	}
+	return true
+}
+
+// arrived moves the listings' times when layers have come, or have been thrown out again, since somebody last looked.
+func (img *image) arrived(ctx context.Context, r *rendered) {
+	if _, ok := img.remote(); !ok || ctx.Err() != nil {
+		return
+	}
+	here := make([]byte, len(r.facts.Layers))
+	for n := range here {
+		if img.isLocal(n) {
+			here[n] = 1
+		}
+	}
+	img.mu.Lock()
+	defer img.mu.Unlock()
+	if img.here != string(here) && img.looked {
+		img.listing = later(img.listing, time.Now())
+		img.mendedAt = img.listing
+	}
+	img.here, img.looked = string(here), true
+}
