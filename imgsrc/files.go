@@ -32,6 +32,9 @@ type Files interface {
 type FilesKey struct {
 	Form   string        // how bodies are found: a word of [a-z]
 	Digest digest.Digest // of the layer
+	// Place tells the layer from the same one elsewhere, and from what lay there before, if Entries goes by something
+	// that is not verified against the digest. Empty if Entries is the same wherever the layer lies.
+	Place string
 	// Transient is set if the key means something in this process only.
 	Transient bool
 }

@@ -1,6 +1,7 @@
 package layer
 
 import (
+	"fmt"
 	"io"
 	"os"
 	"testing"
@@ -52,5 +53,50 @@ func BenchmarkDiff(b *testing.B) {
 				}
 			})
 		}
+	}
+}
+
+// The first pass over a layer whose bytes were evicted, read from its beginning as it arrives.
+func BenchmarkArriving(b *testing.B) {
+	plain := payload(64 << 20)
+	blob := &testBlob{bytes: gzipped(b, plain)}
+	dir := b.TempDir()
+	c := testCache(b, dir, 0)
+	d := c.Diff(blob.digest(), digest.FromBytes(plain), blob.open)
+	buf := make([]byte, 128<<10)
+	b.SetBytes(int64(len(plain)))
+	for b.Loop() {
+		d.Close()
+		if err := c.dir.RemoveAll(diffKind); err != nil {
+			b.Fatal(err)
+		}
+		for off, err := int64(0), error(nil); err != io.EOF; off += int64(len(buf)) {
+			if _, err = d.ReadAt(b.Context(), buf, off); err != nil && err != io.EOF {
+				b.Fatal(err)
+			}
+		}
+		c.jobs.Wait()
+	}
+}
+
+// An index of many files in directories that have entries of their own, as most layers are, and without.
+func BenchmarkBuildIndex(b *testing.B) {
+	for _, dirs := range []bool{true, false} {
+		var e entries
+		for i := range 100_000 {
+			at := fmt.Sprintf("usr/share/package-%d/lib/part-%d", i/200, i/20)
+			if dirs && i%20 == 0 {
+				e = append(e, dir(at, 0o755))
+			}
+			e = append(e, reg(fmt.Sprintf("%s/file-%d", at, i), "1"))
+		}
+		b.Run(fmt.Sprintf("dirs=%v", dirs), func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				if _, err := BuildIndex(b.Context(), e); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
 	}
 }

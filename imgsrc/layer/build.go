@@ -75,15 +75,8 @@ func (c *Cache) bringShared(k key, src blobSource, distrust bool, j *job) (*stor
 	if err := f.Truncate(0); err != nil {
 		return nil, &sinkError{err}
 	}
-	var g *growing
-	if known := c.loadSums(k); known != nil && !distrust {
-		g = newGrowing(j.done)
-		c.mu.Lock()
-		j.growing = &store{pass: *known, file: f, growing: g, refs: 1}
-		c.mu.Unlock()
-		close(j.early)
-	}
-	p, err := c.fill(f, src, g)
+	g := c.grow(k, f, distrust, j)
+	p, err := c.fillTagged(k, f, src, g)
 	if err != nil {
 		return nil, err
 	}
@@ -94,9 +87,6 @@ func (c *Cache) bringShared(k key, src blobSource, distrust bool, j *job) (*stor
 		return nil, &sinkError{err}
 	}
 	kept = true
-	if g == nil {
-		c.saveSums(k, p)
-	}
 	// From the exclusive lock of a writer to the shared one of a reader.
 	if err := flock(f, unix.LOCK_SH); err != nil {
 		c.log.Debug("locking cache file", "path", k.path(), "error", err)
@@ -106,8 +96,46 @@ func (c *Cache) bringShared(k key, src blobSource, distrust bool, j *job) (*stor
 		f.Close()
 		return nil, &sinkError{err}
 	}
-	c.evict(0)
+	c.wrote(p.size)
 	return s, nil
+}
+
+// grow lets the job's readers read from f as it is filled, if the layer's tags are known; else it returns nil.
+func (c *Cache) grow(k key, f *os.File, distrust bool, j *job) *growing {
+	if distrust {
+		return nil
+	}
+	t := c.loadTags(k)
+	if t == nil {
+		return nil
+	}
+	g := newGrowing(j.done, t)
+	c.mu.Lock()
+	j.growing = &store{pass: pass{size: t.size}, file: f, growing: g, refs: 1}
+	c.mu.Unlock()
+	close(j.early)
+	return g
+}
+
+// fillTagged is fill, and keeps tags of what has turned out right, unless there are some.
+func (c *Cache) fillTagged(k key, f *os.File, src blobSource, g *growing) (*pass, error) {
+	if g != nil {
+		p, err := c.fill(f, src, g.advance)
+		if err == nil && g.isStrange() {
+			c.dropTags(k)
+		}
+		return p, err
+	}
+	t, err := newTags()
+	if err != nil { // the layer is then read when it is there as a whole
+		c.log.Debug("tagging the chunks of a layer", "path", k.path(), "error", err)
+		return c.fill(f, src, func([]byte, uint32) {})
+	}
+	p, err := c.fill(f, src, func(chunk []byte, _ uint32) { t.add(chunk) })
+	if err == nil {
+		c.saveTags(k, t)
+	}
+	return p, err
 }
 
 func (c *Cache) rename(f *os.File, k key) error {
@@ -191,7 +219,7 @@ func (c *Cache) bringPrivate(src blobSource) (*store, error) {
 		f.Close()
 		return nil, &sinkError{err}
 	}
-	p, err := c.fill(f, src, nil)
+	p, err := c.fill(f, src, func([]byte, uint32) {})
 	if err == nil {
 		var s *store
 		if s, err = newStore(f, p); err == nil {
@@ -202,14 +230,14 @@ func (c *Cache) bringPrivate(src blobSource) (*store, error) {
 	return nil, err
 }
 
-// fill runs a pass over the blob into f, and says how far it is to g, if that is not nil.
-func (c *Cache) fill(f *os.File, src blobSource, g *growing) (*pass, error) {
-	if err := c.slot(c.ctx); err != nil {
+// fill runs a pass over the blob into f, and calls wrote with each chunk that is there and its checksum.
+func (c *Cache) fill(f *os.File, src blobSource, wrote func(chunk []byte, sum uint32)) (*pass, error) {
+	if err := take(c.ctx, c.slots); err != nil {
 		return nil, err
 	}
 	defer func() { <-c.slots }()
 	var room int64 // bytes that may be written before looking again
-	return runPass(c.ctx, src, c.bomb, func(chunk []byte, off int64) error {
+	return runPass(c.ctx, src, c.bomb, func(chunk []byte, off int64, sum uint32) error {
 		if room < int64(len(chunk)) {
 			var err error
 			if room, err = c.room(f); err != nil {
@@ -218,17 +246,17 @@ func (c *Cache) fill(f *os.File, src blobSource, g *growing) (*pass, error) {
 		}
 		room -= int64(len(chunk))
 		_, err := f.WriteAt(chunk, off)
-		if g != nil && err == nil {
-			g.advance(off + int64(len(chunk)))
+		if err == nil {
+			wrote(chunk, sum)
 		}
 		return err
 	})
 }
 
-// slot waits for the right to run a pass.
-func (c *Cache) slot(ctx context.Context) error {
+// take waits for one of the places that a channel stands for.
+func take(ctx context.Context, places chan struct{}) error {
 	select {
-	case c.slots <- struct{}{}:
+	case places <- struct{}{}:
 		return nil
 	case <-ctx.Done():
 		return ctx.Err()

@@ -10,6 +10,7 @@ import (
 	"os"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"syscall"
 
 	"github.com/opencontainers/go-digest"
@@ -21,11 +22,12 @@ import (
 // A Cache holds decompressed layers in files, for all the mounts and processes that are given the same directory. Its
 // methods may be called from several goroutines at once.
 type Cache struct {
-	log   *slog.Logger
-	dir   *os.Root // the versioned directory; nil if nothing can be kept
-	limit int64    // bytes; 0: none
-	bomb  bomb
-	warn  sync.Once // that layers are not kept is said once
+	log     *slog.Logger
+	dir     *os.Root     // the versioned directory; nil if nothing can be kept. It never changes: Close closes it under its readers
+	limit   int64        // bytes; 0: none
+	unswept atomic.Int64 // how many bytes may be written before the files are looked through again
+	bomb    bomb
+	warn    sync.Once // that layers are not kept is said once
 
 	ctx    context.Context // of all passes
 	cancel context.CancelFunc
@@ -34,6 +36,10 @@ type Cache struct {
 
 	indexes  *indexes
 	indexing chan struct{} // one for each index that may be made at a time; they wait for passes, and not the other way round
+	large    chan struct{} // one for the index being made that may take much memory; who has it waits for no other index
+	together int64         // bytes that the indexes of one tree may take
+	// One for each index that may be read from its file at a time, and one for the large one among them.
+	loading, loadingLarge chan struct{}
 
 	mu      sync.Mutex
 	entries map[key]*entry // those that are held or being made
@@ -81,6 +87,11 @@ func OpenCache(dir string, limit int64, log *slog.Logger) (*Cache, error) {
 		indexes: newIndexes(),
 
 		indexing: make(chan struct{}, 2*runtime.GOMAXPROCS(0)),
+		large:    make(chan struct{}, 1),
+		together: maxIndexes,
+
+		loading:      make(chan struct{}, runtime.GOMAXPROCS(0)),
+		loadingLarge: make(chan struct{}, 1),
 	}
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	if dir == "" {
@@ -177,9 +188,7 @@ func (c *Cache) Close() error {
 	if c.dir == nil {
 		return nil
 	}
-	dir := c.dir
-	c.dir = nil
-	return dir.Close()
+	return c.dir.Close()
 }
 
 // Diff returns the uncompressed tar of a layer: what open returns, decompressed. It does nothing yet: the first Size or

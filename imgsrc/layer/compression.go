@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync"
 
 	"github.com/klauspost/compress/zstd"
 
@@ -68,7 +69,12 @@ func Decompress(r io.Reader) (io.ReadCloser, Compression, error) {
 	d := &decompressor{src: src, kind: Detect(head)}
 	switch d.kind {
 	case Gzip:
-		d.out = inflate.NewReader(br)
+		z := inflaters.Get().(*inflate.Reader)
+		z.Reset(br)
+		d.out, d.close = z, func() {
+			z.Reset(nil)
+			inflaters.Put(z)
+		}
 	case Bzip2:
 		d.out = bzip2.NewReader(br)
 	case Xz:
@@ -85,6 +91,9 @@ func Decompress(r io.Reader) (io.ReadCloser, Compression, error) {
 	}
 	return d, d.kind, nil
 }
+
+// inflaters are kept because each has more than half a megabyte of buffers, and many layers are smaller.
+var inflaters = sync.Pool{New: func() any { return inflate.NewReader(nil) }}
 
 // A sourceReader remembers the error of the reader below a decompressor, so that a disk that fails is not taken for a
 // stream that is broken.
@@ -135,10 +144,10 @@ func (d *decompressor) explain(err error) error {
 }
 
 func (d *decompressor) Close() error {
+	d.err = io.ErrClosedPipe
 	if d.close != nil {
 		d.close()
-		d.close = nil
+		d.close, d.out = nil, nil
 	}
-	d.err = io.ErrClosedPipe
 	return nil
 }

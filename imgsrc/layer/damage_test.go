@@ -133,7 +133,7 @@ func TestDeleted(t *testing.T) {
 		}
 	}
 	read(1000)
-	for _, kind := range []string{diffKind, blobKind, sumsKind + diffKind, partDir} {
+	for _, kind := range []string{diffKind, blobKind, tagsKind + diffKind, partDir} {
 		if err := os.RemoveAll(filepath.Join(dir, version, kind)); err != nil {
 			t.Fatal(err)
 		}

@@ -21,6 +21,11 @@
 // Cache.Index makes each index once for all who want it, on the cache's own context, and keeps it in memory while anybody
 // has it, in a file for good.
 //
+// What an index may take is bounded by what its layer has: a path by what a system call takes, the directories that no
+// entry names by the number of entries, all of it by MaxEntries. Entries whose names or paths no kernel takes are left
+// out, and the log says how many. Several indexes are made at a time, but those of more than some 300,000 files one by
+// one.
+//
 // # The cache
 //
 // Random access to a compressed layer needs its uncompressed bytes, so a Cache decompresses a layer once into a file,
@@ -30,8 +35,9 @@
 //     comes out (the diff id, where it is known); readers wait until both are right. Afterwards every chunk read from a
 //     cache file is compared with the checksum that the pass recorded, so a file that was cut short or edited is
 //     noticed, thrown away and made again.
-//   - What a pass has found out is kept when the bytes are evicted: their number and the checksums. The next pass over
-//     the same layer is then read from as it goes, each chunk as soon as it is there and right.
+//   - What a pass has found out is kept when the bytes are evicted: their number, and a tag of every chunk, which nobody
+//     can forge who cannot read the cache (tags.go). The next pass over the same layer is then read from as it goes, each
+//     chunk as soon as it is there and has its tag.
 //   - A pass runs on the cache's own context. A reader whose context ends leaves at once, and the work goes on for the
 //     next one. Several readers of one layer wait for one pass, also across processes.
 //   - A cache that cannot be written (read-only, full, somebody else's) never fails a read: the layer then goes to a
@@ -48,17 +54,23 @@
 //
 //	v1/diff/<algorithm>/<hex>         an uncompressed layer, by its diff id
 //	v1/blob/<algorithm>/<hex>         one whose diff id nobody knew, by the digest of the compressed blob
-//	v1/sums-diff/..., v1/sums-blob/...   what is known of such a layer, also when it has been evicted
-//	v1/index-<form>/<algorithm>/<hex> an index, by its imgsrc.FilesKey
+//	v1/tags-diff/..., v1/tags-blob/...   what is known of such a layer, also when it has been evicted
+//	v1/index-<form>/<algorithm>/<hex> an index, by its imgsrc.FilesKey: the layer's digest, or if there is a Place the
+//	                                  sha256 of the digest, a space and the Place
 //	v1/part/<kind>-<algorithm>-<hex>  a file that is being made
 //
 // The format is append-only: these names keep their meaning for good, and another format goes to another directory
-// beside v1, which older programs leave alone.
+// beside v1, which older programs leave alone. v1/sums-diff and v1/sums-blob are earlier programs': checksums in place of
+// the tags, which are not believed any more.
 //
 // A finished file is the layer's bytes, from offset 0, and after them a trailer: the CRC-32C of every chunk of 1 MiB
 // (four bytes each, little endian), the eight bytes "imgfs-d1", the layer's length (eight bytes, little endian), and
 // the CRC-32C of "<kind>/<algorithm>/<hex>" and of all of the trailer before it (four bytes). A file under another name
-// than its own is therefore no valid file. A file of sums is such a trailer alone.
+// than its own is therefore no valid file.
+//
+// A file of tags is a random key of 16 bytes, the tags of the chunks (16 bytes each: the GMAC, with AES-128 and a nonce
+// of the chunk's number in eight bytes, little endian, and four zeros), the eight bytes "imgfs-t1", the layer's length,
+// and a CRC-32C as above.
 //
 // An index file is the eight bytes "imgfs-i1", four numbers of four bytes (entries, inodes, bytes of the arena, entries left
 // out), these tables with their fields in the order in which ent and inode have them, and the CRC-32C of its path and

@@ -57,8 +57,8 @@ func (d *content) Size(ctx context.Context) (int64, error) {
 	if err := ctx.Err(); err != nil {
 		return 0, err
 	}
-	if p := d.cache.knownPass(d); p != nil {
-		return p.size, nil
+	if t := d.cache.known(d); t != nil {
+		return t.size, nil
 	}
 	s, _, err := d.acquire(ctx)
 	if err != nil {
@@ -68,8 +68,8 @@ func (d *content) Size(ctx context.Context) (int64, error) {
 	return s.size, nil
 }
 
-// knownPass returns what an earlier pass has found out of a layer whose bytes are not there any more.
-func (c *Cache) knownPass(d *content) *pass {
+// known returns what an earlier pass has found out of a layer whose bytes are not there any more.
+func (c *Cache) known(d *content) *tags {
 	if d.invalid != nil {
 		return nil
 	}
@@ -80,7 +80,7 @@ func (c *Cache) knownPass(d *content) *pass {
 	if closed || there {
 		return nil
 	}
-	return c.loadSums(d.key)
+	return c.loadTags(d.key)
 }
 
 func (d *content) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {

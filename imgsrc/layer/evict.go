@@ -62,6 +62,7 @@ func (c *Cache) evict(free int64) {
 		}
 		return a.used.Compare(b.used)
 	})
+	defer func() { c.unswept.Store(min(c.limit-total, c.limit/sweeps)) }()
 	for _, f := range files {
 		if (c.limit <= 0 || total <= c.limit) && free <= 0 {
 			return
@@ -71,6 +72,17 @@ func (c *Cache) evict(free int64) {
 			free -= f.size
 			c.log.Debug("evicted from cache", "path", f.path, "size", f.size)
 		}
+	}
+}
+
+// sweeps is how often the cache is looked through while as much is written as it may hold: what other processes write
+// meanwhile is above the limit for that long.
+const sweeps = 64
+
+// wrote counts bytes that were added to the cache, and evicts what is above the limit, if that may be.
+func (c *Cache) wrote(bytes int64) {
+	if c.unswept.Add(-bytes) <= 0 {
+		c.evict(0)
 	}
 }
 

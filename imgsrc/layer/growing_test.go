@@ -42,7 +42,7 @@ type readerFunc func([]byte) (int, error)
 func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
 
 // known returns a cache that knows a layer and does not have its bytes any more.
-func known(t *testing.T, blob []byte, plain []byte) *Cache {
+func evicted(t *testing.T, blob []byte, plain []byte) *Cache {
 	t.Helper()
 	dir := t.TempDir()
 	b := &testBlob{bytes: blob}
@@ -59,7 +59,7 @@ func known(t *testing.T, blob []byte, plain []byte) *Cache {
 func TestReadAsItArrives(t *testing.T) {
 	plain := payload(8 * chunkSize)
 	blob := gzipped(t, plain)
-	c := known(t, blob, plain)
+	c := evicted(t, blob, plain)
 	g := &gated{bytes: blob, gate: make(chan struct{})}
 	d := c.Diff(digest.FromBytes(blob), digest.FromBytes(plain), g.open)
 	if size, err := d.Size(t.Context()); size != int64(len(plain)) || err != nil {
@@ -87,7 +87,7 @@ func TestReadAsItArrives(t *testing.T) {
 func TestArrivingDamaged(t *testing.T) {
 	plain := payload(8 * chunkSize)
 	blob := gzipped(t, plain)
-	c := known(t, blob, plain)
+	c := evicted(t, blob, plain)
 	g := &gated{bytes: blob, gate: make(chan struct{}), fail: io.EOF}
 	d := c.Diff(digest.FromBytes(blob), digest.FromBytes(plain), g.open)
 	p := make([]byte, 1000)
@@ -108,26 +108,26 @@ func TestArrivingDamaged(t *testing.T) {
 	}
 }
 
-// Checksums that were edited are not believed.
-func TestSumsEdited(t *testing.T) {
+// Tags that were edited are not believed.
+func TestTagsEdited(t *testing.T) {
 	plain := payload(3 * chunkSize)
 	blob := gzipped(t, plain)
-	c := known(t, blob, plain)
-	sums := files(t, filepath.Dir(c.dir.Name()), sumsKind+diffKind)
-	if len(sums) != 1 {
-		t.Fatal(sums)
+	c := evicted(t, blob, plain)
+	kept := files(t, filepath.Dir(c.dir.Name()), tagsKind+diffKind)
+	if len(kept) != 1 {
+		t.Fatal(kept)
 	}
-	b, err := os.ReadFile(sums[0])
+	b, err := os.ReadFile(kept[0])
 	if err != nil {
 		t.Fatal(err)
 	}
 	b[0] ^= 1
-	if err := os.WriteFile(sums[0], b, 0o600); err != nil {
+	if err := os.WriteFile(kept[0], b, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	src := &testBlob{bytes: blob}
 	wantContent(t, c.Diff(src.digest(), digest.FromBytes(plain), src.open), plain)
-	if again, err := os.ReadFile(sums[0]); err != nil || bytes.Equal(again, b) {
-		t.Errorf("the edited checksums are still there: %v", err)
+	if again, err := os.ReadFile(kept[0]); err != nil || bytes.Equal(again, b) {
+		t.Errorf("the edited tags are still there: %v", err)
 	}
 }

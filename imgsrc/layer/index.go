@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 
 	"github.com/imgfs/imgfs/imgsrc"
@@ -24,6 +25,8 @@ type Index struct {
 	outer bool
 	// skipped counts the entries whose names no kernel can hold.
 	skipped int
+	// digest is the layer's, for messages.
+	digest digest.Digest
 }
 
 // An ent is a name in a directory.
@@ -54,12 +57,16 @@ const implicit = 1 << 31
 const (
 	// maxNameLen is what a name may have in bytes on every file system that images are unpacked to.
 	maxNameLen = 255
-	// maxPath bounds a path, in bytes. The kernel takes 4,096 at once, and more by steps.
-	maxPath = 64 << 10
+	// maxPath bounds a path, in bytes: no system call takes a longer one.
+	maxPath = unix.PathMax
 	// maxArena bounds what the names and extended attributes of one layer may take.
 	maxArena = 1 << 30
 	// MaxEntries is how many entries a layer or a merged tree may have.
 	MaxEntries = 1<<24 - 1
+	// A layer may have freeImplicit directories without an entry of their own, and eachImplicit more for every entry:
+	// a long path in a tar of a few bytes stands for thousands of them.
+	freeImplicit = 1 << 16
+	eachImplicit = 4
 )
 
 // memory is what the index occupies, in bytes.
@@ -67,7 +74,7 @@ func (x *Index) memory() int64 {
 	return int64(len(x.arena)) + int64(len(x.ents))*16 + int64(len(x.inodes))*56
 }
 
-// Skipped is how many entries of the layer are left out, because one of their names is longer than a kernel can hold.
+// Skipped is how many entries of the layer are left out, because a name or the path is longer than a kernel can hold.
 func (x *Index) Skipped() int { return x.skipped }
 
 func (x *Index) name(e uint32) string {

@@ -13,14 +13,35 @@ import (
 	"github.com/imgfs/imgfs/imgsrc"
 )
 
-// BuildIndex indexes a layer. Errors: imgsrc.ErrDamaged also for one with more than MaxEntries entries; those of
-// Entries.
+// largeBuild is from what size of its tables in bytes on the making of an index is a large one: some 300,000 files. It
+// takes several times as much until it is done.
+const largeBuild = 32 << 20
+
+// BuildIndex indexes a layer. Errors: imgsrc.ErrDamaged also for one with more than MaxEntries entries, or with many
+// more directories than entries; those of Entries.
 func BuildIndex(ctx context.Context, files imgsrc.Files) (*Index, error) {
+	return buildIndex(ctx, files, func() error { return nil })
+}
+
+// buildIndex is BuildIndex, and asks large once when it turns out to be a large one. An error of that ends it.
+func buildIndex(ctx context.Context, files imgsrc.Files, large func() error) (*Index, error) {
 	b := newIndexBuilder()
-	if err := files.Entries(ctx, b.add); err != nil {
+	asked := false
+	err := files.Entries(ctx, func(f *imgsrc.File) error {
+		if !asked && b.memory() > largeBuild {
+			asked = true
+			if err := large(); err != nil {
+				return err
+			}
+		}
+		return b.add(f)
+	})
+	if err != nil {
 		return nil, err
 	}
-	return b.index(), nil
+	x := b.index()
+	x.digest = files.Key().Digest
+	return x, nil
 }
 
 // An indexBuilder takes a layer's entries in the tar's order. What an entry replaces stays in its tables until the end,
@@ -33,6 +54,7 @@ type indexBuilder struct {
 	parts   []string // room for a path's
 	skipped int
 	count   int               // entries so far
+	made    int               // implicit directories so far
 	known   map[string]uint32 // extras, which are often the same
 }
 
@@ -50,7 +72,15 @@ func newIndexBuilder() *indexBuilder {
 	return b
 }
 
-var errTooMany = errors.New("more entries than can be shown")
+// memory is what the tables occupy, in bytes.
+func (b *indexBuilder) memory() int64 {
+	return int64(len(b.arena)) + int64(len(b.nodes))*24 + int64(len(b.inodes))*56 + int64(len(b.byName.slots))*4
+}
+
+var (
+	errTooMany     = errors.New("more entries than can be shown")
+	errTooManyDirs = errors.New("many more directories than entries")
+)
 
 // splitPath appends the parts of a path to parts: "." and empty ones do nothing, ".." goes up, but not beyond the root.
 // It returns false if a part cannot be a name.
@@ -91,7 +121,7 @@ func (b *indexBuilder) add(f *imgsrc.File) error {
 		n, ok := b.find(dir, part)
 		if !ok || !b.inodes[b.nodes[n].inode].isDir() {
 			var err error
-			if n, err = b.insert(dir, part, b.newInode(inode{mode: unix.S_IFDIR | 0o755 | implicit})); err != nil {
+			if n, err = b.mkdir(dir, part); err != nil {
 				return err
 			}
 		}
@@ -115,6 +145,14 @@ func (b *indexBuilder) add(f *imgsrc.File) error {
 	}
 	_, err := b.insert(dir, name, in)
 	return err
+}
+
+// mkdir makes a directory that has no entry yet.
+func (b *indexBuilder) mkdir(dir uint32, name string) (uint32, error) {
+	if b.made++; b.made > freeImplicit+eachImplicit*b.count {
+		return 0, fmt.Errorf("%w: %w", imgsrc.ErrDamaged, errTooManyDirs)
+	}
+	return b.insert(dir, name, b.newInode(inode{mode: unix.S_IFDIR | 0o755 | implicit}))
 }
 
 // linkTarget returns the inode that a hard link means, if it is in this layer. Symbolic links are not followed, and a

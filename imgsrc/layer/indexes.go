@@ -8,11 +8,13 @@ import (
 	"io/fs"
 	"runtime/debug"
 	"sync"
+	"sync/atomic"
 	"time"
 	"weak"
 
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 
 	"github.com/imgfs/imgfs/imgsrc"
 )
@@ -22,6 +24,9 @@ const heldIndexes = 16 << 20
 
 // largeIndex is from what size in bytes on the memory that making an index took is given back at once.
 const largeIndex = 4 << 20
+
+// maxIndexes is how many bytes the indexes of the layers of one tree may take together.
+const maxIndexes = 3 << 30
 
 // indexes are the indexes of layers that are in memory, or being made.
 type indexes struct {
@@ -68,10 +73,10 @@ type Layer struct {
 // what it returns is closed.
 //
 // Errors: imgsrc.ErrDamaged if the layer is not what its digest says, or no tar, or has too many entries; Open's;
-// fs.ErrClosed when the cache has been closed.
+// EAGAIN if what Open returns has another key; fs.ErrClosed when the cache has been closed.
 func (c *Cache) Index(ctx context.Context, l Layer) (*Index, error) {
 	for {
-		x, j, err := c.lookIndex(l)
+		x, j, mine, err := c.lookIndex(l)
 		if j == nil {
 			return x, err
 		}
@@ -80,39 +85,40 @@ func (c *Cache) Index(ctx context.Context, l Layer) (*Index, error) {
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		}
-		if j.err == nil || j.from == l.From {
+		// Another's blob may be damaged and this one not; and its Open fails when its image has been removed.
+		if j.err == nil || mine || j.from == l.From && errors.Is(j.err, imgsrc.ErrDamaged) {
 			return j.x, j.err
 		}
 	}
 }
 
-// lookIndex returns what is known of a layer, or the job that will tell.
-func (c *Cache) lookIndex(l Layer) (*Index, *indexJob, error) {
+// lookIndex returns what is known of a layer, or the job that will tell, and whether that was begun for this l.
+func (c *Cache) lookIndex(l Layer) (x *Index, j *indexJob, mine bool, err error) {
 	ix := c.indexes
 	ix.mu.Lock()
 	defer ix.mu.Unlock()
 	if x := ix.get(l.Key); x != nil {
-		return x, nil, nil
+		return x, nil, false, nil
 	}
 	bad := badKey{l.Key, l.From}
 	if v, ok := ix.bad[bad]; ok {
 		if time.Now().Before(v.until) {
-			return nil, nil, v.err
+			return nil, nil, false, v.err
 		}
 		delete(ix.bad, bad)
 	}
 	if j := ix.flying[l.Key]; j != nil {
-		return nil, j, nil
+		return nil, j, false, nil
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.closed {
-		return nil, nil, fmt.Errorf("indexing layer %s: cache: %w", l.Key.Digest, fs.ErrClosed)
+		return nil, nil, false, fmt.Errorf("indexing layer %s: cache: %w", l.Key.Digest, fs.ErrClosed)
 	}
-	j := &indexJob{from: l.From, done: make(chan struct{})}
+	j = &indexJob{from: l.From, done: make(chan struct{})}
 	ix.flying[l.Key] = j
 	c.jobs.Go(func() { c.makeIndex(l, j) })
-	return nil, j, nil
+	return nil, j, true, nil
 }
 
 func (c *Cache) makeIndex(l Layer, j *indexJob) {
@@ -147,34 +153,86 @@ func (c *Cache) bringIndex(k imgsrc.FilesKey, open func(context.Context) (imgsrc
 			x, err = nil, fmt.Errorf("%w: panic: %v", imgsrc.ErrDamaged, r)
 		}
 	}()
-	keep := !k.Transient && k.Digest.Validate() == nil
-	if keep {
-		if x := c.loadIndex(indexKey(k)); x != nil {
+	if isKept(k) {
+		if x := c.loadIndex(k); x != nil {
 			return x, nil
 		}
 	}
-	select { // each takes descriptors and memory
-	case c.indexing <- struct{}{}:
-		defer func() { <-c.indexing }()
-	case <-c.ctx.Done():
-		return nil, c.ctx.Err()
+	x, err = c.makeSmall(k, open)
+	if errors.Is(err, errLarge) {
+		x, err = c.makeLarge(k, open)
 	}
+	return x, err
+}
+
+// isKept says whether an index has a file in the cache's directory.
+func isKept(k imgsrc.FilesKey) bool { return !k.Transient && k.Digest.Validate() == nil }
+
+var errLarge = errors.New("another large index is being made")
+
+// makeSmall makes an index, several at a time. Error: errLarge if it turns out to be a large one while another of these
+// is being made: it is then begun again after that, and holds nothing until then.
+func (c *Cache) makeSmall(k imgsrc.FilesKey, open func(context.Context) (imgsrc.Files, error)) (*Index, error) {
+	if err := take(c.ctx, c.indexing); err != nil { // each takes descriptors and memory
+		return nil, err
+	}
+	defer func() { <-c.indexing }()
+	large := false
+	defer func() {
+		if large {
+			<-c.large
+		}
+	}()
+	return c.readLayer(k, open, func() error {
+		select {
+		case c.large <- struct{}{}:
+			large = true
+			return nil
+		default:
+			return errLarge
+		}
+	})
+}
+
+// makeLarge makes an index when no other large one is being made.
+func (c *Cache) makeLarge(k imgsrc.FilesKey, open func(context.Context) (imgsrc.Files, error)) (*Index, error) {
+	if err := take(c.ctx, c.large); err != nil {
+		return nil, err
+	}
+	defer func() { <-c.large }()
+	return c.readLayer(k, open, func() error { return nil })
+}
+
+// readLayer makes an index and keeps it.
+func (c *Cache) readLayer(k imgsrc.FilesKey, open func(context.Context) (imgsrc.Files, error), large func() error) (*Index, error) {
 	files, err := open(c.ctx)
 	if err != nil {
 		return nil, err
 	}
-	x, err = BuildIndex(c.ctx, files)
+	var x *Index
+	grew := false
+	if files.Key() == k {
+		x, err = buildIndex(c.ctx, files, func() error {
+			grew = true
+			return large()
+		})
+	} else {
+		err = fmt.Errorf("it has been replaced meanwhile: %w", unix.EAGAIN)
+	}
 	if err = errors.Join(err, files.Close()); err != nil {
+		if grew {
+			debug.FreeOSMemory()
+		}
 		return nil, err
+	}
+	if x.skipped > 0 {
+		c.log.Warn("leaving out files whose names or paths are too long", "digest", k.Digest, "files", x.skipped)
+	}
+	if isKept(k) {
+		c.saveIndex(indexKey(k), x)
 	}
 	if x.memory() > largeIndex {
 		debug.FreeOSMemory() // making it took several times as much as it takes
-	}
-	if x.skipped > 0 {
-		c.log.Warn("leaving out files whose names are too long", "digest", k.Digest, "files", x.skipped)
-	}
-	if keep {
-		c.saveIndex(indexKey(k), x)
 	}
 	return x, nil
 }
@@ -204,14 +262,23 @@ func (ix *indexes) hold(k imgsrc.FilesKey, x *Index) {
 	}
 }
 
-// Indexes returns the indexes of several layers, made side by side.
+// Indexes returns the indexes of several layers, made side by side. Errors: Index's; imgsrc.ErrUnsupported if they take
+// more memory together than maxIndexes.
 func (c *Cache) Indexes(ctx context.Context, layers []Layer) ([]*Index, error) {
 	all := make([]*Index, len(layers))
+	var size atomic.Int64
 	g, ctx := errgroup.WithContext(ctx)
 	for i, l := range layers {
-		g.Go(func() (err error) {
-			all[i], err = c.Index(ctx, l)
-			return err
+		g.Go(func() error {
+			x, err := c.Index(ctx, l)
+			if err != nil {
+				return err
+			}
+			if size.Add(x.memory()) > c.together {
+				return fmt.Errorf("indexing %d layers: %w: the indexes take more than %d bytes", len(layers), imgsrc.ErrUnsupported, c.together)
+			}
+			all[i] = x
+			return nil
 		})
 	}
 	return all, g.Wait()

@@ -8,6 +8,7 @@ import (
 	"os"
 	"time"
 
+	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 
 	"github.com/imgfs/imgfs/imgsrc"
@@ -22,7 +23,13 @@ const (
 	indexHeader = len(indexMagic) + 4*4
 )
 
-func indexKey(k imgsrc.FilesKey) key { return key{indexKind + "-" + k.Form, k.Digest} }
+func indexKey(k imgsrc.FilesKey) key {
+	d := k.Digest
+	if k.Place != "" {
+		d = digest.FromString(k.Digest.String() + " " + k.Place)
+	}
+	return key{indexKind + "-" + k.Form, d}
+}
 
 func (x *Index) encode(k key) []byte {
 	le := binary.LittleEndian
@@ -101,19 +108,19 @@ func decodeIndex(k key, b []byte) (*Index, error) {
 }
 
 // loadIndex reads an index file; nil if there is none that is sound.
-func (c *Cache) loadIndex(k key) *Index {
+func (c *Cache) loadIndex(files imgsrc.FilesKey) *Index {
 	if c.dir == nil {
 		return nil
 	}
+	k := indexKey(files)
 	f, err := c.dir.OpenFile(k.path(), os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return nil
 	}
 	defer f.Close()
-	var x *Index
-	b, err := readRegular(f)
-	if err == nil {
-		x, err = decodeIndex(k, b)
+	x, err := c.readIndex(f, k)
+	if c.ctx.Err() != nil {
+		return nil
 	}
 	if err != nil {
 		c.log.Warn("discarding cache file", "path", k.path(), "error", err)
@@ -122,7 +129,26 @@ func (c *Cache) loadIndex(k key) *Index {
 	}
 	now := time.Now() // when it was last used
 	_ = c.dir.Chtimes(k.path(), now, now)
+	x.digest = files.Digest
 	return x
+}
+
+// readIndex decodes an index file, which takes twice as much memory as the index: large ones one at a time. It waits for
+// no index that is being made.
+func (c *Cache) readIndex(f *os.File, k key) (*Index, error) {
+	places := c.loading
+	if fi, err := f.Stat(); err == nil && fi.Size() > largeBuild {
+		places = c.loadingLarge
+	}
+	if err := take(c.ctx, places); err != nil {
+		return nil, err
+	}
+	defer func() { <-places }()
+	b, err := readRegular(f)
+	if err != nil {
+		return nil, err
+	}
+	return decodeIndex(k, b)
 }
 
 func readRegular(f *os.File) ([]byte, error) {
@@ -143,11 +169,12 @@ func (c *Cache) saveIndex(k key, x *Index) {
 	if c.dir == nil {
 		return
 	}
-	if err := c.writeFile(k, x.encode(k)); err != nil {
+	b := x.encode(k)
+	if err := c.writeFile(k, b); err != nil {
 		c.log.Debug("keeping the index of a layer", "path", k.path(), "error", err)
 		return
 	}
-	c.evict(0)
+	c.wrote(int64(len(b)))
 }
 
 // writeFile makes a small file of the cache, if nobody else is doing that at the moment.

@@ -2,6 +2,7 @@ package layer
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"path"
@@ -567,5 +568,36 @@ A /zz/y/x
 	}
 	if got, err := Changes(t.Context(), nil, index(t, below[0][:2])); err != nil || string(got) != "A /same\nA /same/x\n" {
 		t.Errorf("the base: %q, %v", got, err)
+	}
+}
+
+// longPaths is a layer whose paths take many times what it takes itself.
+type longPaths struct{ entries }
+
+func (longPaths) Entries(_ context.Context, emit func(*imgsrc.File) error) error {
+	at := strings.Repeat(strings.Repeat("d", 254)+"/", 15)
+	for i := range maxChanges/len(at) + 1 {
+		if err := emit(&imgsrc.File{Name: fmt.Sprint(at, i), Type: '0'}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (longPaths) Key() imgsrc.FilesKey { return imgsrc.FilesKey{Digest: "sha256:1234"} }
+
+// A list of changes is bounded, and who asks is told which layer it is.
+func TestChangesTooLong(t *testing.T) {
+	x, err := BuildIndex(t.Context(), longPaths{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if list, err := Changes(t.Context(), nil, x); !errors.Is(err, imgsrc.ErrDamaged) || !strings.Contains(err.Error(), "sha256:1234") {
+		t.Errorf("%d bytes, %v, want ErrDamaged naming the layer", len(list), err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := Changes(ctx, nil, x); !errors.Is(err, context.Canceled) {
+		t.Errorf("%v, want context.Canceled", err)
 	}
 }

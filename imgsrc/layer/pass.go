@@ -48,10 +48,10 @@ type sinkError struct{ err error }
 func (e *sinkError) Error() string { return e.err.Error() }
 func (e *sinkError) Unwrap() error { return e.err }
 
-// runPass decompresses the blob, calls write with each chunk in its order, and verifies both digests. The chunks count
-// for nothing until it has returned without an error. Reading, inflating, and hashing with writing each have a
-// goroutine: on a gzip layer everything but inflating is then free.
-func runPass(ctx context.Context, src blobSource, limit bomb, write func(chunk []byte, off int64) error) (*pass, error) {
+// runPass decompresses the blob, calls write with each chunk in its order and its checksum, and verifies both digests.
+// The chunks count for nothing until it has returned without an error. Reading, inflating, and hashing with writing each
+// have a goroutine: on a gzip layer everything but inflating is then free.
+func runPass(ctx context.Context, src blobSource, limit bomb, write func(chunk []byte, off int64, sum uint32) error) (*pass, error) {
 	rc, err := src.open(ctx)
 	if err != nil {
 		return nil, err
@@ -67,11 +67,11 @@ func runPass(ctx context.Context, src blobSource, limit bomb, write func(chunk [
 		return nil, err
 	}
 	defer z.Close()
-	p, diffID, err := digestChunks(z, src.diffID, func(chunk []byte, off int64) error {
+	p, diffID, err := digestChunks(z, src.diffID, func(chunk []byte, off int64, sum uint32) error {
 		if end := off + int64(len(chunk)); end > limit.free && end/limit.ratio > in.count.Load() {
 			return fmt.Errorf("%w: it expands to more than %d times its %d bytes", imgsrc.ErrDamaged, limit.ratio, in.count.Load())
 		}
-		if err := write(chunk, off); err != nil {
+		if err := write(chunk, off, sum); err != nil {
 			return &sinkError{err}
 		}
 		return nil
@@ -93,12 +93,9 @@ func runPass(ctx context.Context, src blobSource, limit bomb, write func(chunk [
 
 // digestChunks cuts r into chunks, and hashes them and hands them to each in a goroutine of its own. The digest is
 // empty if there is none to compare it with.
-func digestChunks(r io.Reader, want digest.Digest, each func(chunk []byte, off int64) error) (*pass, digest.Digest, error) {
-	const buffers = 4
-	full, free := make(chan []byte, buffers), make(chan []byte, buffers)
-	for range buffers {
-		free <- make([]byte, chunkSize)
-	}
+func digestChunks(r io.Reader, want digest.Digest, each func(chunk []byte, off int64, sum uint32) error) (*pass, digest.Digest, error) {
+	full, free := make(chan []byte, passBuffers), newBuffers(chunkPool)
+	defer free.release() // last: nobody uses them any more
 	var (
 		p    pass
 		sum  hash.Hash
@@ -113,16 +110,17 @@ func digestChunks(r io.Reader, want digest.Digest, each func(chunk []byte, off i
 		defer close(done)
 		for chunk := range full {
 			if err == nil {
-				if err = each(chunk, p.size); err != nil {
+				crc := crc32.Checksum(chunk, castagnoli)
+				if err = each(chunk, p.size, crc); err != nil {
 					stop.Store(true)
 				}
-				p.sums = append(p.sums, crc32.Checksum(chunk, castagnoli))
+				p.sums = append(p.sums, crc)
 				p.size += int64(len(chunk))
 				if sum != nil {
 					sum.Write(chunk)
 				}
 			}
-			free <- chunk[:chunkSize]
+			free.put(chunk[:chunkSize])
 		}
 	}()
 	finish := sync.OnceFunc(func() {
@@ -132,11 +130,13 @@ func digestChunks(r io.Reader, want digest.Digest, each func(chunk []byte, off i
 	defer finish() // also if r panics
 	var readErr error
 	for readErr == nil && !stop.Load() {
-		chunk := <-free
+		chunk := free.get()
 		var n int
 		n, readErr = readFull(r, chunk)
 		if n > 0 {
 			full <- chunk[:n]
+		} else {
+			free.put(chunk)
 		}
 	}
 	finish()
@@ -159,21 +159,15 @@ type readAhead struct {
 	count atomic.Int64 // bytes read so far
 	sum   hash.Hash    // of all bytes read; valid after Read has returned io.EOF
 
-	full, free chan []byte
-	done       chan struct{}
-	err        error // why the goroutine ended; valid when full is closed
-	cur, buf   []byte
+	full     chan []byte
+	free     *buffers
+	done     chan struct{}
+	err      error // why the goroutine ended; valid when full is closed
+	cur, buf []byte
 }
 
 func newReadAhead(ctx context.Context, r io.Reader, sum hash.Hash) *readAhead {
-	const buffers = 4
-	a := &readAhead{
-		ctx: ctx, sum: sum,
-		full: make(chan []byte, buffers), free: make(chan []byte, buffers), done: make(chan struct{}),
-	}
-	for range buffers {
-		a.free <- make([]byte, 256<<10)
-	}
+	a := &readAhead{ctx: ctx, sum: sum, full: make(chan []byte, passBuffers), free: newBuffers(inputPool), done: make(chan struct{})}
 	go func() {
 		defer close(a.done)
 		defer close(a.full)
@@ -184,11 +178,9 @@ func newReadAhead(ctx context.Context, r io.Reader, sum hash.Hash) *readAhead {
 
 func (a *readAhead) fill(r io.Reader) error {
 	for {
-		var buf []byte
-		select {
-		case buf = <-a.free:
-		case <-a.ctx.Done():
-			return a.ctx.Err()
+		buf := a.free.getUntil(a.ctx.Done())
+		if err := a.ctx.Err(); err != nil {
+			return err
 		}
 		n, err := readFull(r, buf)
 		a.sum.Write(buf[:n])
@@ -205,7 +197,7 @@ func (a *readAhead) fill(r io.Reader) error {
 func (a *readAhead) Read(p []byte) (int, error) {
 	for len(a.cur) == 0 {
 		if a.buf != nil {
-			a.free <- a.buf
+			a.free.put(a.buf)
 			a.buf = nil
 		}
 		if err := a.ctx.Err(); err != nil {
@@ -222,8 +214,65 @@ func (a *readAhead) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// wait returns when the source is not read any more. The context must have ended, or the source.
-func (a *readAhead) wait() { <-a.done }
+// wait returns when the source is not read any more. The context must have ended, or the source. The reader is not used
+// after it.
+func (a *readAhead) wait() {
+	<-a.done
+	a.free.release()
+}
+
+// passBuffers is how many buffers a stage of a pass has at the most.
+const passBuffers = 4
+
+// Most layers are smaller than one chunk: what a pass needs is made when it needs it, and kept for the next one.
+var (
+	chunkPool = &sync.Pool{New: func() any { return make([]byte, chunkSize) }}
+	inputPool = &sync.Pool{New: func() any { return make([]byte, 256<<10) }}
+)
+
+// buffers are those of one stage. One goroutine gets them; any may put them back.
+type buffers struct {
+	pool *sync.Pool
+	made [][]byte
+	free chan []byte
+}
+
+func newBuffers(pool *sync.Pool) *buffers {
+	return &buffers{pool: pool, free: make(chan []byte, passBuffers)}
+}
+
+// get returns a buffer, waiting for one if all are in use.
+func (b *buffers) get() []byte { return b.getUntil(nil) }
+
+// getUntil is get, and returns nil when done is closed before there is one.
+func (b *buffers) getUntil(done <-chan struct{}) []byte {
+	select {
+	case buf := <-b.free:
+		return buf
+	default:
+	}
+	if len(b.made) < passBuffers {
+		buf := b.pool.Get().([]byte)
+		b.made = append(b.made, buf)
+		return buf
+	}
+	select {
+	case buf := <-b.free:
+		return buf
+	case <-done:
+		return nil
+	}
+}
+
+func (b *buffers) put(buf []byte) { b.free <- buf }
+
+// release gives all of them back, when none is in use any more.
+func (b *buffers) release() {
+	for _, buf := range b.made {
+		b.pool.Put(buf) //nolint:staticcheck // a slice's header is small beside what it stands for
+	}
+	b.made = nil
+}
 
 // readFull is io.ReadFull, but its error is always r's own: an io.ErrUnexpectedEOF is then a connection that broke, and
 // not the end.

@@ -7,10 +7,11 @@ import (
 
 // A replay decompresses a layer again and again instead of keeping it: what is left where no file can be written.
 // Reading on is as fast as decompressing, reading back starts from the beginning, but for a window of a few chunks. The
-// chunks are compared with the checksums of a first pass like those of a file.
+// chunks are compared with the tags of a first pass.
 type replay struct {
 	cache *Cache
 	src   blobSource
+	tags  *tags
 
 	turn   chan struct{} // whoever may take this owns all that follows
 	stream *replayStream
@@ -23,22 +24,30 @@ type replayChunk struct {
 	b []byte // empty: not valid
 }
 
-// bringReplay verifies the blob in a pass that keeps nothing but the checksums.
+// bringReplay verifies the blob in a pass that keeps nothing but the tags.
 func (c *Cache) bringReplay(src blobSource) (*store, error) {
-	if err := c.slot(c.ctx); err != nil {
+	if err := take(c.ctx, c.slots); err != nil {
 		return nil, err
 	}
 	defer func() { <-c.slots }()
-	p, err := runPass(c.ctx, src, c.bomb, func([]byte, int64) error { return nil })
+	t, err := newTags()
 	if err != nil {
 		return nil, err
 	}
-	r := &replay{cache: c, src: src, turn: make(chan struct{}, 1)}
+	p, err := runPass(c.ctx, src, c.bomb, func(chunk []byte, _ int64, _ uint32) error {
+		t.add(chunk)
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	r := &replay{cache: c, src: src, tags: t, turn: make(chan struct{}, 1)}
 	r.turn <- struct{}{}
 	return &store{pass: *p, replay: r}, nil
 }
 
-// chunk reads chunk n into p, which is as long as the chunk.
+// chunk reads chunk n into p, which is as long as the chunk. Error: *chunkError if this chunk or one before it is not
+// what it was.
 func (r *replay) chunk(ctx context.Context, n int64, p []byte) error {
 	select {
 	case <-r.turn:
@@ -73,8 +82,10 @@ func (r *replay) chunk(ctx context.Context, n int64, p []byte) error {
 			r.stop()
 			return err
 		}
-		if r.next == n && m != len(p) {
-			return &chunkError{n}
+		if !r.tags.match(int(r.next), w.b) {
+			w.b = w.b[:0]
+			r.stop()
+			return &chunkError{r.next}
 		}
 		r.next++
 	}

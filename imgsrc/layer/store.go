@@ -19,7 +19,8 @@ const (
 	footerLen = len(magic) + 8 + 4
 )
 
-// A store is a layer's uncompressed bytes, chunk by chunk comparable with the checksums of the pass that made them.
+// A store is a layer's uncompressed bytes, chunk by chunk comparable with the checksums of the pass that made them, which
+// tell damage of the file.
 type store struct {
 	pass
 	file   *os.File // nil if there is only replay
@@ -74,7 +75,7 @@ func (c *Cache) openStore(k key) *store {
 	// On a read-only file system nothing is evicted either.
 	now := time.Now()
 	_ = c.dir.Chtimes(k.path(), now, now)
-	p, err := readTrailer(f, k, false)
+	p, err := readTrailer(f, k)
 	if err == nil {
 		var s *store
 		if s, err = newStore(f, p); err == nil {
@@ -87,8 +88,8 @@ func (c *Cache) openStore(k key) *store {
 	return nil
 }
 
-// readTrailer reads what trailer has written: behind a layer's bytes, or alone in its file.
-func readTrailer(f *os.File, k key, alone bool) (*pass, error) {
+// readTrailer reads what trailer has written behind a layer's bytes.
+func readTrailer(f *os.File, k key) (*pass, error) {
 	fi, err := f.Stat()
 	if err != nil {
 		return nil, err
@@ -101,19 +102,15 @@ func readTrailer(f *os.File, k key, alone bool) (*pass, error) {
 		return nil, err
 	}
 	size := int64(binary.LittleEndian.Uint64(footer[len(magic):]))
-	at := size
-	if alone {
-		at = 0
-	}
-	if string(footer[:len(magic)]) != magic || size < 0 || size > math.MaxInt64/2 || at > fi.Size() {
+	if string(footer[:len(magic)]) != magic || size < 0 || size > math.MaxInt64/2 || size > fi.Size() {
 		return nil, fmt.Errorf("it was cut short or edited")
 	}
 	chunks := (size + chunkSize - 1) / chunkSize
-	if at+4*chunks+int64(footerLen) != fi.Size() {
+	if size+4*chunks+int64(footerLen) != fi.Size() {
 		return nil, fmt.Errorf("it was cut short or edited")
 	}
-	b := make([]byte, fi.Size()-at)
-	if _, err := f.ReadAt(b, at); err != nil {
+	b := make([]byte, fi.Size()-size)
+	if _, err := f.ReadAt(b, size); err != nil {
 		return nil, err
 	}
 	if trailerSum(k, b[:len(b)-4]) != binary.LittleEndian.Uint32(b[len(b)-4:]) {
@@ -196,6 +193,14 @@ func (s *store) readVerified(p []byte, off int64) bool {
 	return false
 }
 
+// sum returns the checksum of chunk n, when it is there.
+func (s *store) sum(ctx context.Context, n int64) (uint32, error) {
+	if s.growing != nil {
+		return s.growing.wait(ctx, n)
+	}
+	return s.sums[n], nil
+}
+
 // chunk reads chunk n into buf, and compares it.
 func (s *store) chunk(ctx context.Context, n int64, buf *[chunkSize]byte) ([]byte, error) {
 	b := buf[:min(chunkSize, s.size-n*chunkSize)]
@@ -203,22 +208,18 @@ func (s *store) chunk(ctx context.Context, n int64, buf *[chunkSize]byte) ([]byt
 		if err := s.replay.chunk(ctx, n, b); err != nil {
 			return nil, err
 		}
-		if crc32.Checksum(b, castagnoli) != s.sums[n] {
-			return nil, &chunkError{n}
-		}
 		return b, nil
 	}
-	if s.growing != nil {
-		if err := s.growing.wait(ctx, n*chunkSize+int64(len(b))); err != nil {
-			return nil, err
-		}
+	want, err := s.sum(ctx, n)
+	if err != nil {
+		return nil, err
 	}
 	s.mu.Lock()
 	was := s.identity
 	s.mu.Unlock()
 	if m, err := s.file.ReadAt(b, n*chunkSize); err != nil && err != io.EOF {
 		return nil, err
-	} else if m < len(b) || crc32.Checksum(b, castagnoli) != s.sums[n] {
+	} else if m < len(b) || crc32.Checksum(b, castagnoli) != want {
 		return nil, &chunkError{n}
 	}
 	s.mu.Lock()

@@ -7,8 +7,11 @@ import (
 	"fmt"
 	"hash/crc64"
 	"io"
+	"io/fs"
+	"os"
 	"strconv"
 	"strings"
+	"syscall"
 
 	"github.com/opencontainers/go-digest"
 	tarsplit "github.com/vbatts/tar-split/tar/storage"
@@ -38,10 +41,24 @@ func (s *Source) files(l *layer, diffID digest.Digest) (imgsrc.Files, error) {
 	if diffID != "" && diffID != l.DiffID {
 		return nil, fmt.Errorf("layer %s has the diff id %s, and the image's config says %s: %w", l.ID, l.DiffID, diffID, imgsrc.ErrDamaged)
 	}
+	info, err := os.Stat(tarSplit)
+	if err != nil {
+		return nil, err
+	}
 	return &splitFiles{
 		unpacked: unpacked{s: s, dir: dir, sum: true},
-		key:      imgsrc.FilesKey{Form: splitForm, Digest: l.DiffID}, tarSplit: tarSplit, size: l.Size,
+		key:      splitKey(l.DiffID, tarSplit, info), tarSplit: tarSplit, size: l.Size,
 	}, nil
+}
+
+// splitKey is the key of a layer's files as its tar-split file lists them now. That file is not compared with the diff
+// id, which would take all the bodies: whoever can write to one store must not decide what a layer is in another, nor
+// in this one when it has been repaired. Nobody can set a file's ctime. Its device and inode are left out, because there
+// are file systems that number them anew.
+func splitKey(diffID digest.Digest, tarSplit string, info fs.FileInfo) imgsrc.FilesKey {
+	id := identityIn(info)
+	return imgsrc.FilesKey{Form: splitForm, Digest: diffID, Place: fmt.Sprintf("%s size %d mtime %d.%09d ctime %d.%09d",
+		tarSplit, id.size, id.mtime.Sec, id.mtime.Nsec, id.ctime.Sec, id.ctime.Nsec)}
 }
 
 // splitFiles are a layer's files as tar-split lists them.
@@ -75,6 +92,13 @@ func (f *splitFiles) entries(ctx context.Context, emit func(*imgsrc.File) error)
 		return err
 	}
 	defer file.Close()
+	info, err := file.Stat()
+	if err != nil {
+		return err
+	}
+	if splitKey(f.key.Digest, f.tarSplit, info) != f.key {
+		return fmt.Errorf("it has been replaced: %w", syscall.EAGAIN)
+	}
 	in := &tracked{r: file}
 	lines, err := newEntryReader(ctx, in)
 	if err != nil {

@@ -1,12 +1,18 @@
 package storage
 
 import (
+	"bytes"
+	"compress/gzip"
+	"context"
+	"encoding/json"
 	"errors"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
 	"testing"
 
+	tarsplit "github.com/vbatts/tar-split/tar/storage"
 	"golang.org/x/sys/unix"
 
 	"github.com/imgfs/imgfs/imgsrc"
@@ -167,4 +173,122 @@ func TestFilesDamaged(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
+}
+
+// swapped is a tar-split file in which the target of the link "to-xy" has been made "to-yx", which leaves all checksums
+// and lengths as they are.
+func swapped(t *testing.T, file string) []byte {
+	t.Helper()
+	f, err := os.Open(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	in, err := gzip.NewReader(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out bytes.Buffer
+	w := gzip.NewWriter(&out)
+	lines := json.NewEncoder(w)
+	for read := json.NewDecoder(in); ; {
+		var e tarsplit.Entry
+		if err := read.Decode(&e); err == io.EOF {
+			break
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		if e.Type == tarsplit.SegmentType {
+			e.Payload = bytes.ReplaceAll(e.Payload, []byte("to-xy"), []byte("to-yx"))
+		}
+		if err := lines.Encode(e); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return out.Bytes()
+}
+
+// What a store says of a layer is its own affair: another one with the same layer is not taken in, and neither is the
+// same one when it has been repaired. Where nothing has changed, the layer is read once.
+func TestFilesOfTwoStores(t *testing.T) {
+	r := newReal(t, "overlay")
+	src := t.TempDir()
+	if err := os.Symlink("to-xy", filepath.Join(src, "link")); err != nil {
+		t.Fatal(err)
+	}
+	r.commit(t, "localhost/x", "oci", src)
+	other := real{r.root + "-other", r.run, r.driver}
+	run(t, "cp", "-a", r.root, other.root)
+	splits, err := filepath.Glob(filepath.Join(other.root, "overlay-layers", "*.tar-split.gz"))
+	if err != nil || len(splits) != 1 {
+		t.Fatal(splits, err)
+	}
+	sound, err := os.ReadFile(splits[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := baseFiles(t, other)
+	if err := os.WriteFile(splits[0], swapped(t, splits[0]), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := before.Entries(t.Context(), func(*imgsrc.File) error { return nil }); err == nil {
+		t.Error("files that were opened before list what is there now")
+	}
+	cacheDir := t.TempDir()
+	opened := 0
+	link := func(r real) string {
+		t.Helper()
+		cache, err := tarlayer.OpenCache(cacheDir, 0, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer cache.Close()
+		files := baseFiles(t, r)
+		x, err := cache.Index(t.Context(), tarlayer.Layer{Key: files.Key(), From: files.Key().Digest, Open: func(context.Context) (imgsrc.Files, error) {
+			opened++
+			return baseFiles(t, r), nil
+		}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		tree := tarlayer.NewTree(nil, x)
+		n, _ := tree.Child(0, "link")
+		target, _ := tree.Readlink(n)
+		return target
+	}
+	for range 2 {
+		if got := link(other); got != "to-yx" {
+			t.Errorf("the other store has %q", got)
+		}
+		if got := link(r); got != "to-xy" {
+			t.Errorf("the store has %q, which is the other's", got)
+		}
+	}
+	if opened != 2 {
+		t.Errorf("the layer was read %d times, want once for each store", opened)
+	}
+	if err := os.WriteFile(splits[0], sound, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if got := link(other); got != "to-xy" {
+		t.Errorf("the other store has %q when it has been repaired", got)
+	}
+}
+
+// baseFiles opens the files of the base of localhost/x.
+func baseFiles(t *testing.T, r real) imgsrc.Files {
+	t.Helper()
+	files, err := find(t, r.source(t), "localhost/x:latest").Files(t.Context(), 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := files.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return files
 }
