@@ -4,6 +4,7 @@ import (
 	"context"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/imgfs/imgfs/imgsrc/layer"
 )
@@ -97,6 +98,8 @@ type aheadBody struct {
 const (
 	// aheadReaders is how many files of a batch are read at a time.
 	aheadReaders = 4
+	// aheadWait is how long a reader waits for others' files at the most.
+	aheadWait = 50 * time.Millisecond
 	// aheadBatches is how many batches are kept for readers who may never come.
 	aheadBatches = 4
 )
@@ -116,10 +119,14 @@ func (t *tree) readAhead(ctx context.Context, n uint32) {
 	b, ok := f.batches.take(key)
 	if !ok || b.first <= n || b.first > n+aheadAgain {
 		b = t.batch(n + 1)
-		t.load(ctx, b)
+		soon, cancel := context.WithTimeout(ctx, aheadWait)
+		t.load(soon, b)
+		cancel()
 	}
 	select {
 	case <-b.done:
+	case <-time.After(aheadWait): // whoever asked for one file does not wait for the layers of others
+		return
 	case <-ctx.Done():
 		return
 	}
@@ -138,12 +145,16 @@ func (t *tree) readAhead(ctx context.Context, n uint32) {
 	}
 }
 
-// batch chooses the files from node first on that are worth storing, up to aheadBytes.
+// batch chooses the files from node first on that are worth storing, up to aheadBytes. None is fetched for that.
 func (t *tree) batch(first uint32) *batch {
 	b := &batch{first: first, next: first, done: make(chan struct{})}
+	here := make([]bool, t.Layers())
+	for n := range here {
+		here[n] = t.img.isLocal(t.base + n)
+	}
 	for size := int64(0); b.next < t.Len(); b.next++ {
 		p, ok := t.Place(b.next)
-		if !ok || p.Size == 0 || p.Size > aheadFile || t.Inode(b.next) != b.next {
+		if !ok || p.Size == 0 || p.Size > aheadFile || t.Inode(b.next) != b.next || !here[p.Layer] {
 			continue
 		}
 		if size += p.Size; size > aheadBytes {
