@@ -20,6 +20,7 @@ import (
 type Options struct {
 	Catalog  *imgsrc.Catalog // the images; refreshed by the tree
 	Ops      Ops             // what the controls do
+	Remotes  Remotes         // finds images in registries; nil: none
 	Layers   *layer.Cache    // where layers are indexed
 	Platform imgsrc.Platform // which image of an index is meant where none is named
 	ReadOnly bool            // no control takes a write
@@ -38,6 +39,7 @@ type FS struct {
 	log        *slog.Logger
 	catalog    *imgsrc.Catalog
 	ops        Ops
+	remotes    Remotes
 	layers     *layer.Cache
 	platform   imgsrc.Platform
 	readOnly   bool
@@ -64,7 +66,7 @@ type FS struct {
 	state atomic.Pointer[state]
 	slots atomic.Pointer[[]*image] // by image number; only grows, [0] is nil
 
-	names    interner
+	spaces   [spaces]*nameSpace
 	targets  interner // of links in images' directories: a name and where it leads
 	rendered *renderedCache
 	contents *openCache[imgsrc.Content]
@@ -89,7 +91,7 @@ type state struct {
 	byID    map[string]*image
 	at      time.Time // when the tree came to be in this state
 	idsTime time.Time
-	names   *nameState
+	names   [spaces]*nameState
 }
 
 // New returns the tree of a catalog. It lists nothing until it is asked to: call Refresh or Run.
@@ -99,6 +101,7 @@ func New(o Options) *FS {
 		log:           o.Log,
 		catalog:       o.Catalog,
 		ops:           o.Ops,
+		remotes:       o.Remotes,
 		layers:        o.Layers,
 		platform:      o.Platform,
 		readOnly:      o.ReadOnly,
@@ -120,12 +123,16 @@ func New(o Options) *FS {
 	}
 	f.ctx, f.cancel = context.WithCancel(context.Background())
 	f.slots.Store(&[]*image{nil})
-	f.state.Store(&state{snap: &imgsrc.Snapshot{}, byID: map[string]*image{}, names: emptyNames()})
+	f.state.Store(&state{snap: &imgsrc.Snapshot{}, byID: map[string]*image{}, names: [spaces]*nameState{emptyNames(), emptyNames()}})
 	f.control.init(f)
+	f.initSpaces()
 	f.topViews = map[uint16]view{
 		viewTop:   topView{f},
-		viewNames: namesView{f},
-		viewLinks: linksView{f},
+		viewNames: namesView{f.spaces[spaceImages]},
+		viewLinks: linksView{f.spaces[spaceImages]},
+
+		viewRemoteNames: namesView{f.spaces[spaceRegistry]},
+		viewRemoteLinks: linksView{f.spaces[spaceRegistry]},
 
 		viewIDLinks: idLinksView{f},
 	}
@@ -208,7 +215,9 @@ func (f *FS) refresh(ctx context.Context) *state {
 	default:
 		s.idsTime = old.idsTime
 	}
-	s.names = f.nameState(snap, old.names, first, now)
+	for i, sp := range f.spaces {
+		s.names[i] = sp.state(snap, old.names[i], first, now)
+	}
 	f.state.Store(s)
 	return s
 }

@@ -2,6 +2,7 @@ package fs
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"strings"
 	"sync"
@@ -13,7 +14,41 @@ import (
 	"github.com/imgfs/imgfs/imgsrc"
 )
 
-// nameState is the tree of names below images/ in one state of the catalog.
+// A nameSpace is a directory of names: images/, for those that a source stores, or registry/, for those of registries.
+type nameSpace struct {
+	f           *FS
+	n           int    // which one: see state.names
+	dirs, links uint16 // the views of its directories and of its links
+	ino         ino
+	index       interner
+	// of are the names of an image that belong here.
+	of func(*imgsrc.Entry) []string
+	// find is asked for a path that is not listed. It returns the id of the image that is meant, or that the path is a
+	// directory, or neither.
+	find func(ctx context.Context, snap *imgsrc.Snapshot, path string) (id string, dir bool, err error)
+}
+
+// The name spaces.
+const (
+	spaceImages = iota
+	spaceRegistry
+	spaces
+)
+
+func (f *FS) initSpaces() {
+	f.spaces = [spaces]*nameSpace{
+		{
+			f: f, n: spaceImages, dirs: viewNames, links: viewLinks, ino: imagesIno,
+			of: func(e *imgsrc.Entry) []string { return e.Names }, find: f.findShort,
+		},
+		{
+			f: f, n: spaceRegistry, dirs: viewRemoteNames, links: viewRemoteLinks, ino: registryIno,
+			of: func(e *imgsrc.Entry) []string { return e.RemoteNames }, find: f.findRemote,
+		},
+	}
+}
+
+// nameState is the tree of names below one of these directories in one state of the catalog.
 type nameState struct {
 	tree *imgsrc.NameTree
 	// base is when the names last changed before the mount; changed holds the later changes, by path, of directories and
@@ -28,11 +63,11 @@ func emptyNames() *nameState {
 }
 
 // nameState builds the tree of a snapshot's names; what differs from the old one gets now as its time.
-func (f *FS) nameState(snap *imgsrc.Snapshot, old *nameState, first bool, now time.Time) *nameState {
+func (sp *nameSpace) state(snap *imgsrc.Snapshot, old *nameState, first bool, now time.Time) *nameState {
 	s := &nameState{
 		tree: imgsrc.NewNameTree(func(yield func(name, id string) bool) {
 			for _, e := range snap.Entries {
-				for _, name := range e.Names {
+				for _, name := range sp.of(e) {
 					if !yield(name, e.ID) {
 						return
 					}
@@ -47,7 +82,7 @@ func (f *FS) nameState(snap *imgsrc.Snapshot, old *nameState, first bool, now ti
 		return s
 	}
 	s.compare(old, "", now, func(dir, name string) {
-		f.forget(goneEntry{dir: makeNode(0, viewNames, f.names.number(dir)), name: name})
+		sp.f.forget(goneEntry{dir: sp.dirNode(dir), name: name})
 	})
 	return s
 }
@@ -147,33 +182,40 @@ func (in *interner) name(n uint32) (string, bool) {
 // another image has to become another node.
 const linkSeparator = "\x00"
 
-func (f *FS) nameNode(path string, c imgsrc.NameChild) node {
+func (sp *nameSpace) node(path string, c imgsrc.NameChild) node {
 	if c.Dir {
-		return makeNode(0, viewNames, f.names.number(path))
+		return sp.dirNode(path)
 	}
-	return makeNode(0, viewLinks, f.names.number(path+linkSeparator+c.ID))
+	return makeNode(0, sp.links, sp.index.number(path+linkSeparator+c.ID))
 }
 
-var imagesIno = topSeed.under("images")
+func (sp *nameSpace) dirNode(path string) node { return makeNode(0, sp.dirs, sp.index.number(path)) }
 
-func nameIno(path string) ino {
+var imagesIno, registryIno = topSeed.under("images"), topSeed.under("registry")
+
+func (sp *nameSpace) inoOf(path string) ino {
 	if path == "" {
-		return imagesIno
+		return sp.ino
 	}
-	return imagesIno.under(path)
+	return sp.ino.under(path)
 }
 
-// namesView is images/ and the directories below it.
-type namesView struct{ f *FS }
+// namesView is images/ or registry/, and the directories below it.
+type namesView struct{ *nameSpace }
 
-func (v namesView) dir(ctx context.Context, n node) (*nameState, string, error) {
-	s := v.f.refresh(ctx).names
-	path, ok := v.f.names.name(n.entry())
+// dir returns what a directory's node means. A path that no name has may be one all the same.
+func (v namesView) dir(ctx context.Context, n node) (s *nameState, path string, err error) {
+	st := v.f.refresh(ctx)
+	s = st.names[v.n]
+	path, ok := v.index.name(n.entry())
 	if !ok {
 		return nil, "", syscall.ENOENT
 	}
-	if _, ok := s.tree.Dir(path); !ok && path != "" && !v.f.isInfix(ctx, v.f.state.Load().snap, path) {
-		return nil, "", imgsrc.ErrNotFound
+	if _, ok := s.tree.Dir(path); ok || path == "" {
+		return s, path, nil
+	}
+	if _, dir, err := v.find(ctx, st.snap, path); err != nil || !dir {
+		return nil, "", errors.Join(err, imgsrc.ErrNotFound)
 	}
 	return s, path, nil
 }
@@ -183,7 +225,7 @@ func (v namesView) attr(ctx context.Context, n node, cheap bool) (attr, error) {
 	if err != nil {
 		return attr{}, err
 	}
-	return dirAttr(nameIno(path), s.time(path), true), nil
+	return dirAttr(v.inoOf(path), s.time(path), true), nil
 }
 
 func (v namesView) lookup(ctx context.Context, dir node, name string) (found, error) {
@@ -194,16 +236,16 @@ func (v namesView) lookup(ctx context.Context, dir node, name string) (found, er
 	path = joinName(path, name)
 	c, ok := s.tree.Lookup(path)
 	if ok {
-		return found{node: v.f.nameNode(path, c), keep: keepMoment}, nil
+		return found{node: v.node(path, c), keep: keepMoment}, nil
 	}
-	snap := v.f.state.Load().snap
-	if c.ID, ok = v.f.unlisted(snap, path); !ok {
-		c.Dir = v.f.isInfix(ctx, snap, path)
+	c.ID, c.Dir, err = v.find(ctx, v.f.state.Load().snap, path)
+	if err != nil {
+		return found{}, err
 	}
-	if ok || c.Dir {
-		return found{node: v.f.nameNode(path, c), keep: keepNot}, nil
+	if c.ID == "" && !c.Dir {
+		return found{}, syscall.ENOENT
 	}
-	return found{}, syscall.ENOENT
+	return found{node: v.node(path, c), keep: keepNot}, nil
 }
 
 // list lists in the order in which the names were first met, so that a cookie means the same while names come and go.
@@ -214,7 +256,7 @@ func (v namesView) list(ctx context.Context, dir node, from uint64, emit func(di
 	}
 	cached, ok := s.lists.Load(path)
 	if !ok {
-		cached, _ = s.lists.LoadOrStore(path, v.f.nameList(s, path))
+		cached, _ = s.lists.LoadOrStore(path, v.listOf(s, path))
 	}
 	all := cached.([]dirent)
 	i, _ := slices.BinarySearchFunc(all, from+1, func(d dirent, c uint64) int { return int(int64(d.cookie) - int64(c)) })
@@ -226,16 +268,16 @@ func (v namesView) list(ctx context.Context, dir node, from uint64, emit func(di
 	return nil
 }
 
-func (f *FS) nameList(s *nameState, dir string) []dirent {
+func (sp *nameSpace) listOf(s *nameState, dir string) []dirent {
 	children, _ := s.tree.Dir(dir)
 	all := make([]dirent, 0, len(children))
 	for _, c := range children {
 		path := joinName(dir, c.Name)
-		d := dirent{name: c.Name, node: f.nameNode(path, c), ino: nameIno(path), mode: syscall.S_IFLNK, keep: keepMoment}
+		d := dirent{name: c.Name, node: sp.node(path, c), ino: sp.inoOf(path), mode: syscall.S_IFLNK, keep: keepMoment}
 		if c.Dir {
 			d.mode = syscall.S_IFDIR
 		}
-		d.cookie = uint64(f.names.number(path))
+		d.cookie = uint64(sp.index.number(path))
 		all = append(all, d)
 	}
 	slices.SortFunc(all, func(a, b dirent) int { return int(int64(a.cookie) - int64(b.cookie)) })
@@ -248,12 +290,12 @@ func (namesView) read(context.Context, node, []byte, int64) (fuse.ReadResult, er
 
 func (namesView) readlink(context.Context, node) ([]byte, error) { return nil, syscall.EINVAL }
 
-// linksView is the links below images/.
-type linksView struct{ f *FS }
+// linksView is the links below images/ or registry/.
+type linksView struct{ *nameSpace }
 
 // target returns a link's path, and the id and relative path of the image it leads to.
 func (v linksView) target(n node) (path, target string, err error) {
-	s, ok := v.f.names.name(n.entry())
+	s, ok := v.index.name(n.entry())
 	path, id, isLink := strings.Cut(s, linkSeparator)
 	if !ok || !isLink {
 		return "", "", syscall.ENOENT
@@ -266,7 +308,7 @@ func (v linksView) attr(ctx context.Context, n node, cheap bool) (attr, error) {
 	if err != nil {
 		return attr{}, err
 	}
-	return linkAttr(nameIno(path), len(target), v.f.state.Load().names.time(path)), nil
+	return linkAttr(v.inoOf(path), len(target), v.f.state.Load().names[v.n].time(path)), nil
 }
 
 func (v linksView) readlink(ctx context.Context, n node) ([]byte, error) {

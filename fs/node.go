@@ -20,10 +20,12 @@ const (
 
 // The views above the images (image 0).
 const (
-	viewTop     = iota // the mountpoint's own files; entry 1 is the root, as FUSE wants it
-	viewNames          // directories below images/; entry: an interned path
-	viewLinks          // links below images/; entry: an interned path and target
-	viewIDLinks        // links in ids/ that are not listed; entry: an interned name and target
+	viewTop         = iota // the mountpoint's own files; entry 1 is the root, as FUSE wants it
+	viewNames              // directories below images/; entry: an interned path
+	viewLinks              // links below images/; entry: an interned path and target
+	viewIDLinks            // links in ids/ that are not listed; entry: an interned name and target
+	viewRemoteNames        // directories below registry/, as viewNames
+	viewRemoteLinks        // links below registry/, as viewLinks
 )
 
 // The views of an image.

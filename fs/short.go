@@ -13,6 +13,14 @@ import (
 // Names that are not listed below images/ and still found there: short ones, as podman understands them, and names by
 // digest.
 
+// findShort finds what is not listed below images/.
+func (f *FS) findShort(ctx context.Context, snap *imgsrc.Snapshot, path string) (id string, dir bool, err error) {
+	if id, ok := f.unlisted(snap, path); ok {
+		return id, false, nil
+	}
+	return "", f.isInfix(ctx, snap, path), nil
+}
+
 // isHidden says whether a path is one that shells and desktops look for everywhere, and that no image has.
 func isHidden(path string) bool { return strings.HasPrefix(path, ".") }
 

@@ -3,6 +3,7 @@ package fs
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/imgfs/imgfs/imgsrc"
@@ -113,9 +114,9 @@ func indexJSON(f *imgsrc.Facts) ([]byte, error) {
 
 func configJSON(f *imgsrc.Facts) ([]byte, error) { return f.Config, f.ConfigErr }
 
-func tagsText(e *imgsrc.Entry) []byte { return append([]byte{}, namesText(e)...) }
+func tagsText(e *imgsrc.Entry) []byte { return append([]byte{}, linesOf(e.Names)...) }
 
-func namesText(e *imgsrc.Entry) []byte { return linesOf(e.Names) }
+func namesText(e *imgsrc.Entry) []byte { return linesOf(slices.Concat(e.Names, e.RemoteNames)) }
 
 func repoDigestsText(e *imgsrc.Entry) []byte {
 	return linesOf(gather(e, func(h imgsrc.Held) []string { return h.RepoDigests }))

@@ -17,12 +17,14 @@ const (
 	topEvents
 )
 
-// imagesEntry is images/ in viewNames: the interned path "".
+// imagesEntry is images/ in viewNames, and registry/ in viewRemoteNames: the interned path "".
 const imagesEntry = 0
 
 var (
 	idsNode    = makeNode(0, viewTop, topIDs)
 	imagesNode = makeNode(0, viewNames, imagesEntry)
+
+	registryNode = makeNode(0, viewRemoteNames, imagesEntry)
 )
 
 // topEntries are listed in the mountpoint, in this order.
@@ -34,6 +36,7 @@ var topEntries = []struct {
 	{"README", makeNode(0, viewTop, topReadme), syscall.S_IFREG},
 	{"ids", idsNode, syscall.S_IFDIR},
 	{"images", imagesNode, syscall.S_IFDIR},
+	{"registry", registryNode, syscall.S_IFDIR},
 	{"events", makeNode(0, viewTop, topEvents), syscall.S_IFREG},
 }
 
@@ -47,10 +50,16 @@ func topIno(entry uint32) ino {
 	return topSeed.nth(uint64(entry))
 }
 
+// has says whether this mount has an entry: registry/ only if something can be found in it.
+func (v topView) has(n node) bool { return n != registryNode || v.f.remotes != nil }
+
 // topEntryIno is the inode number of an entry of the mountpoint.
 func topEntryIno(n node) ino {
-	if n == imagesNode {
+	switch n {
+	case imagesNode:
 		return imagesIno
+	case registryNode:
+		return registryIno
 	}
 	return topIno(n.entry())
 }
@@ -76,7 +85,7 @@ func (v topView) attr(ctx context.Context, n node, cheap bool) (attr, error) {
 func (v topView) lookup(ctx context.Context, dir node, name string) (found, error) {
 	if dir.entry() != topIDs {
 		for _, e := range topEntries {
-			if e.name == name {
+			if e.name == name && v.has(e.node) {
 				return found{node: e.node}, nil
 			}
 		}
@@ -149,6 +158,9 @@ func (v topView) list(ctx context.Context, dir node, from uint64, emit func(dire
 	case topRoot:
 		for i := int(min(from, uint64(len(topEntries)))); i < len(topEntries); i++ {
 			e := topEntries[i]
+			if !v.has(e.node) {
+				continue
+			}
 			if !emit(dirent{name: e.name, node: e.node, ino: topEntryIno(e.node), mode: e.mode, cookie: uint64(i) + 1}) {
 				return nil
 			}

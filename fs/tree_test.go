@@ -292,7 +292,7 @@ func TestChangesShow(t *testing.T) {
 	if is := linkOf("x:1"); is == was {
 		t.Error("a name that moved to another image is the same node")
 	}
-	if g := told(f); !slices.Contains(g, goneEntry{dir: makeNode(0, viewNames, f.names.number("localhost")), name: "x:1"}) || !slices.Contains(g, goneEntry{dir: dirA, name: "names"}) {
+	if g := told(f); !slices.Contains(g, goneEntry{dir: f.spaces[spaceImages].dirNode("localhost"), name: "x:1"}) || !slices.Contains(g, goneEntry{dir: dirA, name: "names"}) {
 		t.Errorf("the kernel was told to forget %+v", g)
 	}
 	if _, err := f.view(dirA).lookup(ctx, dirA, "names"); !errors.Is(err, syscall.ENOENT) {
@@ -640,5 +640,85 @@ func TestRemoteImage(t *testing.T) {
 	far.local[1] = true
 	if is := stat(dir); is.mtime.Equal(wasDir.mtime) || !strings.Contains(names(dir), " rootfs ") {
 		t.Errorf("all layers have come: %v, %s", is.mtime, names(dir))
+	}
+}
+
+// fakeRemotes has images to be followed.
+type fakeRemotes struct {
+	src   *fakeSource
+	has   map[string]imgsrc.Listed
+	asked []string
+}
+
+func (r *fakeRemotes) Follow(_ context.Context, ref string) (string, error) {
+	r.asked = append(r.asked, ref)
+	img, ok := r.has[ref]
+	if !ok {
+		return "", imgsrc.ErrNotFound
+	}
+	img.RemoteNames = []string{ref}
+	r.src.set(img)
+	return img.Desc().ID, nil
+}
+
+// Below registry/ whatever can be a place is a directory, and whatever can be a reference is asked for.
+func TestRegistry(t *testing.T) {
+	img := makeImage(t, "a")
+	f, src, _ := newTree(t)
+	remotes := &fakeRemotes{src: src, has: map[string]imgsrc.Listed{"quay.io/team/app:1": {Image: img}}}
+	f.remotes = remotes
+	walk := func(path ...string) (node, error) {
+		n := registryNode
+		for _, name := range path {
+			hit, err := f.view(n).lookup(t.Context(), n, name)
+			if err != nil {
+				return 0, err
+			}
+			n = hit.node
+		}
+		return n, nil
+	}
+	names := func(n node) (all []string) {
+		t.Helper()
+		if err := f.view(n).list(t.Context(), n, 0, func(d dirent) bool { all = append(all, d.name); return true }); err != nil {
+			t.Fatal(err)
+		}
+		return all
+	}
+	for _, path := range [][]string{{".git"}, {"nginx"}, {"nginx:1.27"}, {"quay.io", "UPPER"}, {"quay.io", ".git", "a:1"}} {
+		if _, err := walk(path...); !errors.Is(err, syscall.ENOENT) {
+			t.Errorf("%q: %v", path, err)
+		}
+	}
+	team, err := walk("quay.io", "team")
+	if err != nil || len(remotes.asked) > 0 {
+		t.Fatalf("a directory: %v; asked %q", err, remotes.asked)
+	}
+	if got := names(team); len(got) > 0 {
+		t.Errorf("nothing is known there, and listed is %q", got)
+	}
+	if _, err := walk("quay.io", "team", "app:2"); !errors.Is(err, imgsrc.ErrNotFound) {
+		t.Errorf("a tag that is not there: %v", err)
+	}
+	n, err := walk("quay.io", "team", "app:1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	target, err := f.view(n).readlink(t.Context(), n)
+	if err != nil || string(target) != "../../../ids/"+img.desc.ID {
+		t.Errorf("the link leads to %q, %v", target, err)
+	}
+	if hit, err := f.view(idsNode).lookup(t.Context(), idsNode, img.desc.ID); err != nil || hit.node == 0 {
+		t.Errorf("the image is not in ids/: %v", err)
+	}
+	asked := len(remotes.asked)
+	if got := names(team); !slices.Equal(got, []string{"app:1"}) || !slices.Equal(names(registryNode), []string{"quay.io"}) || len(remotes.asked) != asked {
+		t.Errorf("listed is %q, asked %q", got, remotes.asked)
+	}
+	if _, err := walk("quay.io", "team", "app:1"); err != nil || len(remotes.asked) != asked {
+		t.Errorf("what was followed is asked for again: %v", err)
+	}
+	if got := names(imagesNode); len(got) > 0 {
+		t.Errorf("images/ has %q", got)
 	}
 }

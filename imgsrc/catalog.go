@@ -58,6 +58,8 @@ type Entry struct {
 	// Names are the names under which this image is found, each once, in listed order: a name that two images claim
 	// belongs to the one that is listed first.
 	Names []string
+	// RemoteNames are likewise those in registries, each once.
+	RemoteNames []string
 }
 
 // Held is an image and the source that has it.
@@ -183,6 +185,7 @@ func (c *Catalog) merge() *Snapshot {
 
 		moreByDigest: map[digest.Digest][]*Entry{},
 	}
+	remote := map[string]bool{}
 	for i, list := range c.lists {
 		if list == nil {
 			continue
@@ -206,6 +209,12 @@ func (c *Catalog) merge() *Snapshot {
 				s.byDigest[desc.Digest] = e
 			case !slices.Contains(s.moreByDigest[desc.Digest], e):
 				s.moreByDigest[desc.Digest] = append(s.moreByDigest[desc.Digest], e)
+			}
+			for _, name := range img.RemoteNames {
+				if !remote[name] {
+					remote[name] = true
+					e.RemoteNames = append(e.RemoteNames, name)
+				}
 			}
 			for _, name := range img.Names {
 				if s.byName[name] == nil {

@@ -51,6 +51,8 @@ type Listed struct {
 	// Names are the image's names, as the source stores them, in its order: full references in containers-storage
 	// ("docker.io/library/nginx:1.27"), whatever somebody typed in a layout.
 	Names []string
+	// RemoteNames are the full references under which a registry has the image.
+	RemoteNames []string
 	// RepoDigests are names by digest ("docker.io/library/nginx@sha256:...") that the source has recorded.
 	RepoDigests []string
 	// Containers are the ids of the containers that were made from this image, where the source knows them.

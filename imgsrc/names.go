@@ -93,6 +93,23 @@ func isFullReference(name string) bool {
 	return err == nil && ref.String() == name
 }
 
+// IsRepository says whether a path is a registry's host, or one and the beginning of a repository's path there.
+func IsRepository(path string) bool {
+	path += "/x/y" // which leaves nothing for normalising to add
+	named, err := reference.ParseNormalizedNamed(path)
+	return err == nil && reference.IsNameOnly(named) && named.Name() == path
+}
+
+// IsRemoteReference says whether a path is a reference with a registry and a tag or a digest.
+func IsRemoteReference(path string) bool {
+	host, _, ok := strings.Cut(path, "/")
+	if !ok || !IsRepository(host) {
+		return false
+	}
+	named, err := reference.ParseNormalizedNamed(path)
+	return err == nil && !reference.IsNameOnly(named)
+}
+
 // isPlainReference recognises most full references without the regular expressions of the reference grammar, which
 // cost ten times as much: a store of ten thousand names is laid out anew after each change. It never accepts what the
 // grammar does not.

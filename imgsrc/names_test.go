@@ -204,3 +204,26 @@ func TestNamesProperties(t *testing.T) {
 		}
 	}))
 }
+
+func TestRemotePaths(t *testing.T) {
+	for path, want := range map[string]string{
+		"localhost:5000": "repository", "quay.io": "repository", "docker.io": "repository", "docker.io/library": "repository",
+		"quay.io/team/app": "repository", "localhost": "repository", "quay.io/team/app:1": "reference", "docker.io/nginx:1": "reference",
+		"quay.io/app@sha256:" + strings.Repeat("0", 64): "reference", "localhost:5000/app:latest": "reference",
+		"nginx": "", "nginx:1.27": "", "team/app:1": "", "quay.io/UPPER": "", "quay.io/app:": "", "quay.io/app@sha256:0": "", "quay.io/a:1/b": "",
+		"": "", "quay.io/": "", "quay.io/..": "", "quay.io/a b": "",
+	} {
+		got := ""
+		switch {
+		case IsRepository(path) && IsRemoteReference(path):
+			got = "both"
+		case IsRepository(path):
+			got = "repository"
+		case IsRemoteReference(path):
+			got = "reference"
+		}
+		if got != want {
+			t.Errorf("%q: %q, want %q", path, got, want)
+		}
+	}
+}
