@@ -122,6 +122,9 @@ func Load(ctx context.Context, img Image) (*Facts, error) {
 	if f.Config, f.ConfigErr, gone = read("config", img.Config); gone != nil {
 		return nil, gone
 	}
+	if f.ManifestErr == nil && f.Digest == "" { // the source cannot say it without the bytes
+		f.Digest, f.Size = digest.FromBytes(f.Manifest), int64(len(f.Manifest))
+	}
 	f.parse()
 	return f, nil
 }

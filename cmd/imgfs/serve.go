@@ -30,7 +30,7 @@ func (o *mountOptions) serve(ctx context.Context, a *app, specs []*spec, mountpo
 	var sources []imgsrc.Source
 	var names []string
 	for _, s := range specs {
-		src, err := s.open(ctx, sourceEnv{cache: cache, log: log})
+		src, err := s.open(ctx, sourceEnv{cache: cache, cacheDir: o.cacheDir, log: log})
 		if err != nil {
 			return sourceFailed(ctx, err)
 		}

@@ -15,6 +15,7 @@ import (
 
 	"github.com/imgfs/imgfs/imgsrc"
 	"github.com/imgfs/imgfs/imgsrc/blobs"
+	"github.com/imgfs/imgfs/imgsrc/daemon"
 	"github.com/imgfs/imgfs/imgsrc/dir"
 	"github.com/imgfs/imgfs/imgsrc/dockerarchive"
 	"github.com/imgfs/imgfs/imgsrc/layer"
@@ -68,11 +69,17 @@ var transports = []transport{
 		parse:  parseDir,
 		at:     dirAt,
 	},
+	{
+		name:   "docker-daemon",
+		syntax: "docker-daemon:[REF]",
+		help:   "the images of the Docker engine at DOCKER_HOST",
+		parse:  parseDaemon,
+	},
 }
 
 // planned are the other transports of containers/image: known, so that the error can say so.
 var planned = []string{
-	"docker", "docker-daemon", "sif", "tarball", "atomic", "ostree",
+	"docker", "sif", "tarball", "atomic", "ostree",
 }
 
 // sourceHelp lists the transports for help.
@@ -94,8 +101,9 @@ type spec struct {
 
 // sourceEnv is what sources are opened with.
 type sourceEnv struct {
-	cache *layer.Cache
-	log   *slog.Logger
+	cache    *layer.Cache
+	cacheDir string // the cache's; empty: it keeps nothing
+	log      *slog.Logger
 }
 
 // sourceError is whatever keeps a source from being opened or listed.
@@ -353,4 +361,13 @@ func dirSpec(path string) *spec {
 			return dir.Open(ctx, dir.Options{Dir: path, Cache: env.cache, Log: env.log})
 		},
 	}
+}
+
+func parseDaemon(ref string) (*spec, error) {
+	return &spec{
+		name: "docker-daemon:" + ref,
+		open: func(ctx context.Context, env sourceEnv) (imgsrc.Source, error) {
+			return daemon.Open(ctx, daemon.Options{Ref: ref, Cache: env.cache, CacheDir: env.cacheDir, Log: env.log})
+		},
+	}, nil
 }

@@ -100,6 +100,9 @@ func (d *content) ReadAt(ctx context.Context, p []byte, off int64) (int, error) 
 		if j != nil && ctx.Err() == nil { // it was not the whole yet: that says how it ended
 			select {
 			case <-j.done:
+				if j.err != nil && j.blob == d.src.blob {
+					return 0, j.err
+				}
 				attempt--
 				continue
 			case <-ctx.Done():

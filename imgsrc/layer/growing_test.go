@@ -7,7 +7,9 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 
@@ -129,5 +131,28 @@ func TestTagsEdited(t *testing.T) {
 	wantContent(t, c.Diff(src.digest(), digest.FromBytes(plain), src.open), plain)
 	if again, err := os.ReadFile(kept[0]); err != nil || bytes.Equal(again, b) {
 		t.Errorf("the edited tags are still there: %v", err)
+	}
+}
+
+// A blob that is gone is one failure for each reader, not a search without an end.
+func TestArrivingGone(t *testing.T) {
+	plain := payload(2 * chunkSize)
+	blob := gzipped(t, plain)
+	c := evicted(t, blob, plain)
+	gone := errors.New("gone")
+	var opens atomic.Int64
+	d := c.Diff(digest.FromBytes(blob), digest.FromBytes(plain), func(context.Context) (io.ReadCloser, error) {
+		opens.Add(1)
+		return nil, gone
+	})
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	for range 20 {
+		if _, err := d.ReadAt(ctx, make([]byte, 10), 0); !errors.Is(err, gone) {
+			t.Fatalf("%v, want %v", err, gone)
+		}
+	}
+	if n := opens.Load(); n > 40 {
+		t.Errorf("opened %d times for 20 reads", n)
 	}
 }

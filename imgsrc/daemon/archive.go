@@ -1,0 +1,296 @@
+package daemon
+
+import (
+	"archive/tar"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"path"
+	"strings"
+
+	"github.com/opencontainers/go-digest"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/imgfs/imgfs/imgsrc"
+	"github.com/imgfs/imgfs/imgsrc/layer"
+)
+
+// Bounds of a saved image.
+const (
+	maxEntries = 100_000
+	maxLinks   = 8
+	// A compressed layer may expand to freeExpansion bytes, beyond that to maxRatio times its own.
+	freeExpansion = 16 << 30
+	maxRatio      = 500
+)
+
+// An archive is what "docker save" makes of one image: a tar whose manifest.json names the config and the layers. Before
+// Docker 25 these are <id>.json and <layer>/layer.tar, and a layer that is there already is a link; since then they are
+// blobs of an OCI layout. Layers are uncompressed, or as they were pulled if the engine has the containerd image store.
+type archive struct {
+	r     io.ReaderAt
+	files map[string]section
+	links map[string]string
+}
+
+// A section is where a file lies in an archive.
+type section struct{ off, size int64 }
+
+// readArchive reads the headers. Error: imgsrc.ErrDamaged.
+func readArchive(r io.ReaderAt, size int64) (*archive, error) {
+	a := &archive{r: r, files: map[string]section{}, links: map[string]string{}}
+	in := io.NewSectionReader(r, 0, size)
+	t := tar.NewReader(in)
+	for n := 0; ; n++ {
+		h, err := t.Next()
+		if err == io.EOF && n > 0 {
+			return a, nil
+		}
+		if err == io.EOF {
+			err = io.ErrUnexpectedEOF
+		}
+		if err != nil {
+			return nil, fmt.Errorf("%w: what the engine sent is not a tar: %w", imgsrc.ErrDamaged, err)
+		}
+		if n >= maxEntries {
+			return nil, fmt.Errorf("%w: more than %d entries", imgsrc.ErrDamaged, maxEntries)
+		}
+		name := clean(h.Name)
+		switch h.Typeflag {
+		case tar.TypeReg:
+			off, err := in.Seek(0, io.SeekCurrent) // the reader reads no further than it has to
+			if err != nil {
+				return nil, err
+			}
+			if h.Size > size-off {
+				return nil, fmt.Errorf("%w: %q has %d bytes, and the archive ends after %d", imgsrc.ErrDamaged, name, h.Size, size-off)
+			}
+			a.files[name] = section{off, h.Size}
+		case tar.TypeSymlink:
+			a.links[name] = clean(path.Join(path.Dir(name), h.Linkname))
+		case tar.TypeLink:
+			a.links[name] = clean(h.Linkname)
+		}
+	}
+}
+
+// clean returns a path from the archive's root.
+func clean(name string) string { return path.Clean("/" + name)[1:] }
+
+// find returns where a file lies, also through links.
+func (a *archive) find(name string) (section, bool) {
+	name = clean(name)
+	for range maxLinks {
+		if s, ok := a.files[name]; ok {
+			return s, true
+		}
+		to, ok := a.links[name]
+		if !ok {
+			break
+		}
+		name = to
+	}
+	return section{}, false
+}
+
+// read returns a small file.
+func (a *archive) read(name string) ([]byte, error) {
+	s, ok := a.find(name)
+	switch {
+	case !ok:
+		return nil, fmt.Errorf("%w: the engine's archive has no %s", imgsrc.ErrDamaged, name)
+	case s.size > imgsrc.MaxManifest:
+		return nil, fmt.Errorf("%w: %s has %d bytes, more than %d", imgsrc.ErrDamaged, name, s.size, imgsrc.MaxManifest)
+	}
+	b := make([]byte, s.size)
+	if _, err := a.r.ReadAt(b, s.off); err != nil && err != io.EOF {
+		return nil, err
+	}
+	return b, nil
+}
+
+// readJSON reads a small file into v.
+func (a *archive) readJSON(name string, v any) error {
+	b, err := a.read(name)
+	if err == nil {
+		if err = json.Unmarshal(b, v); err != nil {
+			err = fmt.Errorf("%w: %s: %w", imgsrc.ErrDamaged, name, err)
+		}
+	}
+	return err
+}
+
+// A part is one layer of an archive.
+type part struct {
+	archive *archive
+	section section
+	plain   bool // not compressed
+}
+
+// image returns what the archive says of the one image in it, and its layers by their diff ids.
+func (a *archive) image(ctx context.Context, id string) (*document, map[digest.Digest]part, error) {
+	var items []struct {
+		Config string
+		Layers []string
+	}
+	if err := a.readJSON("manifest.json", &items); err != nil {
+		return nil, nil, err
+	}
+	if len(items) != 1 {
+		return nil, nil, fmt.Errorf("%w: manifest.json has %d images, and one was asked for", imgsrc.ErrDamaged, len(items))
+	}
+	config, err := a.read(items[0].Config)
+	if err != nil {
+		return nil, nil, err
+	}
+	if !isConfigOf(id, config) {
+		if err := a.checkStored(id, digest.FromBytes(config)); err != nil {
+			return nil, nil, err
+		}
+	}
+	ids, err := diffIDsOf(config)
+	if err != nil {
+		return nil, nil, err
+	}
+	if len(ids) != len(items[0].Layers) {
+		return nil, nil, fmt.Errorf("%w: %d layers, and the config has %d diff ids", imgsrc.ErrDamaged, len(items[0].Layers), len(ids))
+	}
+	parts, sizes := map[digest.Digest]part{}, make([]int64, len(ids))
+	for n, name := range items[0].Layers {
+		p, err := a.part(name)
+		if err == nil {
+			sizes[n], err = p.size(ctx)
+		}
+		if err != nil {
+			return nil, nil, fmt.Errorf("layer %d: %w", n, err)
+		}
+		if _, ok := parts[ids[n]]; !ok {
+			parts[ids[n]] = p
+		}
+	}
+	d, err := newDocument(config, ids, sizes)
+	return d, parts, err
+}
+
+func (a *archive) part(name string) (part, error) {
+	s, ok := a.find(name)
+	if !ok {
+		return part{}, fmt.Errorf("%w: the engine's archive has no %s", imgsrc.ErrDamaged, name)
+	}
+	head := make([]byte, min(layer.HeadLen, s.size))
+	if _, err := a.r.ReadAt(head, s.off); err != nil && err != io.EOF {
+		return part{}, err
+	}
+	return part{a, s, layer.Detect(head) == layer.None}, nil
+}
+
+// open returns the layer's uncompressed bytes. They are not verified.
+func (p part) open() (io.ReadCloser, error) {
+	raw := io.NewSectionReader(p.archive.r, p.section.off, p.section.size)
+	if p.plain {
+		return io.NopCloser(raw), nil
+	}
+	z, _, err := layer.Decompress(raw)
+	if err != nil {
+		return nil, err
+	}
+	return &bounded{ReadCloser: z, left: max(freeExpansion, maxRatio*p.section.size)}, nil
+}
+
+// size returns how many bytes open gives.
+func (p part) size(ctx context.Context) (int64, error) {
+	if p.plain {
+		return p.section.size, nil
+	}
+	r, err := p.open()
+	if err != nil {
+		return 0, err
+	}
+	defer r.Close()
+	return io.Copy(io.Discard, &interruptible{ctx, r})
+}
+
+// bounded fails when more comes than may.
+type bounded struct {
+	io.ReadCloser
+	left int64
+}
+
+func (b *bounded) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	if b.left -= int64(n); b.left < 0 {
+		return 0, fmt.Errorf("%w: it expands to more than %d times its size", imgsrc.ErrDamaged, maxRatio)
+	}
+	return n, err
+}
+
+// interruptible fails with ctx's error once that has ended.
+type interruptible struct {
+	ctx context.Context
+	r   io.Reader
+}
+
+func (i *interruptible) Read(p []byte) (int, error) {
+	if err := i.ctx.Err(); err != nil {
+		return 0, err
+	}
+	return i.r.Read(p)
+}
+
+// checkStored fails unless the blob of the image's id is a manifest over this config, or an index that leads to one: the
+// containerd image store calls images by these.
+func (a *archive) checkStored(id string, config digest.Digest) error {
+	other := fmt.Errorf("%w: the engine's archive has the config %s, which is not image %s", imgsrc.ErrDamaged, config, id)
+	level := []digest.Digest{digest.NewDigestFromEncoded(digest.SHA256, id)}
+	seen := map[digest.Digest]bool{}
+	for len(level) > 0 && len(seen) < maxEntries {
+		d := level[0]
+		level = level[1:]
+		if seen[d] || d.Validate() != nil {
+			continue
+		}
+		seen[d] = true
+		var m struct {
+			Config    *v1.Descriptor
+			Manifests []v1.Descriptor
+		}
+		b, err := a.read("blobs/" + d.Algorithm().String() + "/" + d.Encoded())
+		switch {
+		case err != nil && len(seen) == 1:
+			return other
+		case err != nil: // of another platform, and not in the archive
+			continue
+		case d.Algorithm().FromBytes(b) != d:
+			return fmt.Errorf("%w: the bytes of %s are %s", imgsrc.ErrDamaged, d, d.Algorithm().FromBytes(b))
+		case json.Unmarshal(b, &m) != nil:
+			continue
+		case m.Config != nil && m.Config.Digest == config:
+			return nil
+		}
+		for _, child := range m.Manifests {
+			level = append(level, child.Digest)
+		}
+	}
+	return other
+}
+
+// engineError looks for what the engine appends to an archive that it could not finish: a line of JSON.
+func engineError(r io.ReaderAt, size int64) error {
+	const most = 8 << 10
+	tail := make([]byte, min(most, size))
+	n, _ := r.ReadAt(tail, size-int64(len(tail))) // what cannot be read says nothing
+	tail = tail[:n]
+	at := strings.LastIndex(string(tail), `{"errorDetail"`)
+	if at < 0 {
+		return nil
+	}
+	var line struct {
+		Error string `json:"error"`
+	}
+	_ = json.NewDecoder(strings.NewReader(string(tail[at:]))).Decode(&line) // the engine's own line ends there, or says nothing
+	if line.Error == "" {
+		return nil
+	}
+	return fmt.Errorf("the engine could not finish: %s", line.Error)
+}

@@ -1,0 +1,51 @@
+// Package daemon is the source docker-daemon:[REF]: the images of a Docker engine, read through its API, at DOCKER_HOST
+// or the default socket. Engines since Docker 19.03 can be read (API 1.40), and podman's service, which speaks the same.
+//
+// # Listing
+//
+// The engine lists its images and containers, and each image that is new is inspected once. That is what "docker images"
+// shows: no intermediate images of a build. An image's id is what "docker images --no-trunc" has: its config's digest,
+// or with the containerd image store the digest of its manifest or index. Names are written in full: what docker calls
+// web:1 is docker.io/library/web:1.
+//
+// # Saving
+//
+// Of an image's manifest, config and layers the API gives nothing but by "docker save", all at once. So the first one
+// who wants any of them causes one save, on the source's own context: whoever leaves does not stop it, and whoever comes
+// meanwhile waits for the same one. The engine's answer goes into a file without a name, in the cache's directory. From
+// there the layers go into the cache of package layer, which verifies each against its diff id; then the file is gone.
+// It takes the image's size on the disk, beside the layers in the cache. Config, manifest and the layers' sizes are
+// kept in a small file of their own, so that no later mount needs a save for them. A layer that has been evicted from the
+// cache costs another save when it is read again.
+//
+// # The manifest
+//
+// An engine keeps none, or one of another form than it saves. The manifest here is the one that containers/image makes
+// for docker-daemon, to the byte: Docker's schema 2, over the config and the uncompressed layers. Its digest is
+// therefore what "skopeo inspect --raw docker-daemon:NAME" hashes to, and not the one in the image's names by digest.
+//
+// It holds the layers' sizes as tars, which only a save tells. Until an image has been saved once with this cache
+// directory, Desc.Digest is empty and Desc.Size 0, and of an image in the containerd image store Desc.Config is empty.
+// They stay so for as long as this Source lists the image, although Manifest and Config work: an image whose digest
+// changed would be another one, and reading must not change a listing. The next Source shows them from the beginning.
+//
+// # What must hold
+//
+//   - Listing, inspecting and watching save nothing.
+//   - No byte is returned that was not verified: a config against the id, or against the manifest that the id leads to
+//     (containerd image store); a layer against the config's diff id.
+//   - What the engine sends is bounded: entries, JSON files (4 MiB), what a compressed layer expands to, and the room
+//     that a save leaves on the disk. Nothing that is named in an archive becomes a path on this machine.
+//   - Every question has a time limit; a save has one for the time in which nothing comes.
+//   - At most two images are saved at a time. A failure stands for five seconds before the engine is asked again.
+//   - The files in the cache's directory may be removed at any time. Those that are being taken apart have no name, so
+//     that nothing stays when the process is killed.
+//   - A change of names adds before it removes, and never removes the last name, with which the engine would remove the
+//     image.
+//
+// # Changes
+//
+// A watch follows the engine's events, and asks once a minute, because not every engine tells of every image that a
+// build leaves. The stamp moves when a watch has noticed something, or this source has changed names; without a watch,
+// what others do is not seen.
+package daemon

@@ -1,0 +1,176 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	cerrdefs "github.com/containerd/errdefs"
+	"github.com/moby/moby/client"
+	"golang.org/x/sys/unix"
+
+	"github.com/imgfs/imgfs/imgsrc"
+)
+
+// How long the engine may take. A listing of a thousand images takes it some 100 ms.
+const (
+	dialTimeout = 10 * time.Second
+	openTimeout = 20 * time.Second // until it says that it is there
+	callTimeout = time.Minute      // for an answer
+)
+
+// An engine is the client of one engine.
+type engine struct {
+	api  *client.Client
+	host string
+	// lastDial is why it could not be connected to: the library's errors do not keep it.
+	lastDial atomic.Pointer[error]
+}
+
+// errNoEngine is in all errors that mean that the engine cannot be reached.
+var errNoEngine = errors.New("no engine answers")
+
+// A failure says in its text what is wrong, and is what its reasons are for errors.Is.
+type failure struct {
+	text    string
+	reasons []error
+}
+
+func (f *failure) Error() string   { return f.text }
+func (f *failure) Unwrap() []error { return f.reasons }
+
+// newEngine makes a client for host, which is DOCKER_HOST or the default socket if it is empty. It connects to nothing
+// yet. TLS is for tcp only, as the docker command has it.
+func newEngine(host string) (*engine, error) {
+	if host == "" {
+		host = os.Getenv(client.EnvOverrideHost)
+	}
+	if host == "" {
+		host = client.DefaultDockerHost
+	}
+	u, err := client.ParseHostURL(host)
+	switch {
+	case err != nil:
+		return nil, noSource(fmt.Sprintf("%q is no engine's address: DOCKER_HOST is unix:///PATH or tcp://HOST:PORT", host), err)
+	case u.Scheme == "ssh":
+		return nil, noSource(fmt.Sprintf("%s: ssh is not supported: forward the engine's socket (ssh -L) and give that as DOCKER_HOST", host), imgsrc.ErrUnsupported)
+	case u.Scheme != "unix" && u.Scheme != "tcp":
+		return nil, noSource(fmt.Sprintf("%s: an address of this kind is not supported: DOCKER_HOST is unix:///PATH or tcp://HOST:PORT", host), imgsrc.ErrUnsupported)
+	}
+	tls := tlsOption(u)
+	if u.Scheme == "tcp" && u.Port() == "" {
+		port := "2375"
+		if tls != nil {
+			port = "2376"
+		}
+		u.Host = net.JoinHostPort(u.Hostname(), port)
+		host = "tcp://" + u.Host + u.Path
+	}
+	e := &engine{host: host}
+	e.api, err = client.New(tls, client.WithHost(host), client.WithDialContext(e.dialer(u)), client.WithAPIVersionFromEnv(), client.WithUserAgent("imgfs"))
+	if err != nil {
+		return nil, noSource(fmt.Sprintf("connecting to %s: %v", host, err), err)
+	}
+	return e, nil
+}
+
+// noSource is an error of Open.
+func noSource(text string, reasons ...error) error {
+	return &failure{text: text, reasons: append([]error{imgsrc.ErrNoSource}, reasons...)}
+}
+
+// tlsOption returns what DOCKER_CERT_PATH and DOCKER_TLS_VERIFY ask for, nil for no TLS. As with the docker command,
+// verifying without a path takes the certificates of its configuration.
+func tlsOption(u *url.URL) client.Opt {
+	switch {
+	case u.Scheme != "tcp":
+		return nil
+	case os.Getenv(client.EnvOverrideCertPath) != "":
+		return client.WithTLSClientConfigFromEnv()
+	case os.Getenv(client.EnvTLSVerify) == "":
+		return nil
+	}
+	dir := os.Getenv("DOCKER_CONFIG")
+	if home, err := os.UserHomeDir(); dir == "" && err == nil {
+		dir = filepath.Join(home, ".docker")
+	}
+	return client.WithTLSClientConfig(filepath.Join(dir, "ca.pem"), filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem"))
+}
+
+func (e *engine) dialer(u *url.URL) func(context.Context, string, string) (net.Conn, error) {
+	network, addr := "tcp", u.Host
+	if u.Scheme == "unix" {
+		network = "unix"
+	}
+	d := net.Dialer{Timeout: dialTimeout}
+	return func(ctx context.Context, _, asked string) (net.Conn, error) {
+		to := addr
+		if network == "tcp" {
+			to = asked // a proxy's, perhaps
+		}
+		conn, err := d.DialContext(ctx, network, to)
+		if err != nil {
+			e.lastDial.Store(&err)
+		}
+		return conn, err
+	}
+}
+
+// call asks the engine for something that it has at hand.
+func call[T any](ctx context.Context, e *engine, timeout time.Duration, ask func(context.Context) (T, error)) (T, error) {
+	limited, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	answer, err := ask(limited)
+	if err != nil {
+		var none T
+		return none, e.explain(ctx, err)
+	}
+	return answer, nil
+}
+
+// explain turns an error of the client into one of this project's. ctx is the caller's.
+func (e *engine) explain(ctx context.Context, err error) error {
+	text := strings.TrimPrefix(err.Error(), "Error response from daemon: ")
+	switch {
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case errors.Is(err, context.DeadlineExceeded):
+		return &failure{fmt.Sprintf("the engine at %s does not answer in time", e.host), []error{unix.ETIMEDOUT}}
+	case client.IsErrConnectionFailed(err):
+		return e.unreachable(err)
+	case cerrdefs.IsNotFound(err):
+		return &failure{text, []error{imgsrc.ErrNotFound, err}}
+	case cerrdefs.IsConflict(err):
+		return &failure{text, []error{imgsrc.ErrInUse, err}}
+	case cerrdefs.IsInvalidArgument(err):
+		return &failure{text, []error{imgsrc.ErrInvalid, err}}
+	case cerrdefs.IsPermissionDenied(err), cerrdefs.IsUnauthorized(err):
+		return &failure{text, []error{imgsrc.ErrDenied, err}}
+	}
+	return &failure{fmt.Sprintf("the engine at %s: %s", e.host, text), []error{err}}
+}
+
+// unreachable says why there is no connection.
+func (e *engine) unreachable(err error) error {
+	cause := err
+	if d := e.lastDial.Load(); d != nil {
+		cause = *d
+	}
+	if errors.Is(cause, fs.ErrPermission) {
+		return &failure{fmt.Sprintf("no engine may be asked at %s: its socket is for root and the group docker", e.host), []error{errNoEngine, cause}}
+	}
+	text := fmt.Sprintf("no engine answers at %s: is it running, and DOCKER_HOST right?", e.host)
+	var dial *net.OpError
+	if !errors.As(cause, &dial) { // TLS, or something else than an engine
+		text += " (" + cause.Error() + ")"
+	}
+	return &failure{text, []error{errNoEngine, cause}}
+}

@@ -1,0 +1,122 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/moby/moby/api/types/events"
+	"github.com/moby/moby/client"
+)
+
+const (
+	// recheck is how often a watch asks for itself: not every engine tells of every new image, and a connection can be
+	// dead without ending.
+	recheck = time.Minute
+	// settle is how long to wait for more after an event: a build has many.
+	settle                = 50 * time.Millisecond
+	firstRetry, lastRetry = time.Second, 30 * time.Second
+)
+
+// Watch follows the engine's events, and follows them again when the engine comes back. It calls changed once when it is
+// ready, for what has happened before, and when the engine has gone.
+func (s *Source) Watch(ctx context.Context, changed func()) error {
+	notify := func() {
+		s.stamp.Add(1)
+		changed()
+	}
+	retry := firstRetry
+	for ctx.Err() == nil {
+		began := time.Now()
+		why := s.follow(ctx, notify)
+		if time.Since(began) > lastRetry {
+			retry = firstRetry
+		}
+		if retry == firstRetry && ctx.Err() == nil { // the first of a row
+			s.log.Warn("watching source", "source", s.Name(), "error", why)
+			notify()
+		}
+		select {
+		case <-time.After(retry):
+		case <-ctx.Done():
+		}
+		retry = min(2*retry, lastRetry)
+	}
+	return nil
+}
+
+// errEventsEnded: the engine has closed the connection.
+var errEventsEnded = errors.New("the engine's events have ended")
+
+// follow reads events until they end, and says why.
+func (s *Source) follow(ctx context.Context, notify func()) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	slow := time.AfterFunc(callTimeout, cancel) // an engine that takes the question and says nothing
+	stream := s.engine.api.Events(ctx, client.EventsListOptions{
+		Filters: client.Filters{}.Add("type", string(events.ImageEventType), string(events.ContainerEventType)),
+	})
+	slow.Stop()
+	select {
+	case err := <-stream.Err:
+		return s.ended(ctx, err)
+	default:
+	}
+	notify()
+	tick := time.NewTicker(recheck)
+	defer tick.Stop()
+	var settled <-chan time.Time // nil: nothing has happened
+	for {
+		select {
+		case err := <-stream.Err:
+			return s.ended(ctx, err)
+		case e := <-stream.Messages:
+			if settled == nil && concerns(e) {
+				settled = time.After(settle)
+			}
+		case <-settled:
+			settled = nil
+			notify()
+		case <-tick.C:
+			moved, err := s.moved(ctx)
+			if err != nil {
+				return err
+			}
+			if moved {
+				notify()
+			}
+		}
+	}
+}
+
+func (s *Source) ended(ctx context.Context, err error) error {
+	if err == nil {
+		err = errEventsEnded
+	}
+	return fmt.Errorf("following events: %w", s.engine.explain(ctx, err))
+}
+
+// concerns says whether something that happened may be seen in a listing.
+func concerns(e events.Message) bool {
+	switch e.Type {
+	case events.ImageEventType:
+		return e.Action != events.ActionSave && e.Action != events.ActionPush
+	case events.ContainerEventType:
+		switch e.Action {
+		case events.ActionCreate, events.ActionDestroy, events.ActionCommit, events.ActionPrune:
+			return true
+		}
+	}
+	return false
+}
+
+// moved says whether the engine lists something else than it did when this source was last listed.
+func (s *Source) moved(ctx context.Context) (bool, error) {
+	st, err := s.ask(ctx)
+	if err != nil {
+		return false, err
+	}
+	was := s.listedAs.Load()
+	return was == nil || *was != st.print(), nil
+}
