@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -53,7 +54,8 @@ func (img *image) derive(ctx context.Context, r *rendered, row *row) (derivedFil
 	}
 	s := img.f.state.Load()
 	key := derivedKey{img.slot, row.id}
-	if d, ok := img.f.derived.get(key); ok && d.generation == s.snap.Generation && d.entry == e {
+	_, remote := img.remote() // what has been fetched changes meanwhile
+	if d, ok := img.f.derived.get(key); ok && d.generation == s.snap.Generation && d.entry == e && !remote {
 		return d, d.err
 	}
 	text, err := row.derived(ctx, &standing{e: e, snap: s.snap, facts: r.facts, lineage: s.lineage})
@@ -203,13 +205,20 @@ func liveJSON(_ context.Context, s *standing) ([]byte, error) {
 		Source string        `json:"source"`
 		Digest digest.Digest `json:"digest"`
 		Names  []string      `json:"names,omitempty"`
+		// Fetched is how many bytes of the image have come over the network since it was mounted.
+		Fetched *int64 `json:"bytesFetched,omitempty"`
 	}
 	var live struct {
 		Sources      []source `json:"sources"`
 		SharedLayers []int    `json:"imagesWithLayer,omitempty"`
 	}
 	for _, h := range s.e.Held {
-		live.Sources = append(live.Sources, source{h.Source.Name(), h.Desc().Digest, h.Names})
+		from := source{Source: h.Source.Name(), Digest: h.Desc().Digest, Names: slices.Concat(h.Names, h.RemoteNames)}
+		if far, ok := h.Image.(interface{ Fetched() int64 }); ok {
+			n := far.Fetched()
+			from.Fetched = &n
+		}
+		live.Sources = append(live.Sources, from)
 	}
 	live.SharedLayers = s.snap.LayerUsers(s.e)
 	var b strings.Builder

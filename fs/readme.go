@@ -22,6 +22,8 @@ const readmeHead = `Container images as files.
 
   ids/<id>/            every image once, by its id; an unambiguous beginning of the id is a link to it (ids/8e2c859f/)
   images/<reference>   the same images by name: links into ids/ (images/docker.io/library/nginx:1.27)
+  registry/<host>/<repo>:<tag>
+                       any image of a registry: asked for when it is followed, its layers when they are looked into
   events               what happened to this mount: JSON lines, oldest first
 
 In each image's directory:

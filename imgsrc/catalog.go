@@ -44,6 +44,7 @@ type Snapshot struct {
 	byName   map[string]*Entry
 	byDigest map[digest.Digest]*Entry
 
+	byRemoteName map[string]*Entry
 	moreByDigest map[digest.Digest][]*Entry // beside the one in byDigest
 
 	relatedOnce sync.Once
@@ -184,8 +185,8 @@ func (c *Catalog) merge() *Snapshot {
 		byDigest:   map[digest.Digest]*Entry{},
 
 		moreByDigest: map[digest.Digest][]*Entry{},
+		byRemoteName: map[string]*Entry{},
 	}
-	remote := map[string]bool{}
 	for i, list := range c.lists {
 		if list == nil {
 			continue
@@ -211,8 +212,8 @@ func (c *Catalog) merge() *Snapshot {
 				s.moreByDigest[desc.Digest] = append(s.moreByDigest[desc.Digest], e)
 			}
 			for _, name := range img.RemoteNames {
-				if !remote[name] {
-					remote[name] = true
+				if s.byRemoteName[name] == nil {
+					s.byRemoteName[name] = e
 					e.RemoteNames = append(e.RemoteNames, name)
 				}
 			}
@@ -233,6 +234,9 @@ func (s *Snapshot) ByID(id string) *Entry { return s.byID[id] }
 
 // ByName returns the image with this name, exactly as a source stores it, or nil.
 func (s *Snapshot) ByName(name string) *Entry { return s.byName[name] }
+
+// ByRemoteName returns the image that a registry has under this full reference, or nil.
+func (s *Snapshot) ByRemoteName(name string) *Entry { return s.byRemoteName[name] }
 
 // ByPrefix returns the only image whose id begins with prefix, or nil if there is none or more than one.
 func (s *Snapshot) ByPrefix(prefix string) *Entry {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"net/netip"
 	"os"
 	"path/filepath"
 
@@ -27,7 +28,11 @@ type mountOptions struct {
 	cacheSize  byteSize
 	log        logOptions
 
-	platformText string // of --platform
+	platformText string   // of --platform
+	insecure     []string // of --insecure-registry
+	offline      bool
+
+	insecureNetworks []netip.Prefix // what insecure says; nil: the default
 
 	flags    mount.Flags     // what words say
 	platform imgsrc.Platform // what platformText or words say
@@ -86,6 +91,8 @@ Words that only fstab(5) gives a meaning are ignored.
 	f.StringVar(&o.platformText, "platform", "", "os/architecture[/variant]: which image of an index is meant (default: for this machine)")
 	f.StringVar(&o.authFile, "authfile", "", "credentials for registries (default: where podman looks)")
 	f.BoolVar(&o.tlsVerify, "tls-verify", true, "ask registries for a valid certificate (default: as registries.conf says)")
+	f.StringArrayVar(&o.insecure, "insecure-registry", nil, "a network (CIDR) in which registries need no certificate, and HTTP will do; may be repeated (default: loopback)")
+	f.BoolVar(&o.offline, "offline", false, "ask no registry: what the cache has is all there is")
 	f.StringVar(&o.cacheDir, "cache-dir", defaultCacheDir(), "where decompressed layers are kept; empty: nowhere")
 	f.Var(&o.cacheSize, "cache-size", "how much may be kept there, in bytes or with K, M, G or T; 0: no bound")
 	f.StringVar(&o.log.level, "log-level", "warn", "debug, info, warn or error")
@@ -108,6 +115,13 @@ func (o *mountOptions) parse() error {
 	}
 	if err := o.log.parse(); err != nil {
 		return err
+	}
+	for _, text := range o.insecure {
+		network, err := netip.ParsePrefix(text)
+		if err != nil {
+			return fmt.Errorf("--insecure-registry %q: not a network, as in 10.0.0.0/8: %w", text, err)
+		}
+		o.insecureNetworks = append(o.insecureNetworks, network.Masked())
 	}
 	for _, path := range []*string{&o.authFile, &o.cacheDir, &o.log.file} {
 		if *path == "" {

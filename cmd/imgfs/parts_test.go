@@ -67,7 +67,10 @@ func TestParseSource(t *testing.T) {
 		{arg: "dir:none", name: "dir:%/none", dirs: []string{"%/none"}},
 		{arg: "skopeo", name: "dir:%/skopeo", dirs: []string{"%/skopeo"}},
 		{arg: "dir:", err: imgsrc.ErrNoSource},
-		{arg: "docker://example.org/a", err: imgsrc.ErrUnsupported},
+		{arg: "docker://example.org/a", name: "docker://example.org/a"},
+		{arg: "docker://", err: imgsrc.ErrNoSource},
+		{arg: "docker-daemon:", name: "docker-daemon:"},
+		{arg: "ostree:x", err: imgsrc.ErrUnsupported},
 		{arg: "nonsense:x", err: imgsrc.ErrNoSource},
 		{arg: ":", err: imgsrc.ErrNoSource},
 	}

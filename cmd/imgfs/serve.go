@@ -12,6 +12,7 @@ import (
 	"github.com/imgfs/imgfs/imgsrc"
 	"github.com/imgfs/imgfs/imgsrc/layer"
 	"github.com/imgfs/imgfs/imgsrc/ops"
+	"github.com/imgfs/imgfs/imgsrc/registry"
 	"github.com/imgfs/imgfs/mount"
 )
 
@@ -29,8 +30,12 @@ func (o *mountOptions) serve(ctx context.Context, a *app, specs []*spec, mountpo
 	avoid := o.avoid(specs)
 	var sources []imgsrc.Source
 	var names []string
+	env := sourceEnv{cache: cache, cacheDir: o.cacheDir, log: log, registry: registry.Options{
+		Cache: cache, CacheDir: o.cacheDir, AuthFile: o.authFile, TLSVerify: o.tls(), Insecure: o.insecureNetworks,
+		Offline: o.offline, Platform: o.platform, Log: log,
+	}}
 	for _, s := range specs {
-		src, err := s.open(ctx, sourceEnv{cache: cache, cacheDir: o.cacheDir, log: log})
+		src, err := s.open(ctx, env)
 		if err != nil {
 			return sourceFailed(ctx, err)
 		}
@@ -46,7 +51,9 @@ func (o *mountOptions) serve(ctx context.Context, a *app, specs []*spec, mountpo
 	if err != nil {
 		return err
 	}
-	catalog := imgsrc.NewCatalog(log, sources...)
+	followed := registry.NewFollowed(env.registry)
+	defer closing(log, "registries", followed.Close)
+	catalog := imgsrc.NewCatalog(log, append(sources, followed)...)
 	if _, err := catalog.Refresh(ctx); err != nil {
 		return sourceFailed(ctx, err)
 	}
@@ -68,6 +75,7 @@ func (o *mountOptions) serve(ctx context.Context, a *app, specs []*spec, mountpo
 		Ops:      controls{operations},
 		Layers:   cache,
 		Platform: o.platform,
+		Remotes:  followed,
 		ReadOnly: o.flags.ReadOnly,
 		UID:      uint32(os.Geteuid()),
 		GID:      uint32(os.Getegid()),

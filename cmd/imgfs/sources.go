@@ -20,6 +20,7 @@ import (
 	"github.com/imgfs/imgfs/imgsrc/dockerarchive"
 	"github.com/imgfs/imgfs/imgsrc/layer"
 	"github.com/imgfs/imgfs/imgsrc/layout"
+	"github.com/imgfs/imgfs/imgsrc/registry"
 	"github.com/imgfs/imgfs/imgsrc/storage"
 )
 
@@ -75,11 +76,17 @@ var transports = []transport{
 		help:   "the images of the Docker engine at DOCKER_HOST",
 		parse:  parseDaemon,
 	},
+	{
+		name:   "docker",
+		syntax: "docker://HOST[/REPO[:TAG|@DIGEST]]",
+		help:   "a registry's image, repository, or all that it lists",
+		parse:  parseRegistry,
+	},
 }
 
 // planned are the other transports of containers/image: known, so that the error can say so.
 var planned = []string{
-	"docker", "sif", "tarball", "atomic", "ostree",
+	"sif", "tarball", "atomic", "ostree",
 }
 
 // sourceHelp lists the transports for help.
@@ -101,6 +108,7 @@ type spec struct {
 
 // sourceEnv is what sources are opened with.
 type sourceEnv struct {
+	registry registry.Options // what all registries have in common
 	cache    *layer.Cache
 	cacheDir string // the cache's; empty: it keeps nothing
 	log      *slog.Logger
@@ -368,6 +376,21 @@ func parseDaemon(ref string) (*spec, error) {
 		name: "docker-daemon:" + ref,
 		open: func(ctx context.Context, env sourceEnv) (imgsrc.Source, error) {
 			return daemon.Open(ctx, daemon.Options{Ref: ref, Cache: env.cache, CacheDir: env.cacheDir, Log: env.log})
+		},
+	}, nil
+}
+
+func parseRegistry(rest string) (*spec, error) {
+	ref, ok := strings.CutPrefix(rest, "//")
+	if !ok || ref == "" {
+		return nil, fmt.Errorf("%w: write docker://HOST, or more of a reference", imgsrc.ErrNoSource)
+	}
+	return &spec{
+		name: "docker://" + ref,
+		open: func(ctx context.Context, env sourceEnv) (imgsrc.Source, error) {
+			o := env.registry
+			o.Ref = ref
+			return registry.Open(ctx, o)
 		},
 	}, nil
 }

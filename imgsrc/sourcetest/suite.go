@@ -87,7 +87,7 @@ func (s *suite) names() map[string]string {
 	s.Helper()
 	names := map[string]string{}
 	for _, img := range s.images() {
-		for _, name := range img.Names {
+		for _, name := range slices.Concat(img.Names, img.RemoteNames) {
 			if other, ok := names[name]; ok && other != img.Desc().ID {
 				s.Errorf("two images have the name %s: %s and %s", name, other, img.Desc().ID)
 			}
@@ -278,7 +278,7 @@ func (s *suite) catalog() {
 		}
 	}
 	for _, name := range s.want.Names {
-		if first.ByName(name) == nil {
+		if first.ByName(name) == nil && first.ByRemoteName(name) == nil {
 			s.Errorf("the name %s is not in the catalog", name)
 		}
 	}

@@ -1,0 +1,295 @@
+package registry
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"regexp"
+	"strconv"
+	"syscall"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/imgfs/imgfs/imgsrc"
+)
+
+// A body is a blob as it comes in. A connection that is cut, or brings nothing for too long, is replaced by another that
+// goes on where it stopped. Its bytes are not verified.
+type body struct {
+	client *Client
+	ctx    context.Context
+	repo   string
+	digest digest.Digest
+	off    int64 // of the next byte
+	total  int64 // bytes of the whole blob; -1 until a server has said
+	begun  int64 // off at the beginning
+	failed int   // connections that broke
+	plain  bool  // the server does not understand ranges
+	direct bool  // mirrors are left out
+
+	in     io.ReadCloser // nil: there is no connection
+	cancel context.CancelCauseFunc
+	stall  *time.Timer
+}
+
+// Blob opens a blob's bytes from an offset. Reading fails with ctx's error when ctx ends.
+func (c *Client) Blob(ctx context.Context, repo string, d digest.Digest, offset int64) (io.ReadCloser, error) {
+	return c.blob(ctx, repo, d, offset, -1, false)
+}
+
+// blob is Blob for one whose size is known; -1 if it is not. Another size than that is imgsrc.ErrDamaged. With direct no
+// mirror is asked.
+func (c *Client) blob(ctx context.Context, repo string, d digest.Digest, offset, size int64, direct bool) (io.ReadCloser, error) {
+	b := &body{client: c, ctx: ctx, repo: repo, digest: d, off: offset, begun: offset, total: size, direct: direct}
+	if err := b.connect(); err != nil {
+		return nil, err
+	}
+	return b, nil
+}
+
+// bytesFor is how far a blob must come for another failure to be forgiven.
+const bytesFor = 1 << 20
+
+func (b *body) Read(p []byte) (int, error) {
+	if len(p) == 0 {
+		return 0, nil
+	}
+	for {
+		if b.in == nil {
+			if b.total >= 0 && b.off >= b.total {
+				return 0, io.EOF
+			}
+			if err := b.connect(); err != nil {
+				if b.off == b.begun || !errors.Is(err, syscall.ECONNREFUSED) {
+					return 0, err
+				}
+				if err := b.broken(err); err != nil { // it is perhaps being restarted
+					return 0, err
+				}
+				continue
+			}
+		}
+		b.stall.Reset(b.client.limits.stall)
+		n, err := b.in.Read(p)
+		b.stall.Stop()
+		b.off += int64(n)
+		b.client.counted(b.digest, n)
+		if err == io.EOF && (b.total < 0 || b.off >= b.total) {
+			b.disconnect()
+			b.total = b.off
+			if n > 0 {
+				return n, nil
+			}
+			return 0, io.EOF
+		}
+		if err != nil {
+			err = b.broken(err)
+		}
+		if n > 0 || err != nil {
+			return n, err
+		}
+	}
+}
+
+// broken takes note of a connection that ended with err before the blob did. It returns an error if that has happened too
+// often.
+func (b *body) broken(err error) error {
+	cause := context.Cause(b.streamContext())
+	b.disconnect()
+	if b.ctx.Err() != nil {
+		return b.ctx.Err()
+	}
+	if errors.Is(cause, errStalled) {
+		err = errStalled
+	}
+	b.failed++
+	doing := fmt.Sprintf("reading blob %s of %s/%s at %d", b.digest, b.client.host, b.repo, b.off)
+	if b.failed >= b.client.limits.attempts+int((b.off-b.begun)/bytesFor) {
+		return sendFailure(doing, err, nil)
+	}
+	b.client.log.Debug("going on with another connection", "blob", b.digest, "offset", b.off, "error", sendFailure(doing, err, nil))
+	return sleep(b.ctx, min(b.client.limits.backoff<<min(b.failed-1, 10), b.client.limits.wait))
+}
+
+// stream is a connection's reader, with the context that ends it.
+type stream struct {
+	io.ReadCloser
+	ctx context.Context
+}
+
+func (b *body) streamContext() context.Context {
+	if s, ok := b.in.(*stream); ok {
+		return s.ctx
+	}
+	return b.ctx
+}
+
+func (b *body) disconnect() {
+	if b.in != nil {
+		b.cancel(context.Canceled)
+		b.in.Close()
+		b.stall.Stop()
+		b.in = nil
+	}
+}
+
+func (b *body) Close() error {
+	b.disconnect()
+	return nil
+}
+
+// connect asks for the rest of the blob.
+func (b *body) connect() error {
+	all, err := b.client.places(b.repo, b.digest.String())
+	if err != nil {
+		return err
+	}
+	if b.direct {
+		all = all[len(all)-1:]
+	}
+	return b.client.eachOf(b.ctx, all, func(p place) error {
+		return b.client.retry(b.ctx, func() error { return b.connectTo(p) })
+	})
+}
+
+func (b *body) connectTo(p place) error {
+	ctx, cancel := context.WithCancelCause(b.ctx)
+	stall := time.AfterFunc(b.client.limits.stall, func() { cancel(errStalled) })
+	r := p.request(http.MethodGet, "/blobs/"+b.digest.String())
+	r.want = []int{http.StatusOK, http.StatusPartialContent}
+	if b.off > 0 && !b.plain {
+		end := ""
+		if b.total > b.off { // some servers want to be told
+			end = strconv.FormatInt(b.total-1, 10)
+		}
+		r.header.Set("Range", fmt.Sprintf("bytes=%d-%s", b.off, end))
+	}
+	resp, err := p.send(ctx, r)
+	if f := (*failure)(nil); errors.As(err, &f) && f.status == http.StatusRequestedRangeNotSatisfiable && !b.plain {
+		b.plain, f.temporary = true, true
+	}
+	if err == nil {
+		if err = b.accept(resp); err != nil {
+			err = &failure{text: r.doing(p.endpoint) + ": " + err.Error(), condition: imgsrc.ErrDamaged}
+			resp.Body.Close()
+		}
+	}
+	if err == nil && b.off > 0 && resp.StatusCode == http.StatusOK {
+		err = b.skip(resp.Body, stall)
+		if err != nil {
+			err = sendFailure(r.doing(p.endpoint), err, nil)
+			resp.Body.Close()
+		}
+	}
+	stall.Stop()
+	if err != nil {
+		cancel(context.Canceled)
+		return err
+	}
+	b.in, b.cancel, b.stall = &stream{resp.Body, ctx}, cancel, stall
+	return nil
+}
+
+// skip reads over what is there already, where the server sends all of it whatever it is asked.
+func (b *body) skip(r io.Reader, stall *time.Timer) error {
+	buf := make([]byte, 256<<10)
+	for left := b.off; left > 0; {
+		stall.Reset(b.client.limits.stall)
+		n, err := r.Read(buf[:min(left, int64(len(buf)))])
+		left -= int64(n)
+		b.client.counted(b.digest, n)
+		if err != nil && left > 0 {
+			return err
+		}
+	}
+	return nil
+}
+
+var contentRange = regexp.MustCompile(`^bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)$`)
+
+// accept takes the blob's size from an answer's header. It fails if that is not the part that was asked for, or another
+// size than before.
+func (b *body) accept(resp *http.Response) error {
+	total := int64(-1)
+	if resp.StatusCode == http.StatusPartialContent {
+		m := contentRange.FindStringSubmatch(resp.Header.Get("Content-Range"))
+		if m == nil {
+			return fmt.Errorf("content range %q", resp.Header.Get("Content-Range"))
+		}
+		first, _ := strconv.ParseInt(m[1], 10, 64)
+		if first != b.off {
+			return fmt.Errorf("bytes from %d, asked for those from %d", first, b.off)
+		}
+		if m[3] != "*" {
+			total, _ = strconv.ParseInt(m[3], 10, 64)
+		}
+	} else if resp.ContentLength >= 0 {
+		total = resp.ContentLength
+	}
+	if total >= 0 && b.total >= 0 && total != b.total {
+		return fmt.Errorf("it has %d bytes, and should have %d", total, b.total)
+	}
+	if total >= 0 {
+		b.total = total
+	}
+	return nil
+}
+
+// BlobRange returns n bytes of a blob from an offset, fewer where the blob ends. They are not verified. Error:
+// imgsrc.ErrUnsupported if the server only sends blobs from their beginning.
+func (c *Client) BlobRange(ctx context.Context, repo string, d digest.Digest, offset, n int64) (part []byte, err error) {
+	err = c.each(ctx, repo, d.String(), func(p place) error {
+		return c.retry(ctx, func() error {
+			part, err = c.blobRange(ctx, p, d, offset, n)
+			return err
+		})
+	})
+	return part, err
+}
+
+func (c *Client) blobRange(ctx context.Context, p place, d digest.Digest, offset, n int64) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, c.limits.stall)
+	defer cancel()
+	r := p.request(http.MethodGet, "/blobs/"+d.String())
+	r.header.Set("Range", fmt.Sprintf("bytes=%d-%d", offset, offset+n-1))
+	r.want = []int{http.StatusOK, http.StatusPartialContent, http.StatusRequestedRangeNotSatisfiable}
+	resp, err := p.send(ctx, r)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	switch resp.StatusCode {
+	case http.StatusRequestedRangeNotSatisfiable:
+		return nil, nil
+	case http.StatusOK:
+		if offset > 0 {
+			return nil, &failure{text: r.doing(p.endpoint) + ": the server knows no ranges", condition: imgsrc.ErrUnsupported}
+		}
+	default:
+		b := &body{off: offset, total: -1}
+		if err := b.accept(resp); err != nil {
+			return nil, &failure{text: r.doing(p.endpoint) + ": " + err.Error(), condition: imgsrc.ErrDamaged}
+		}
+	}
+	part, err := io.ReadAll(io.LimitReader(resp.Body, n))
+	c.counted(d, len(part))
+	if err != nil {
+		return nil, sendFailure(r.doing(p.endpoint), err, p.knownSecrets())
+	}
+	return part, nil
+}
+
+// BlobSize returns how many bytes the registry says that a blob has; -1 if it does not say.
+func (c *Client) BlobSize(ctx context.Context, repo string, d digest.Digest) (size int64, err error) {
+	err = c.each(ctx, repo, d.String(), func(p place) error {
+		header, _, err := c.document(ctx, p, p.request(http.MethodHead, "/blobs/"+d.String()), 0)
+		if err == nil {
+			size, err = strconv.ParseInt(header.Get("Content-Length"), 10, 64)
+		}
+		return err
+	})
+	return size, err
+}

@@ -1,0 +1,131 @@
+package registry
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"io/fs"
+	"os"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
+
+	"github.com/imgfs/imgfs/imgsrc"
+)
+
+// found opens the blob's file in the cache, with a lock that keeps it from being evicted. Nil if there is none.
+func (x *blob) found() *os.File {
+	b, path := x.blobs, blobPath(x.digest)
+	if b.dir == nil {
+		return nil
+	}
+	f, err := b.dir.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil // it is fetched then
+	}
+	_ = flock(f, unix.LOCK_SH|unix.LOCK_NB) // who evicts it at this moment leaves a file without a name
+	fi, err := f.Stat()
+	if err != nil || !fi.Mode().IsRegular() || x.size >= 0 && fi.Size() != x.size {
+		b.source.log.Warn("discarding cache file", "path", path, "error", "it has another size than the blob")
+		b.removeSame(path, f)
+		f.Close()
+		return nil
+	}
+	if now := time.Now(); now.Sub(fi.ModTime()) > usedTime {
+		_ = b.dir.Chtimes(path, now, now)
+	}
+	return f
+}
+
+// usedTime is how exactly the use of a file is noted: doing so has it hashed again.
+const usedTime = time.Hour
+
+// An identity changes when somebody writes to a file.
+type identity struct {
+	dev, ino     uint64
+	size         int64
+	mtime, ctime unix.Timespec
+}
+
+func identify(f *os.File) (identity, error) {
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		return identity{}, &os.PathError{Op: "stat", Path: f.Name(), Err: err}
+	}
+	return identity{uint64(st.Dev), st.Ino, st.Size, st.Mtim, st.Ctim}, nil
+}
+
+// verify hashes a file, unless it is the one that was found right before.
+func (x *blob) verify(ctx context.Context, f *os.File) error {
+	id, err := identify(f)
+	if err != nil {
+		return err
+	}
+	x.blobs.mu.Lock()
+	known := x.blobs.verified[x.digest] == id
+	x.blobs.mu.Unlock()
+	if known {
+		return nil
+	}
+	sum := x.digest.Algorithm().Hash()
+	if err := hashFile(ctx, f, sum, id.size); err != nil {
+		return err
+	}
+	if got := digest.NewDigest(x.digest.Algorithm(), sum); got != x.digest {
+		return fmt.Errorf("%w: its bytes are %s", imgsrc.ErrDamaged, got)
+	}
+	return nil
+}
+
+// hashFile adds the first n bytes of f to sum.
+func hashFile(ctx context.Context, f *os.File, sum hash.Hash, n int64) error {
+	buf := make([]byte, 1<<20)
+	for off := int64(0); off < n; {
+		m, err := f.ReadAt(buf[:min(int64(len(buf)), n-off)], off)
+		sum.Write(buf[:m])
+		off += int64(m)
+		if err != nil && (err != io.EOF || off < n) {
+			return fmt.Errorf("reading %s: %w", f.Name(), err)
+		}
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+	}
+	return nil
+}
+
+func flock(f *os.File, how int) error {
+	for {
+		if err := unix.Flock(int(f.Fd()), how); err != unix.EINTR {
+			return err
+		}
+	}
+}
+
+// removeSame removes path if it is still f.
+func (b *blobs) removeSame(path string, f *os.File) {
+	if b.dir != nil && b.isSame(path, f) {
+		if err := b.dir.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			b.source.log.Debug("removing cache file", "path", path, "error", err)
+		}
+	}
+}
+
+// isSame says whether f is what path names.
+func (b *blobs) isSame(path string, f *os.File) bool {
+	named, err1 := b.dir.Lstat(path)
+	opened, err2 := f.Stat()
+	return err1 == nil && err2 == nil && os.SameFile(named, opened)
+}
+
+// hasFile says whether a file is there. A dir of nil has none.
+func hasFile(dir *os.Root, path string) bool {
+	if dir == nil {
+		return false
+	}
+	fi, err := dir.Lstat(path)
+	return err == nil && fi.Mode().IsRegular()
+}

@@ -1,0 +1,46 @@
+// Package registry is the source of images that are in a registry, by the distribution specification
+// (https://github.com/opencontainers/distribution-spec/blob/v1.1.1/spec.md): one image, the tags of a repository, or the
+// repositories of a whole registry. It reads, and pushes nothing.
+//
+// Configuration is that of podman and skopeo: registries.conf (mirrors, locations, blocked, insecure), auth.json and
+// Docker's config.json with their helpers, certs.d, and the environment's proxies.
+//
+// # What is listed
+//
+// A listing asks for the tags, asks what each of them means (HEAD), and reads the manifests that are not in the cache:
+// an image's id is its config's digest, which only the manifest says. Configs are read when somebody asks for them, and
+// layers when somebody reads them. Names are full references, host/repository:tag.
+//
+// A repository has at most 1,000 tags in the listing. A registry has at most 1,000 repositories with 100 tags each, and
+// 5,000 references in all; what is left out is said in the log. Anything else can be asked for with Resolve, and is
+// listed from then on. That goes for a registry that does not tell its repositories as well, as most public ones do not:
+// its listing is empty, with a problem that says so.
+//
+// Of an index the image for the source's platform is listed too, as a child without a name. Where the source is a single
+// reference so are those of all other platforms (up to 32, without attestations): there it costs few requests, once.
+// The others are listed when Resolve was asked for them by digest.
+//
+// A tag that cannot be asked about keeps its last meaning. A listing that gets no answer three times gives up, and the
+// last one stands.
+//
+// # What must hold
+//
+//   - No byte of a manifest, a config or a layer is returned that was not verified against its digest, and none of a
+//     layer before all of it was. Only Files.Root is not verified, where the layer is not in the cache: it asks for the
+//     beginning of it.
+//   - Every answer is bounded, in bytes (manifests and configs 4 MiB, a blob what its descriptor says) and in time: ten
+//     seconds for a document, thirty without a byte for a blob. Requests are repeated a few times when a connection
+//     breaks or the registry says 429 or 5xx, and not before the time that it asks for; when that is far, they fail.
+//   - A blob is fetched once, on the source's own context, whoever wants it and however many processes do; a reader who
+//     leaves does not stop it. A connection that breaks is replaced by another that goes on where it stopped, and what
+//     has come of a blob whose fetch failed is not fetched again.
+//   - Credentials go to the registry and to the token server that it names, and to no server that either redirects to;
+//     over an open line only where registries.conf, --tls-verify=false or the loopback interface allow that. They appear
+//     in no error and no log, even if a server repeats them.
+//   - While nobody looks at the stamp, the registry is left alone; otherwise it is asked at most once a minute.
+//
+// # The cache
+//
+// Manifests, configs and the last listing are kept below manifests (see documents), blobs beside the decompressed layers
+// of package layer (see blobs), so that they share its bound. Offline, these are all there is.
+package registry

@@ -1,0 +1,290 @@
+package registry
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"go.podman.io/image/v5/pkg/tlsclientconfig"
+)
+
+const userAgent = "imgfs"
+
+// An endpoint is one server: the registry itself, or a mirror of it.
+type endpoint struct {
+	client   *Client
+	host     string // as in references; with certificates and credentials it has this name
+	address  string // the one that is connected to
+	insecure bool   // no certificate is asked for, and HTTP will do
+	http     *http.Client
+
+	pinging chan struct{} // holds one element while somebody asks for the scheme
+
+	mu         sync.Mutex
+	scheme     string // https or http; empty until the endpoint has answered
+	challenges []challenge
+	tokens     map[string]*token // by scope
+	logins     map[string]login
+	secrets    map[string]bool // the tokens in use
+	quiet      time.Time       // until then the registry wants no requests
+	downUntil  time.Time       // a mirror that did not answer is not asked again before
+}
+
+func (c *Client) newEndpoint(host string, insecure bool) (*endpoint, error) {
+	e := &endpoint{
+		client: c, host: host, address: host, insecure: insecure, pinging: make(chan struct{}, 1),
+		tokens: map[string]*token{}, logins: map[string]login{}, secrets: map[string]bool{},
+	}
+	if host == "docker.io" {
+		e.address = "registry-1.docker.io"
+	}
+	certificates := &tls.Config{InsecureSkipVerify: insecure}
+	for _, dir := range c.certDirs {
+		dir = filepath.Join(dir, host)
+		if _, err := os.Stat(dir); err != nil {
+			continue
+		}
+		if err := tlsclientconfig.SetupCertificates(dir, certificates); err != nil {
+			return nil, &failure{text: fmt.Sprintf("reading certificates for %s in %s: %s", host, dir, clean(err.Error(), nil))}
+		}
+		break // the first that there is, as podman does
+	}
+	e.http = &http.Client{
+		CheckRedirect: e.checkRedirect,
+		Transport: &http.Transport{
+			Proxy:                  http.ProxyFromEnvironment,
+			DialContext:            (&net.Dialer{Timeout: c.limits.document, KeepAlive: 30 * time.Second}).DialContext,
+			TLSClientConfig:        certificates,
+			TLSHandshakeTimeout:    c.limits.document,
+			ForceAttemptHTTP2:      true,
+			HTTP2:                  &http.HTTP2Config{SendPingTimeout: c.limits.stall / 2, PingTimeout: c.limits.stall / 2},
+			DisableCompression:     true, // digests are of the bytes as they are
+			MaxIdleConnsPerHost:    2 * parallel,
+			IdleConnTimeout:        time.Minute,
+			MaxResponseHeaderBytes: 1 << 20,
+		},
+	}
+	return e, nil
+}
+
+// defaultCertDirs is where containers-certs.d(5) has certificates, a directory for each registry.
+func defaultCertDirs() []string {
+	var dirs []string
+	if home, err := os.UserConfigDir(); err == nil && os.Geteuid() != 0 {
+		dirs = append(dirs, filepath.Join(home, "containers/certs.d"))
+	}
+	return append(dirs, "/etc/containers/certs.d", "/etc/docker/certs.d")
+}
+
+// checkRedirect lets nobody but the server that was asked see the credentials: Go's own rule goes by the name alone, and
+// another port is another server.
+func (e *endpoint) checkRedirect(req *http.Request, via []*http.Request) error {
+	first := via[0]
+	switch {
+	case len(via) >= 10:
+		return fmt.Errorf("%w: it is the tenth", errRedirect)
+	case first.Method == http.MethodPost:
+		return http.ErrUseLastResponse // its body holds an identity token
+	case req.URL.Scheme != "https" && req.URL.Scheme != "http", req.URL.Scheme == "http" && first.URL.Scheme == "https" && !e.insecure:
+		return fmt.Errorf("%w: from https to %s", errRedirect, req.URL.Scheme)
+	}
+	if req.URL.Host != first.URL.Host || req.URL.Scheme != first.URL.Scheme {
+		req.Header.Del("Authorization")
+		req.Header.Del("Cookie")
+	}
+	req.Header.Del("Referer")
+	return nil
+}
+
+// A request is what is asked of an endpoint.
+type request struct {
+	method string
+	path   string // below /v2/
+	query  url.Values
+	header http.Header
+	repo   string // whose credentials are used
+	scope  string
+	want   []int // the statuses that are no failure
+}
+
+func (r *request) doing(e *endpoint) string {
+	return fmt.Sprintf("%s %s/v2/%s", r.method, e.host, r.path)
+}
+
+// send returns the answer to a request, with a status that is wanted, or a failure. Credentials that are refused are
+// looked up again, and tokens asked for again, once.
+func (e *endpoint) send(ctx context.Context, r *request) (*http.Response, error) {
+	if err := e.waitQuiet(ctx, r); err != nil {
+		return nil, err
+	}
+	scheme, err := e.ping(ctx)
+	if err != nil {
+		return nil, err
+	}
+	header, err := e.authorize(ctx, r.repo, r.scope, "", nil)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := e.roundTrip(ctx, scheme, r, header)
+	if err != nil {
+		return nil, err
+	}
+	if resp.StatusCode == http.StatusUnauthorized {
+		refused := header
+		if refused == "" {
+			refused = "none"
+		}
+		header, err = e.authorize(ctx, r.repo, r.scope, refused, parseChallenges(resp.Header))
+		if err == nil && header != "" {
+			discard(resp)
+			if resp, err = e.roundTrip(ctx, scheme, r, header); err != nil {
+				return nil, err
+			}
+		}
+	}
+	if err == nil {
+		for _, status := range r.want {
+			if resp.StatusCode == status {
+				return resp, nil
+			}
+		}
+		err = e.refusal(r, resp)
+	}
+	discard(resp)
+	return nil, err
+}
+
+// refusal makes a failure of an answer that was not wanted.
+func (e *endpoint) refusal(r *request, resp *http.Response) error {
+	f := statusFailure(r.doing(e), resp, e.knownSecrets())
+	switch {
+	case resp.StatusCode == http.StatusUnauthorized:
+		e.mu.Lock()
+		user := e.logins[strings.TrimSuffix(e.host+"/"+r.repo, "/")]
+		e.mu.Unlock()
+		f.text += e.loginHint(user.DockerAuthConfig)
+	case resp.StatusCode == http.StatusTooManyRequests && f.after > 0:
+		e.mu.Lock()
+		e.quiet = time.Now().Add(f.after)
+		e.mu.Unlock()
+		f.text += fmt.Sprintf(": it asks to wait %s", f.after.Round(time.Second))
+	}
+	return f
+}
+
+// waitQuiet waits while the registry wants no requests. What would have to wait for long fails at once.
+func (e *endpoint) waitQuiet(ctx context.Context, r *request) error {
+	e.mu.Lock()
+	wait := time.Until(e.quiet)
+	e.mu.Unlock()
+	if wait <= 0 {
+		return nil
+	}
+	if wait > e.client.limits.wait {
+		return &failure{
+			text:      fmt.Sprintf("%s: not asked: the registry had too many requests, and wants none for another %s", r.doing(e), wait.Round(time.Second)),
+			status:    http.StatusTooManyRequests,
+			condition: syscall.EAGAIN,
+		}
+	}
+	return sleep(ctx, wait)
+}
+
+func (e *endpoint) roundTrip(ctx context.Context, scheme string, r *request, authorization string) (*http.Response, error) {
+	u := &url.URL{Scheme: scheme, Host: e.address, Path: "/v2/" + r.path, RawQuery: r.query.Encode()}
+	req, err := http.NewRequestWithContext(ctx, r.method, u.String(), nil)
+	if err != nil {
+		return nil, sendFailure(r.doing(e), err, nil)
+	}
+	for name, values := range r.header {
+		req.Header[name] = values
+	}
+	req.Header.Set("User-Agent", userAgent)
+	if authorization != "" {
+		req.Header.Set("Authorization", authorization)
+	}
+	resp, err := e.http.Do(req)
+	if err != nil {
+		if cause := context.Cause(ctx); cause != nil {
+			err = cause
+		}
+		return nil, sendFailure(r.doing(e), err, e.knownSecrets())
+	}
+	return resp, nil
+}
+
+// discard lets go of an answer, and reads a short one to its end so that the connection can be used again.
+func discard(resp *http.Response) {
+	_, _ = io.CopyN(io.Discard, resp.Body, 16<<10)
+	resp.Body.Close()
+}
+
+// ping finds out whether the endpoint speaks https or http, and how it wants clients to log in: once.
+func (e *endpoint) ping(ctx context.Context) (scheme string, err error) {
+	known := func() string {
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		return e.scheme
+	}
+	if scheme := known(); scheme != "" {
+		return scheme, nil
+	}
+	select {
+	case e.pinging <- struct{}{}:
+		defer func() { <-e.pinging }()
+	case <-ctx.Done():
+		return "", ctx.Err()
+	}
+	if scheme := known(); scheme != "" {
+		return scheme, nil
+	}
+	challenges, err := e.pingBy(ctx, "https")
+	scheme = "https"
+	var f *failure
+	if err != nil && e.insecure && ctx.Err() == nil && errors.As(err, &f) && f.status == 0 && !errors.Is(err, syscall.ETIMEDOUT) {
+		var second error
+		if challenges, second = e.pingBy(ctx, "http"); second == nil || f.condition == nil {
+			scheme, err = "http", second
+		}
+	}
+	if err != nil {
+		return "", err
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.scheme, e.challenges = scheme, challenges
+	return scheme, nil
+}
+
+func (e *endpoint) pingBy(ctx context.Context, scheme string) ([]challenge, error) {
+	ctx, cancel := context.WithTimeout(ctx, e.client.limits.document)
+	defer cancel()
+	r := &request{method: http.MethodGet}
+	resp, err := e.roundTrip(ctx, scheme, r, "")
+	if err != nil {
+		return nil, err
+	}
+	defer discard(resp)
+	switch resp.StatusCode {
+	case http.StatusOK:
+		return nil, nil
+	case http.StatusUnauthorized:
+		return parseChallenges(resp.Header), nil
+	}
+	f := statusFailure(r.doing(e), resp, nil)
+	if resp.StatusCode == http.StatusNotFound {
+		f.text += ": this is no registry"
+	}
+	return nil, f
+}

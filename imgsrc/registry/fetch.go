@@ -1,0 +1,270 @@
+package registry
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"os"
+	"path"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
+
+	"github.com/imgfs/imgfs/imgsrc"
+)
+
+// A sinkError is a failure to store what was fetched, for which the registry is not to blame.
+type sinkError struct{ err error }
+
+func (e *sinkError) Error() string { return "keeping the blob: " + e.err.Error() }
+func (e *sinkError) Unwrap() error { return e.err }
+
+func isSinkError(err error) bool {
+	var e *sinkError
+	return errors.As(err, &e)
+}
+
+var (
+	errBusy  = errors.New("another process holds the lock")
+	errThere = errors.New("another process has fetched it")
+)
+
+// How often to look whether another process has fetched a blob, and how long it may bring nothing before it is not
+// waited for any more.
+const (
+	pollTime  = 50 * time.Millisecond
+	stallTime = time.Minute
+)
+
+// fetch gets the blob from the registry, into the cache, or into a file without a name if that cannot be written.
+func (x *blob) fetch(ctx context.Context) error {
+	s := x.blobs.source
+	if s.offline {
+		return errOffline
+	}
+	select {
+	case x.blobs.slots <- struct{}{}:
+		defer func() { <-x.blobs.slots }()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	err := x.fetchShared(ctx)
+	if errors.Is(err, errThere) {
+		if found, err := x.bringFound(ctx); found || err != nil {
+			return err
+		}
+		err = x.fetchShared(ctx)
+	}
+	if err == nil || !isSinkError(err) || ctx.Err() != nil {
+		return err
+	}
+	if x.blobs.dir != nil {
+		s.log.Warn("using a temporary file for a blob", "blob", x.digest, "error", err)
+	}
+	x.update(x.dropLocked)
+	return x.fetchPrivate(ctx)
+}
+
+// fetchShared fetches into the cache directory. What is there of an earlier attempt is not fetched again.
+func (x *blob) fetchShared(ctx context.Context) error {
+	b := x.blobs
+	if b.dir == nil {
+		return &sinkError{errors.ErrUnsupported}
+	}
+	f, err := x.lockPart(ctx)
+	if err != nil {
+		return err
+	}
+	x.take(f)
+	part := partPath(x.digest)
+	if err := x.fill(ctx, f); err != nil {
+		if errors.Is(err, imgsrc.ErrDamaged) {
+			b.removeSame(part, f)
+		}
+		return err
+	}
+	err = b.dir.MkdirAll(path.Dir(blobPath(x.digest)), 0o700)
+	if err == nil {
+		err = b.dir.Rename(part, blobPath(x.digest))
+	}
+	if err != nil { // somebody has emptied the cache: the file is good without its name
+		b.source.log.Debug("keeping a blob", "blob", x.digest, "error", err)
+	}
+	// From the exclusive lock of a writer to the shared one of a reader.
+	_ = flock(f, unix.LOCK_SH)
+	x.finish(f)
+	return nil
+}
+
+func (x *blob) fetchPrivate(ctx context.Context) error {
+	f, err := os.CreateTemp("", "imgfs-blob-")
+	if err != nil {
+		return &sinkError{err}
+	}
+	if err := os.Remove(f.Name()); err != nil {
+		f.Close()
+		return &sinkError{err}
+	}
+	x.take(f)
+	if err := x.fill(ctx, f); err != nil {
+		return err
+	}
+	x.finish(f)
+	return nil
+}
+
+// take makes f, which is being filled, the blob's file.
+func (x *blob) take(f *os.File) {
+	x.update(func() {
+		x.dropLocked()
+		x.file = f
+		x.refs[f]++
+	})
+}
+
+// lockPart opens the part file with an exclusive lock, waiting for the process that has it. Errors: errThere; a sinkError.
+func (x *blob) lockPart(ctx context.Context) (*os.File, error) {
+	b, part := x.blobs, partPath(x.digest)
+	_ = b.dir.Mkdir(partDir, 0o700) // somebody may have emptied the cache; opening the file says so if it cannot be made
+	lastSize, lastChange := int64(-1), time.Now()
+	for {
+		f, err := b.tryLock(part)
+		if err == nil {
+			if hasFile(b.dir, blobPath(x.digest)) { // finished while this process waited
+				b.removeSame(part, f)
+				f.Close()
+				return nil, errThere
+			}
+			return f, nil
+		}
+		if !errors.Is(err, errBusy) {
+			return nil, &sinkError{err}
+		}
+		if fi, err := b.dir.Stat(part); err == nil && fi.Size() != lastSize {
+			lastSize, lastChange = fi.Size(), time.Now()
+		}
+		if time.Since(lastChange) > stallTime {
+			return nil, &sinkError{fmt.Errorf("waiting for %s: %w", part, err)}
+		}
+		if err := sleep(ctx, pollTime); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// tryLock opens a part file and locks it exclusively. It returns errBusy if somebody else has the lock, or has just
+// renamed the file.
+func (b *blobs) tryLock(part string) (*os.File, error) {
+	f, err := b.dir.OpenFile(part, os.O_RDWR|os.O_CREATE|unix.O_NONBLOCK, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	err = flock(f, unix.LOCK_EX|unix.LOCK_NB)
+	if err == nil && !b.isSame(part, f) {
+		err = unix.EWOULDBLOCK
+	}
+	if err != nil {
+		f.Close()
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			err = errBusy
+		}
+		return nil, err
+	}
+	return f, nil
+}
+
+// fill completes f, and verifies it. If it is wrong, a mirror may have sent it, or a process that was killed have left
+// the beginning: then it is fetched from the registry itself once more, all of it.
+func (x *blob) fill(ctx context.Context, f *os.File) error {
+	fi, err := f.Stat()
+	if err != nil {
+		return &sinkError{err}
+	}
+	have := fi.Size()
+	if x.size >= 0 && have > x.size || x.size < 0 {
+		have = 0
+	}
+	err = x.fillFrom(ctx, f, have, false)
+	if errors.Is(err, imgsrc.ErrDamaged) && (have > 0 || x.blobs.source.client.hasMirrors(x.repo, x.digest)) {
+		x.blobs.source.log.Warn("fetching blob again", "source", x.blobs.source.Name(), "blob", x.digest, "error", err)
+		err = x.fillFrom(ctx, f, 0, true)
+	}
+	return err
+}
+
+func (x *blob) fillFrom(ctx context.Context, f *os.File, have int64, direct bool) error {
+	if err := f.Truncate(have); err != nil {
+		return &sinkError{err}
+	}
+	sum := x.digest.Algorithm().Hash()
+	if err := hashFile(ctx, f, sum, have); err != nil {
+		return &sinkError{err}
+	}
+	x.update(func() { x.arrived = have })
+	if have < x.size || x.size < 0 {
+		var err error
+		if have, err = x.receive(ctx, f, sum, have, direct); err != nil {
+			return err
+		}
+	}
+	if got := digest.NewDigest(x.digest.Algorithm(), sum); got != x.digest || x.size >= 0 && have != x.size {
+		return fmt.Errorf("%w: the registry sent %d bytes that are %s", imgsrc.ErrDamaged, have, got)
+	}
+	return nil
+}
+
+// receive appends what the registry sends from an offset. It never takes more than the descriptor says.
+func (x *blob) receive(ctx context.Context, f *os.File, sum hash.Hash, off int64, direct bool) (int64, error) {
+	in, err := x.blobs.source.client.blob(ctx, x.repo, x.digest, off, x.size, direct)
+	if err != nil {
+		return off, err
+	}
+	defer in.Close()
+	buf := make([]byte, 256<<10)
+	var room int64 // bytes that may be written before looking again
+	for {
+		n, err := in.Read(buf)
+		if x.size >= 0 && off+int64(n) > x.size {
+			return off, fmt.Errorf("%w: the registry sends more than the %d bytes of the descriptor", imgsrc.ErrDamaged, x.size)
+		}
+		if n > 0 {
+			if room < int64(n) {
+				var err error
+				if room, err = roomFor(f); err != nil {
+					return off, &sinkError{err}
+				}
+			}
+			room -= int64(n)
+			if _, err := f.WriteAt(buf[:n], off); err != nil {
+				return off, &sinkError{err}
+			}
+			sum.Write(buf[:n])
+			off += int64(n)
+			x.update(func() { x.arrived = off })
+		}
+		switch {
+		case err == io.EOF:
+			return off, nil
+		case err != nil:
+			return off, err
+		}
+	}
+}
+
+// roomFor returns how much may be written to f before asking again. Error: ENOSPC if the file system has hardly anything
+// left: a twentieth of it, at most 1 GiB, stays free.
+func roomFor(f *os.File) (int64, error) {
+	var st unix.Statfs_t
+	if err := unix.Fstatfs(int(f.Fd()), &st); err != nil {
+		return 0, &os.PathError{Op: "statfs", Path: f.Name(), Err: err}
+	}
+	size := int64(st.Bsize)
+	keep := min(1<<30, int64(st.Blocks)*size/20)
+	if free := int64(st.Bavail)*size - keep; free >= 1<<20 {
+		return min(free, 64<<20), nil
+	}
+	return 0, &os.PathError{Op: "write", Path: f.Name(), Err: unix.ENOSPC}
+}

@@ -1,0 +1,116 @@
+package registry
+
+import (
+	"errors"
+	"net/http"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"go.podman.io/image/v5/types"
+
+	"github.com/imgfs/imgfs/imgsrc"
+	"github.com/imgfs/imgfs/imgsrc/layer"
+)
+
+func newFollowed(t *testing.T) *Followed {
+	t.Helper()
+	o := newSetup(t, "")
+	conf := filepath.Join(t.TempDir(), "registries.conf")
+	write(t, conf, "")
+	o.test.sys = &types.SystemContext{SystemRegistriesConfPath: conf, SystemRegistriesConfDirPath: filepath.Join(t.TempDir(), "none")}
+	f := NewFollowed(o.Options)
+	t.Cleanup(func() {
+		if err := f.Close(); err != nil {
+			t.Errorf("closing: %v", err)
+		}
+	})
+	return f
+}
+
+func TestFollow(t *testing.T) {
+	one, two := newServer(t), newServer(t)
+	a := one.image("lib/a", "1", layer.Gzip, tarOf(one, "f", "a"))
+	b := two.image("b", "latest", layer.Gzip, tarOf(two, "f", "b"))
+	one.requests("")
+	two.requests("")
+	f := newFollowed(t)
+
+	// Nobody is asked before somebody asks.
+	l, err := f.List(t.Context())
+	if err != nil || len(l.Images) != 0 || len(one.requests("")) > 0 {
+		t.Fatalf("%+v, %v", l, err)
+	}
+	watched := make(chan struct{}, 100)
+	go func() {
+		_ = f.Watch(t.Context(), func() { watched <- struct{}{} })
+	}()
+	stamp := f.Stamp()
+	for ref, want := range map[string]string{one.host + "/lib/a:1": a.Digest.String(), two.host + "/b:latest": b.Digest.String()} {
+		id, err := f.Follow(t.Context(), ref)
+		if err != nil {
+			t.Fatal(err)
+		}
+		l, err := f.List(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		found := false
+		for _, img := range l.Images {
+			found = found || img.Desc().ID == id && img.Desc().Digest.String() == want && len(img.RemoteNames) == 1 && img.RemoteNames[0] == ref
+		}
+		if !found {
+			t.Errorf("%s is not in the listing: %+v", ref, l.Images)
+		}
+	}
+	if f.Stamp() == stamp {
+		t.Error("the stamp has not moved")
+	}
+	if blobs := len(one.requests("GET /v2/lib/a/blobs")); blobs > 0 {
+		t.Errorf("%d blobs were fetched", blobs)
+	}
+
+	// What is not there is asked for once in a while, and not each time.
+	for range 3 {
+		if _, err := f.Follow(t.Context(), one.host+"/lib/a:2"); !errors.Is(err, imgsrc.ErrNotFound) {
+			t.Errorf("a tag that is not there: %v", err)
+		}
+	}
+	if n := len(one.requests("HEAD /v2/lib/a/manifests/2")); n != 1 {
+		t.Errorf("asked %d times for what is not there", n)
+	}
+	if _, err := f.Follow(t.Context(), one.host+"/UPPER:1"); !errors.Is(err, imgsrc.ErrInvalid) {
+		t.Errorf("no reference: %v", err)
+	}
+	select {
+	case <-watched:
+	case <-time.After(10 * time.Second):
+		t.Error("the watch was not told")
+	}
+}
+
+// A registry that fails costs its own images, and only as long as it does.
+func TestFollowFailing(t *testing.T) {
+	one, two := newServer(t), newServer(t)
+	one.image("a", "1", layer.Gzip, tarOf(one, "f", "a"))
+	two.image("b", "1", layer.Gzip, tarOf(two, "f", "b"))
+	f := newFollowed(t)
+	one.mu.Lock()
+	one.wrap = func(w http.ResponseWriter, r *http.Request, next http.Handler) { w.WriteHeader(http.StatusForbidden) }
+	one.mu.Unlock()
+	if _, err := f.Follow(t.Context(), one.host+"/a:1"); !errors.Is(err, imgsrc.ErrDenied) {
+		t.Errorf("a registry that refuses: %v", err)
+	}
+	if _, err := f.Follow(t.Context(), two.host+"/b:1"); err != nil {
+		t.Errorf("the other: %v", err)
+	}
+	one.mu.Lock()
+	one.wrap = nil
+	one.mu.Unlock()
+	if _, err := f.Follow(t.Context(), one.host+"/a:1"); err != nil {
+		t.Errorf("it refuses no more: %v", err)
+	}
+	if l, err := f.List(t.Context()); err != nil || len(l.Images) != 2 {
+		t.Errorf("%+v, %v", l, err)
+	}
+}
