@@ -72,7 +72,7 @@
 // of the chunk's number in eight bytes, little endian, and four zeros), the eight bytes "imgfs-t1", the layer's length,
 // and a CRC-32C as above.
 //
-// An index file is the eight bytes "imgfs-i1", four numbers of four bytes (entries, inodes, bytes of the arena, entries left
+// An index file is the eight bytes "imgfs-i2", four numbers of four bytes (entries, inodes, bytes of the arena, entries left
 // out), these tables with their fields in the order in which ent and inode have them, and the CRC-32C of its path and
 // of all that. All numbers are little endian.
 //

@@ -27,6 +27,7 @@ func BuildIndex(ctx context.Context, files imgsrc.Files) (*Index, error) {
 func buildIndex(ctx context.Context, files imgsrc.Files, large func() error) (*Index, error) {
 	b := newIndexBuilder()
 	asked := false
+	filter := &stargzFilter{pass: b.add}
 	err := files.Entries(ctx, func(f *imgsrc.File) error {
 		if !asked && b.memory() > largeBuild {
 			asked = true
@@ -34,8 +35,11 @@ func buildIndex(ctx context.Context, files imgsrc.Files, large func() error) (*I
 				return err
 			}
 		}
-		return b.add(f)
+		return filter.add(f)
 	})
+	if err == nil {
+		err = filter.end()
+	}
 	if err != nil {
 		return nil, err
 	}

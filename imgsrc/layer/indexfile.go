@@ -17,7 +17,7 @@ import (
 // The index file of doc.go.
 const (
 	indexKind   = "index"
-	indexMagic  = "imgfs-i1"
+	indexMagic  = "imgfs-i2"
 	entLen      = 4 + 4 + 4 + 1
 	inodeLen    = 3*8 + 7*4
 	indexHeader = len(indexMagic) + 4*4

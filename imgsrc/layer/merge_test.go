@@ -601,3 +601,34 @@ func TestChangesTooLong(t *testing.T) {
 		t.Errorf("%v, want context.Canceled", err)
 	}
 }
+
+// What only belongs to eStargz does not show; a file of that name in another tar does.
+func TestStargz(t *testing.T) {
+	reg := func(name string) imgsrc.File { return imgsrc.File{Name: name, Type: '0'} }
+	toc, mark := reg("stargz.index.json"), reg(".prefetch.landmark")
+	for name, tt := range map[string]struct {
+		entries entries
+		want    string
+	}{
+		"eStargz":                {entries{reg("a"), mark, reg("b"), toc}, "a b"},
+		"with ./":                {entries{reg("./a"), reg("./.no.prefetch.landmark"), reg("./stargz.index.json")}, "a"},
+		"another file behind":    {entries{reg("a"), mark, toc, reg("b")}, ".prefetch.landmark a b stargz.index.json"},
+		"marks alone":            {entries{mark, reg("a")}, ".prefetch.landmark a"},
+		"in another directory":   {entries{reg("a"), reg("d/stargz.index.json")}, "a d"},
+		"a directory":            {entries{reg("a"), {Name: "stargz.index.json", Type: '5', Mode: 0o755}}, "a stargz.index.json"},
+		"twice, once at the end": {entries{toc, reg("a"), toc}, "a stargz.index.json"},
+		"nothing else":           {entries{toc}, ""},
+	} {
+		tree := merged(t, tt.entries)
+		var names []string
+		for n := uint32(1); n < tree.Len(); n++ {
+			if tree.Parent(n) == 0 {
+				names = append(names, tree.Name(n))
+			}
+		}
+		slices.Sort(names)
+		if got := strings.Join(names, " "); got != tt.want {
+			t.Errorf("%s: %q, want %q", name, got, tt.want)
+		}
+	}
+}

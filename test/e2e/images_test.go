@@ -22,6 +22,8 @@ func layout(ts *testscript.TestScript, neg bool, args []string) {
 	switch set {
 	case "sample":
 		err = images.Sample(l)
+	case "stargz":
+		err = images.Stargz(l)
 	case "formats":
 		err = images.Formats(l)
 	case "odd":

@@ -24,6 +24,9 @@ const (
 	Gzip Compression = "gzip"
 	Zstd Compression = "zstd"
 	None Compression = "none"
+
+	// EStargz is gzip too, in members that can be read on their own.
+	EStargz Compression = "estargz"
 )
 
 // A Layer is one layer, or a step of the history without one.
@@ -157,6 +160,9 @@ func (l *Layout) AddIndex(manifests []v1.Descriptor, annotations map[string]stri
 func (l *Layout) writeLayer(layer Layer, how Compression, docker bool) (digest.Digest, v1.Descriptor, error) {
 	if layer.SpoilTar != nil || layer.SpoilBlob != nil {
 		return l.writeSpoilt(layer)
+	}
+	if how == EStargz {
+		return l.writeStargz(layer)
 	}
 	f, err := os.CreateTemp(l.blobs(), ".layer-")
 	if err != nil {
