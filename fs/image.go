@@ -60,7 +60,7 @@ func (img *image) node(view uint16, entry uint32) node { return makeNode(img.slo
 // another: the files of its layers may have other numbers there.
 func (img *image) isElsewhere(e *imgsrc.Entry) bool {
 	was := img.entry.Load()
-	return was == nil || was.First().Source != e.First().Source
+	return was == nil || was.Nearest().Source != e.Nearest().Source
 }
 
 // current returns the image's entry in the catalog. Error: ErrNotFound if it has been removed.

@@ -206,7 +206,7 @@ func (img *image) openFiles(ctx context.Context, n int) (imgsrc.Files, error) {
 	if err != nil {
 		return nil, err
 	}
-	return e.First().Files(ctx, n)
+	return e.Nearest().Files(ctx, n)
 }
 
 // openContent opens a layer's bytes at the source.
@@ -216,7 +216,7 @@ func (img *image) openContent(ctx context.Context, r *rendered, n int, kind cont
 		return nil, err
 	}
 	if kind == contentDiff {
-		return e.First().Diff(ctx, n)
+		return e.Nearest().Diff(ctx, n)
 	}
 	return e.First().Blob(ctx, r.facts.Layers[n].Digest)
 }
@@ -296,7 +296,7 @@ func (l layerFile) size(ctx context.Context, cheap bool) (int64, error) {
 	if err != nil {
 		return 0, err
 	}
-	key := sizeKey{e.First().Source, d}
+	key := sizeKey{e.Nearest().Source, d}
 	if size, ok := l.img.f.sizes.Load(key); ok {
 		return size.(int64), nil
 	}

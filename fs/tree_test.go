@@ -526,6 +526,29 @@ func TestOwner(t *testing.T) {
 	}
 }
 
+// The layers of an image that is in a registry and here are read here, whichever source is named first.
+func TestNearest(t *testing.T) {
+	near := makeImage(t, "a", "one")
+	far, close := &fakeSource{}, &fakeSource{}
+	far.set(named(farImage{near, map[int]bool{}}))
+	close.set(named(near))
+	f := New(Options{
+		Layers: layerCache(t), Catalog: imgsrc.NewCatalog(slog.New(slog.DiscardHandler), far, close), Ops: &fakeOps{},
+		Log: slog.New(slog.DiscardHandler),
+	})
+	t.Cleanup(f.OnUnmount)
+	f.refresh(t.Context())
+	if img := f.image(1); !img.isLocal(0) {
+		t.Error("what is here would be fetched")
+	}
+	close.set()
+	f.refresh(t.Context())
+	hit, err := f.view(idsNode).lookup(t.Context(), idsNode, near.desc.ID)
+	if err != nil || f.image(hit.node.image()).isLocal(0) {
+		t.Errorf("it is here no more: %v", err)
+	}
+}
+
 // An image that another source has now is another to the kernel: the numbers of its files may be others.
 func TestImageElsewhere(t *testing.T) {
 	img := makeImage(t, "a")

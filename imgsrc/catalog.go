@@ -72,6 +72,21 @@ type Held struct {
 // First is the manifest that stands for the image.
 func (e *Entry) First() Held { return e.Held[0] }
 
+// Nearest is the manifest whose layers are read: the first one's, unless that is in a registry and another source has the
+// same layers here.
+func (e *Entry) Nearest() Held {
+	first := e.Held[0]
+	if _, far := first.Image.(Remote); !far || first.Desc().Config == "" {
+		return first
+	}
+	for _, h := range e.Held[1:] {
+		if _, far := h.Image.(Remote); !far && h.Desc().Damaged == nil && h.Desc().Config == first.Desc().Config {
+			return h
+		}
+	}
+	return first
+}
+
 // NewCatalog returns a catalog of sources. It is empty until the first Refresh.
 func NewCatalog(log *slog.Logger, sources ...Source) *Catalog {
 	c := &Catalog{
