@@ -87,8 +87,11 @@ var commands = map[string]func(ts *testscript.TestScript, neg bool, args []strin
 	"checktree":  checkTree,     // checktree MOUNTPOINT: all that the digests, ids and sizes in ids/ promise; prints how many images and layers
 	"hasjson":    hasJSON,       // hasjson FILE FILTER: jq's filter gives neither false nor null
 	"randread":   randRead,      // randread FILE DIGEST: eight readers at random offsets get the bytes that DIGEST is of
-	"registry":   startRegistry, // registry [-auth|-held] NAME: start one; sets $NAME to HOST:PORT. -held: uploads wait for release
-	"held":       held,          // held NAME: wait until an upload waits
-	"release":    release,       // release NAME: let all uploads go on
-	"abandoned":  abandoned,     // abandoned NAME: wait until the client has given up every upload that waited
+	"registry":   startRegistry, // registry [-auth|-held|-mirror ORIGIN] NAME: start one; sets $NAME to HOST:PORT. -held: uploads wait for release
+	"engine":     startEngine,   // engine: a Docker engine of this script's own; sets $DOCKER_HOST
+
+	"stopregistry": stopRegistry, // stopregistry NAME
+	"held":         held,         // held NAME: wait until an upload waits
+	"release":      release,      // release NAME: let all uploads go on
+	"abandoned":    abandoned,    // abandoned NAME: wait until the client has given up every upload that waited
 }

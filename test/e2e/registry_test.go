@@ -46,14 +46,17 @@ func (r *registryServer) stop() {
 
 func startRegistry(ts *testscript.TestScript, neg bool, args []string) {
 	s := of(ts)
-	kind, name := "", ""
+	kind, name, origin := "", "", ""
 	switch len(args) {
 	case 1:
 		name = args[0]
 	case 2:
 		kind, name = args[0], args[1]
+	case 3:
+		kind, origin, name = args[0], args[1], args[2]
 	}
-	usage(ts, neg, args, name != "" && (kind == "" || kind == "-auth" || kind == "-held"), "registry [-auth|-held] NAME")
+	usage(ts, neg, args, name != "" && (kind == "" || kind == "-auth" || kind == "-held") == (origin == "") && (origin == "" || kind == "-mirror"),
+		"registry [-auth|-held|-mirror ORIGIN] NAME")
 	if kind == "-held" {
 		h := &holding{next: registry.New(registry.Logger(log.New(io.Discard, "", 0))), gate: make(chan struct{})}
 		server := httptest.NewServer(h)
@@ -69,6 +72,9 @@ func startRegistry(ts *testscript.TestScript, neg bool, args []string) {
 	if kind == "-auth" {
 		ts.Check(os.WriteFile(filepath.Join(dir, "htpasswd"), []byte(registryUser+":"+registryHash+"\n"), 0o644))
 		config += fmt.Sprintf("auth: {htpasswd: {realm: test, path: %s/htpasswd}}\n", dir)
+	}
+	if kind == "-mirror" {
+		config += fmt.Sprintf("proxy: {remoteurl: \"http://%s\"}\n", ts.Getenv(origin))
 	}
 	ts.Check(os.WriteFile(filepath.Join(dir, "config.yml"), []byte(config), 0o644))
 	output, err := os.Create(filepath.Join(dir, "log"))
@@ -87,6 +93,14 @@ func startRegistry(ts *testscript.TestScript, neg bool, args []string) {
 		return true
 	})
 	ts.Setenv(name, address)
+}
+
+// stopRegistry stops a registry in the middle of a script.
+func stopRegistry(ts *testscript.TestScript, neg bool, args []string) {
+	s := of(ts)
+	usage(ts, neg, args, len(args) == 1 && s.registries[args[0]] != nil, "stopregistry NAME")
+	s.registries[args[0]].stop()
+	delete(s.registries, args[0])
 }
 
 // freeAddress is a port of the loopback interface that nobody listens on.

@@ -161,6 +161,7 @@ type script struct {
 	t          testscript.T
 	mounts     []string
 	registries map[string]*registryServer
+	engines    []*engine
 }
 
 type scriptKey struct{}
@@ -172,6 +173,9 @@ func of(ts *testscript.TestScript) *script { return ts.Value(scriptKey{}).(*scri
 func (s *script) close() {
 	for _, r := range s.registries {
 		r.stop()
+	}
+	for _, e := range s.engines {
+		e.stop()
 	}
 	for _, p := range processes(scriptVar, s.work) {
 		if !p.serves {
