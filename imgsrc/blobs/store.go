@@ -12,7 +12,6 @@ import (
 	"sync"
 
 	"github.com/opencontainers/go-digest"
-	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/imgfs/imgfs/imgsrc"
 	"github.com/imgfs/imgfs/imgsrc/layer"
@@ -150,30 +149,6 @@ func (s *Store) usable(l imgsrc.LayerFacts) error {
 	return nil
 }
 
-// layerTypes are how the media types of layers begin. What follows is the compression, which is told by the bytes.
-var layerTypes = []string{
-	v1.MediaTypeImageLayer,
-	"application/vnd.oci.image.layer.nondistributable.v1.tar",
-	"application/vnd.docker.image.rootfs.diff.tar",
-	"application/vnd.docker.image.rootfs.foreign.diff.tar",
-}
-
-// checkLayerType fails with imgsrc.ErrUnsupported if a layer of this media type is not a tar.
-func checkLayerType(mediaType string) error {
-	if strings.HasSuffix(mediaType, "+encrypted") {
-		return fmt.Errorf("%w: the layer is encrypted", imgsrc.ErrUnsupported)
-	}
-	for _, t := range layerTypes {
-		if strings.HasPrefix(mediaType, t) {
-			return nil
-		}
-	}
-	if mediaType == "" { // schema 1
-		return nil
-	}
-	return fmt.Errorf("%w: a layer of type %q", imgsrc.ErrUnsupported, mediaType)
-}
-
 // Diff opens layer n of an image as an uncompressed tar. Errors: as with imgsrc.Image.
 func (s *Store) Diff(f *imgsrc.Facts, n int) (imgsrc.Content, error) {
 	switch {
@@ -183,7 +158,7 @@ func (s *Store) Diff(f *imgsrc.Facts, n int) (imgsrc.Content, error) {
 		return nil, fmt.Errorf("%w: there are %d", imgsrc.ErrAbsent, len(f.Layers))
 	}
 	l := f.Layers[n]
-	if err := checkLayerType(l.MediaType); err != nil {
+	if err := layer.CheckMediaType(l.MediaType); err != nil {
 		return nil, err
 	}
 	if _, err := imgsrc.LayerDiffID(f, n); err != nil && !errors.Is(err, imgsrc.ErrAbsent) {

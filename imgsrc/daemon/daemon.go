@@ -16,6 +16,7 @@ import (
 	"go.podman.io/image/v5/docker/reference"
 
 	"github.com/imgfs/imgfs/imgsrc"
+	"github.com/imgfs/imgfs/imgsrc/flight"
 	"github.com/imgfs/imgfs/imgsrc/layer"
 )
 
@@ -43,7 +44,7 @@ type Source struct {
 	ownCache bool
 	log      *slog.Logger
 	records  *records
-	work     *flights
+	work     *flight.Group
 	saving   chan struct{} // one for each image that may be saved at a time
 	stall    time.Duration // how long a save may send nothing
 
@@ -93,7 +94,7 @@ func open(ctx context.Context, o Options) (*Source, error) {
 	s := &Source{
 		ref: o.Ref, engine: e, cache: o.Cache, log: o.Log,
 		records: openRecords(o.CacheDir, o.Log),
-		work:    newFlights(o.Log),
+		work:    flight.New("docker-daemon", o.Log),
 		saving:  make(chan struct{}, maxSaves),
 		stall:   stallTime,
 		turn:    make(chan struct{}, 1),
@@ -156,7 +157,7 @@ func (s *Source) Close() error {
 	s.mu.Lock()
 	s.closed = true
 	s.mu.Unlock()
-	s.work.close()
+	s.work.Close()
 	s.unpin(0)
 	err := errors.Join(s.engine.api.Close(), s.records.close())
 	if s.ownCache && s.cache != nil {

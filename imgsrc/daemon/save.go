@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/imgfs/imgfs/imgsrc"
+	"github.com/imgfs/imgfs/imgsrc/flight"
 )
 
 const (
@@ -92,7 +93,7 @@ func (s *Source) save(ctx context.Context, id string) (*document, error) {
 	case failed.err != nil:
 		return nil, failed.err
 	}
-	return s.work.fly(ctx, id, func(ctx context.Context) (*document, error) {
+	return flight.Do(ctx, s.work, id, func(ctx context.Context) (*document, error) {
 		doc, err := s.saveNow(ctx, id)
 		if err != nil && ctx.Err() == nil {
 			if !errors.Is(err, imgsrc.ErrNotFound) {
@@ -125,7 +126,7 @@ func (s *Source) saveNow(ctx context.Context, id string) (*document, error) {
 	s.mu.Lock()
 	s.spools[id] = sp
 	s.mu.Unlock()
-	if !s.work.start(func(ctx context.Context) { s.feed(ctx, id, sp) }) {
+	if !s.work.Start(sp, func(ctx context.Context) (any, error) { s.feed(ctx, id, sp); return nil, nil }) {
 		s.unspool(id, sp)
 		return nil, errClosed
 	}

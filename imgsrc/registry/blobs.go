@@ -224,7 +224,7 @@ func (x *blob) wait(ctx context.Context, from int64) (held, error) {
 			x.busy, x.err = true, nil
 		}
 		x.mu.Unlock()
-		if begin && x.blobs.source.flights.start(new(int), x.work) == nil {
+		if begin && !x.blobs.source.flights.Start(new(int), x.work) {
 			x.update(func() { x.busy = false })
 			return held{}, fmt.Errorf("registry: %w", fs.ErrClosed)
 		}

@@ -10,6 +10,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/imgfs/imgfs/imgsrc"
+	"github.com/imgfs/imgfs/imgsrc/flight"
 )
 
 // content is a layer's blob, exactly as the manifest names it. It asks for nothing before it is read from.
@@ -52,7 +53,7 @@ func (c *content) Size(ctx context.Context) (int64, error) {
 	}
 	s := c.image.source
 	if !s.blobs.hasBlob(c.digest) && !s.offline {
-		size, err := fly(ctx, s.flights, flightKey{"size", c.digest}, func(ctx context.Context) (int64, error) {
+		size, err := flight.Do(ctx, s.flights, flightKey{"size", c.digest}, func(ctx context.Context) (int64, error) {
 			return s.client.BlobSize(ctx, c.image.repo, c.digest)
 		})
 		if err == nil && size >= 0 || ctx.Err() != nil {

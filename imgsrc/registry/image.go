@@ -12,9 +12,9 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
-	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/imgfs/imgfs/imgsrc"
+	"github.com/imgfs/imgfs/imgsrc/flight"
 	"github.com/imgfs/imgfs/imgsrc/layer"
 )
 
@@ -56,7 +56,7 @@ func (s *Source) manifest(ctx context.Context, repo string, d digest.Digest) (Do
 	if s.offline {
 		return Document{}, errOffline
 	}
-	return fly(ctx, s.flights, flightKey{"manifest", d}, func(ctx context.Context) (Document, error) {
+	return flight.Do(ctx, s.flights, flightKey{"manifest", d}, func(ctx context.Context) (Document, error) {
 		doc, err := s.client.Manifest(ctx, repo, d.String())
 		if err == nil {
 			s.docs.put(d, doc.Bytes)
@@ -91,7 +91,7 @@ func (m *image) config(ctx context.Context, d digest.Digest) ([]byte, error) {
 	}
 	if b == nil {
 		var err error
-		b, err = fly(ctx, s.flights, flightKey{"config", d}, func(ctx context.Context) ([]byte, error) {
+		b, err = flight.Do(ctx, s.flights, flightKey{"config", d}, func(ctx context.Context) ([]byte, error) {
 			b, err := s.fetchConfig(ctx, m.repo, d)
 			if err == nil {
 				s.docs.put(d, b)
@@ -212,7 +212,7 @@ func (s *Source) hasForeign(ctx context.Context, repo string, d digest.Digest) (
 	if s.offline {
 		return false, errOffline
 	}
-	return fly(ctx, s.flights, flightKey{"has", d}, func(ctx context.Context) (bool, error) {
+	return flight.Do(ctx, s.flights, flightKey{"has", d}, func(ctx context.Context) (bool, error) {
 		_, err := s.client.BlobRange(ctx, repo, d, 0, 1)
 		if err != nil && !errors.Is(err, imgsrc.ErrNotFound) {
 			return false, err
@@ -220,30 +220,6 @@ func (s *Source) hasForeign(ctx context.Context, repo string, d digest.Digest) (
 		s.foreign.Store(d, answer{err == nil, time.Now()})
 		return err == nil, nil
 	})
-}
-
-// layerTypes are how the media types of layers begin. What follows is the compression, which is told by the bytes.
-var layerTypes = []string{
-	v1.MediaTypeImageLayer,
-	"application/vnd.oci.image.layer.nondistributable.v1.tar",
-	"application/vnd.docker.image.rootfs.diff.tar",
-	"application/vnd.docker.image.rootfs.foreign.diff.tar",
-}
-
-// checkLayerType fails with imgsrc.ErrUnsupported if a layer of this media type is not a tar.
-func checkLayerType(mediaType string) error {
-	if strings.HasSuffix(mediaType, "+encrypted") {
-		return fmt.Errorf("%w: the layer is encrypted", imgsrc.ErrUnsupported)
-	}
-	for _, t := range layerTypes {
-		if strings.HasPrefix(mediaType, t) {
-			return nil
-		}
-	}
-	if mediaType == "" { // schema 1
-		return nil
-	}
-	return fmt.Errorf("%w: a layer of type %q", imgsrc.ErrUnsupported, mediaType)
 }
 
 // Diff asks nobody for the layer's bytes: the first Size or ReadAt does, unless they are in the cache.
@@ -274,7 +250,7 @@ func (m *image) layer(ctx context.Context, n int) (l imgsrc.LayerFacts, err erro
 		return l, fmt.Errorf("%w: there are %d", imgsrc.ErrAbsent, len(facts.Layers))
 	}
 	l = facts.Layers[n]
-	if err := checkLayerType(l.MediaType); err != nil {
+	if err := layer.CheckMediaType(l.MediaType); err != nil {
 		return l, err
 	}
 	if _, err := imgsrc.LayerDiffID(facts, n); err != nil && !errors.Is(err, imgsrc.ErrAbsent) {
@@ -325,7 +301,7 @@ func (f *layerFiles) Root(ctx context.Context) (*imgsrc.File, error) {
 		if n >= f.layer.Size {
 			break
 		}
-		b, err := fly(ctx, s.flights, flightKey{fmt.Sprint("the first ", n), f.layer.Digest}, func(ctx context.Context) ([]byte, error) {
+		b, err := flight.Do(ctx, s.flights, flightKey{fmt.Sprint("the first ", n), f.layer.Digest}, func(ctx context.Context) ([]byte, error) {
 			return s.client.BlobRange(ctx, m.repo, f.layer.Digest, 0, n)
 		})
 		if err != nil {

@@ -13,6 +13,7 @@ import (
 	"go.podman.io/image/v5/manifest"
 
 	"github.com/imgfs/imgfs/imgsrc"
+	"github.com/imgfs/imgfs/imgsrc/flight"
 )
 
 // Bounds of a listing. What is beyond them is still there for Resolve.
@@ -66,7 +67,7 @@ func (s *Source) List(ctx context.Context) (*imgsrc.Listing, error) {
 			return nil, fmt.Errorf("listing %s: %w", s.Name(), failed)
 		}
 		var err error
-		if st, err = fly(ctx, s.flights, flightKey{"look", ""}, s.look); err != nil {
+		if st, err = flight.Do(ctx, s.flights, flightKey{"look", ""}, s.look); err != nil {
 			return nil, fmt.Errorf("listing %s: %w", s.Name(), err)
 		}
 	}

@@ -10,6 +10,7 @@ import (
 	"go.podman.io/image/v5/docker/reference"
 
 	"github.com/imgfs/imgfs/imgsrc"
+	"github.com/imgfs/imgfs/imgsrc/flight"
 )
 
 // Resolve returns the image that a full reference means, by tag or digest, in any repository of this registry, and lists
@@ -26,7 +27,7 @@ func (s *Source) Resolve(ctx context.Context, name string) (imgsrc.Listed, error
 	if s.offline {
 		return imgsrc.Listed{}, fmt.Errorf("resolving %s: %w: %w", name, imgsrc.ErrNotFound, errOffline)
 	}
-	t, err = fly(ctx, s.flights, t, func(ctx context.Context) (tagged, error) { return t, s.add(ctx, t) })
+	t, err = flight.Do(ctx, s.flights, t, func(ctx context.Context) (tagged, error) { return t, s.add(ctx, t) })
 	if err != nil {
 		return imgsrc.Listed{}, fmt.Errorf("resolving %s: %w", name, err)
 	}
@@ -115,7 +116,7 @@ func (s *Source) Names(ctx context.Context) ([]string, error) {
 		refs = st.refs
 	} else {
 		var err error
-		refs, err = fly(ctx, s.flights, flightKey{"names", ""}, func(ctx context.Context) ([]tagged, error) {
+		refs, err = flight.Do(ctx, s.flights, flightKey{"names", ""}, func(ctx context.Context) ([]tagged, error) {
 			return (&walk{source: s, state: &state{}}).references(ctx)
 		})
 		if err != nil {

@@ -20,6 +20,7 @@ import (
 	"go.podman.io/image/v5/types"
 
 	"github.com/imgfs/imgfs/imgsrc"
+	"github.com/imgfs/imgfs/imgsrc/flight"
 	"github.com/imgfs/imgfs/imgsrc/layer"
 )
 
@@ -73,7 +74,7 @@ type Source struct {
 	every     time.Duration // tags are asked about no more often
 	log       *slog.Logger
 
-	flights *flights
+	flights *flight.Group
 	docs    *documents
 	blobs   *blobs
 
@@ -160,7 +161,7 @@ func newSource(o Options) (*Source, error) {
 	if o.Insecure == nil {
 		s.client.trusted = loopback
 	}
-	s.flights = newFlights(o.Log)
+	s.flights = flight.New("registry", o.Log)
 	s.docs = openDocuments(o.CacheDir, o.Log)
 	s.blobs = newBlobs(s, o.CacheDir)
 	return s, nil
@@ -208,7 +209,7 @@ func (s *Source) check(ctx context.Context) error {
 		}
 		return nil
 	}
-	_, err := fly(ctx, s.flights, flightKey{"check", ""}, func(ctx context.Context) (bool, error) { return true, s.ask(ctx) })
+	_, err := flight.Do(ctx, s.flights, flightKey{"check", ""}, func(ctx context.Context) (bool, error) { return true, s.ask(ctx) })
 	if errors.Is(err, imgsrc.ErrNotFound) {
 		return fmt.Errorf("%w: %w", imgsrc.ErrNoSource, err)
 	}
@@ -259,7 +260,7 @@ func (s *Source) Stamp() imgsrc.Stamp {
 	now := time.Now()
 	s.wanted.Store(now.UnixNano())
 	if s.isDue(now) {
-		s.flights.start(flightKey{"look", ""}, s.lookAgain)
+		s.flights.Start(flightKey{"look", ""}, s.lookAgain)
 	}
 	return imgsrc.Stamp(strconv.FormatUint(s.generation.Load(), 10))
 }
@@ -299,13 +300,13 @@ func (s *Source) Watch(ctx context.Context, changed func()) error {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-s.flights.ctx.Done():
+		case <-s.flights.Done():
 			return fmt.Errorf("watching %s: %w", s.Name(), fs.ErrClosed)
 		case <-told:
 			changed()
 		case now := <-tick.C:
 			if s.isDue(now) && now.Sub(time.Unix(0, s.wanted.Load())) < idleTime {
-				s.flights.start(flightKey{"look", ""}, s.lookAgain)
+				s.flights.Start(flightKey{"look", ""}, s.lookAgain)
 			}
 		}
 	}
@@ -324,7 +325,7 @@ func (s *Source) moved() {
 
 // Close stops what is under way, and closes all files. Contents that are open fail with fs.ErrClosed.
 func (s *Source) Close() error {
-	s.flights.close()
+	s.flights.Close()
 	s.blobs.close()
 	s.client.close()
 	return s.docs.close()
@@ -353,6 +354,12 @@ func (s *Source) fetchedOf(d digest.Digest) int64 {
 		return c.Load()
 	}
 	return 0
+}
+
+// A flightKey is work of one kind, on one thing.
+type flightKey struct {
+	work string
+	on   digest.Digest
 }
 
 // Fetched is how many bytes of manifests, configs and layers have come from the registry since the source was opened.

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/imgfs/imgfs/imgsrc"
+	"github.com/imgfs/imgfs/imgsrc/flight"
 )
 
 const (
@@ -194,7 +195,7 @@ func (s *Source) verify(ctx context.Context, l *layerIndex, c body, f *openFile)
 	if c.size <= smallBody {
 		return verifyFile(ctx, l, c, f.File)
 	}
-	_, err := fly(ctx, s.work, bodyKey{l, c.n}, func(ctx context.Context) (struct{}, error) {
+	_, err := flight.Do(ctx, s.work, bodyKey{l, c.n}, func(ctx context.Context) (struct{}, error) {
 		// The reader that began this may leave, and close its file.
 		f, release, err := s.openBody(l, c)
 		if err != nil {

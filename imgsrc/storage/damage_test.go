@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"io/fs"
-	"log/slog"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -257,10 +256,8 @@ func TestReaderLeavesAndTheWorkGoesOn(t *testing.T) {
 	if _, err := diff.ReadAt(gone, make([]byte, 1), 0); !errors.Is(err, context.Canceled) {
 		t.Errorf("indexing for a reader that has left: %v", err)
 	}
-	for busy := true; busy; time.Sleep(time.Millisecond) {
-		s.work.mu.Lock()
-		busy = len(s.work.flying) > 0
-		s.work.mu.Unlock()
+	for s.work.Busy() {
+		time.Sleep(time.Millisecond)
 	}
 	s.indexMu.Lock()
 	built := len(s.indexes.items)
@@ -298,18 +295,6 @@ func TestClosedSource(t *testing.T) {
 	}
 	if err := s.Close(); err != nil {
 		t.Errorf("closing twice: %v", err)
-	}
-}
-
-func TestPanicIsOneError(t *testing.T) {
-	var log bytes.Buffer
-	f := newFlights(slog.New(slog.NewTextHandler(&log, nil)))
-	_, err := fly(t.Context(), f, "key", func(context.Context) (int, error) { panic("here") })
-	if err == nil || !strings.Contains(err.Error(), "here") || strings.Contains(err.Error(), "\n") || !strings.Contains(log.String(), "goroutine") {
-		t.Errorf("%v, with the log %q", err, log.String())
-	}
-	if n, err := fly(t.Context(), f, "key", func(context.Context) (int, error) { return 1, nil }); n != 1 || err != nil {
-		t.Errorf("after a panic: %d, %v", n, err)
 	}
 }
 

@@ -16,6 +16,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/imgfs/imgfs/imgsrc"
+	"github.com/imgfs/imgfs/imgsrc/flight"
 )
 
 // indexBudget is how many bytes the indexes of the layers that were read last may occupy.
@@ -169,7 +170,7 @@ func (s *Source) index(ctx context.Context, l *layer) (*layerIndex, error) {
 	if ok {
 		return x, nil
 	}
-	return fly(ctx, s.work, key, func(ctx context.Context) (*layerIndex, error) {
+	return flight.Do(ctx, s.work, key, func(ctx context.Context) (*layerIndex, error) {
 		x, err := s.buildIndex(ctx, l)
 		if err != nil {
 			return nil, err

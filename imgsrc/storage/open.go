@@ -16,6 +16,7 @@ import (
 	"go.podman.io/storage/types"
 
 	"github.com/imgfs/imgfs/imgsrc"
+	"github.com/imgfs/imgfs/imgsrc/flight"
 )
 
 // Options say which store to open. With GraphRoot, RunRoot and Driver empty it is the user's own, as storage.conf and
@@ -47,7 +48,7 @@ type Source struct {
 	// real is how the library opens the store for a write.
 	real types.StoreOptions
 
-	work   *flights
+	work   *flight.Group
 	bodies *bodies
 	blocks *blockCache
 	// verified are the large files that were found right.
@@ -117,7 +118,7 @@ func open(o Options, conf types.StoreOptions) (*Source, error) {
 			s.containerDirs = append(s.containerDirs, filepath.Join(dir, s.driver+"-containers"))
 		}
 	}
-	s.work = newFlights(s.log)
+	s.work = flight.New("containers-storage", s.log)
 	s.bodies = newBodies()
 	s.verified = newVerified()
 	if s.blocks, err = newBlockCache(); err != nil {
@@ -237,7 +238,7 @@ func (s *Source) Dirs() []string { return slices.Clone(s.stores) }
 // Close stops the work that is under way and closes the files that are open. What was opened from the source fails from
 // then on with [fs.ErrClosed].
 func (s *Source) Close() error {
-	s.work.close()
+	s.work.Close()
 	s.indexMu.Lock()
 	s.indexes.clear()
 	s.indexMu.Unlock()

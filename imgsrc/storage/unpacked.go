@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/imgfs/imgfs/imgsrc"
+	"github.com/imgfs/imgfs/imgsrc/flight"
 )
 
 // unpacked is a directory with the files of a layer.
@@ -127,7 +128,7 @@ func (u *unpacked) readLarge(ctx context.Context, b imgsrc.Body, p []byte, off i
 
 // verify compares a large file with its body, once for all who wait.
 func (u *unpacked) verify(ctx context.Context, key fileKey, b imgsrc.Body) error {
-	_, err := fly(ctx, u.s.work, key, func(ctx context.Context) (struct{}, error) {
+	_, err := flight.Do(ctx, u.s.work, key, func(ctx context.Context) (struct{}, error) {
 		// The reader that began this may leave, and close what it has open.
 		own := &unpacked{s: u.s, dir: u.dir, sum: u.sum}
 		defer own.Close()
