@@ -4,7 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"sync/atomic"
+	"io/fs"
 
 	"github.com/opencontainers/go-digest"
 
@@ -15,19 +15,24 @@ import (
 type Image struct {
 	store *Store
 	desc  imgsrc.Desc
-	bytes func(ctx context.Context) ([]byte, error)
+	from  Manifest
 	// configSize is the manifest's word for it; -1 if it has none.
 	configSize int64
+}
 
-	facts atomic.Pointer[imgsrc.Facts] // once they have been asked for
+// A Manifest is where an image's manifest comes from.
+type Manifest struct {
+	// Bytes returns the verified bytes. Error: imgsrc.ErrNotFound if the image has been removed since it was listed.
+	Bytes func(ctx context.Context) ([]byte, error)
+	// Here says whether it is there, at the price of a stat(2).
+	Here func() bool
 }
 
 var _ imgsrc.Image = (*Image)(nil)
 
-// NewImage returns the image of a manifest that was described by imgsrc.Describe. Bytes returns the manifest's verified
-// bytes.
-func NewImage(s *Store, desc imgsrc.Desc, configSize int64, bytes func(context.Context) ([]byte, error)) *Image {
-	return &Image{store: s, desc: desc, configSize: configSize, bytes: bytes}
+// NewImage returns the image of a manifest that was described by imgsrc.Describe.
+func NewImage(s *Store, desc imgsrc.Desc, configSize int64, from Manifest) *Image {
+	return &Image{store: s, desc: desc, configSize: configSize, from: from}
 }
 
 // Desc implements [imgsrc.Image].
@@ -38,7 +43,7 @@ func (m *Image) Manifest(ctx context.Context) ([]byte, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	b, err := m.bytes(ctx)
+	b, err := m.from.Bytes(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("reading manifest %s: %w", m.desc.Digest, err)
 	}
@@ -56,6 +61,11 @@ func (m *Image) Config(ctx context.Context) ([]byte, error) {
 		return nil, fmt.Errorf("reading config of %s: %w: the manifest names none", m.desc.Digest, imgsrc.ErrAbsent)
 	}
 	b, _, err := m.store.Read(m.desc.Config, m.configSize)
+	if errors.Is(err, fs.ErrNotExist) {
+		if _, gone := m.Manifest(ctx); errors.Is(gone, imgsrc.ErrNotFound) {
+			err = gone
+		}
+	}
 	if err != nil {
 		return nil, fmt.Errorf("reading config %s: %w", m.desc.Config, err)
 	}
@@ -100,7 +110,7 @@ func openLayer[T any](ctx context.Context, m *Image, n int, open func(*imgsrc.Fa
 
 // known returns what the image says of itself. Errors: also that the manifest cannot be read.
 func (m *Image) known(ctx context.Context) (*imgsrc.Facts, error) {
-	if f := m.facts.Load(); f != nil && ctx.Err() == nil {
+	if f := m.store.lastFacts.Load(); f != nil && f.Digest == m.desc.Digest && ctx.Err() == nil && m.from.Here() {
 		return f, nil
 	}
 	f, err := imgsrc.Load(ctx, m)
@@ -108,7 +118,7 @@ func (m *Image) known(ctx context.Context) (*imgsrc.Facts, error) {
 		return nil, err
 	}
 	if f.ManifestErr == nil && (f.ConfigErr == nil || errors.Is(f.ConfigErr, imgsrc.ErrAbsent)) {
-		m.facts.Store(f)
+		m.store.lastFacts.Store(f) // whoever opens one layer opens the others too
 	}
 	return f, f.ManifestErr
 }

@@ -10,6 +10,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"github.com/opencontainers/go-digest"
 
@@ -44,6 +45,8 @@ type Store struct {
 	mu     sync.Mutex
 	checks map[digest.Digest]*check
 	closed bool
+
+	lastFacts atomic.Pointer[imgsrc.Facts] // of the image whose layers were opened last
 }
 
 // New returns a store.

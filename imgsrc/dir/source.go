@@ -130,8 +130,16 @@ func (s *Source) List(ctx context.Context) (*imgsrc.Listing, error) {
 	}
 	l := &imgsrc.Listing{ModTime: id.ModTime()}
 	w := &walk{s: s, listing: l, seen: map[digest.Digest]bool{d: true}}
-	w.add(ctx, imgsrc.Desc{Digest: d}, b, func(context.Context) ([]byte, error) { return s.manifest(d) }, 0)
+	w.add(ctx, imgsrc.Desc{Digest: d}, b, s.manifestIn(manifestFile, func(context.Context) ([]byte, error) { return s.manifest(d) }), 0)
 	return l, ctx.Err()
+}
+
+// manifestIn is a manifest that is a file of the directory.
+func (s *Source) manifestIn(file string, read func(context.Context) ([]byte, error)) blobs.Manifest {
+	return blobs.Manifest{Bytes: read, Here: func() bool {
+		_, err := s.store.Dir.Stat(file)
+		return err == nil
+	}}
 }
 
 // manifest reads manifest.json, which must be the one that was listed.
@@ -156,9 +164,9 @@ type walk struct {
 	seen    map[digest.Digest]bool
 }
 
-func (w *walk) add(ctx context.Context, desc imgsrc.Desc, b []byte, read func(context.Context) ([]byte, error), depth int) {
+func (w *walk) add(ctx context.Context, desc imgsrc.Desc, b []byte, from blobs.Manifest, depth int) {
 	facts := imgsrc.Describe(&desc, b)
-	listed := imgsrc.Listed{Image: blobs.NewImage(w.s.store, desc, facts.ConfigSize(), read)}
+	listed := imgsrc.Listed{Image: blobs.NewImage(w.s.store, desc, facts.ConfigSize(), from)}
 	for _, l := range facts.Layers {
 		listed.Layers = append(listed.Layers, string(l.Digest))
 	}
@@ -176,7 +184,7 @@ func (w *walk) add(ctx context.Context, desc imgsrc.Desc, b []byte, read func(co
 		case err != nil:
 			w.listing.Problems = append(w.listing.Problems, fmt.Errorf("reading manifest %s: %w", c.Digest, err))
 		default:
-			w.add(ctx, imgsrc.Desc{Digest: c.Digest, MediaType: c.MediaType}, b, read, depth+1)
+			w.add(ctx, imgsrc.Desc{Digest: c.Digest, MediaType: c.MediaType}, b, w.s.manifestIn(file, read), depth+1)
 		}
 	}
 }

@@ -36,11 +36,17 @@ func (s *Source) describe(ctx context.Context, it item) (*described, error) {
 			return nil, ctx.Err()
 		}
 		desc.Damaged = err
-		return &described{image: blobs.NewImage(s.store, desc, int64(len(config)), func(context.Context) ([]byte, error) { return nil, err })}, nil
+		return &described{image: blobs.NewImage(s.store, desc, int64(len(config)), blobs.Manifest{
+			Bytes: func(context.Context) ([]byte, error) { return nil, err },
+			Here:  func() bool { return false },
+		})}, nil
 	}
 	desc.Digest = digest.FromBytes(made)
 	facts := imgsrc.Describe(&desc, made)
-	out := &described{image: blobs.NewImage(s.store, desc, facts.ConfigSize(), func(context.Context) ([]byte, error) { return made, s.there(it.Config) })}
+	out := &described{image: blobs.NewImage(s.store, desc, facts.ConfigSize(), blobs.Manifest{
+		Bytes: func(context.Context) ([]byte, error) { return made, s.there(it.Config) },
+		Here:  func() bool { return s.there(it.Config) == nil },
+	})}
 	for _, l := range facts.Layers {
 		out.layers = append(out.layers, string(l.Digest))
 	}

@@ -58,8 +58,6 @@ type images struct {
 	// damaged is set when the last List found a manifest missing, also one that only an index lists, or damaged: then the
 	// blobs count for the stamp, so that a repaired one is seen.
 	damaged atomic.Bool
-
-	lastFacts atomic.Pointer[imgsrc.Facts] // of the image whose layers were opened last
 }
 
 // Is says whether dir looks like a layout: it has a file oci-layout. It does not say whether Open will succeed.

@@ -24,7 +24,7 @@ const (
 type manifest struct {
 	identity   blobs.Identity // of its file; zero if there is none
 	descriptor                // that led to it
-	image      *image
+	image      *blobs.Image
 	layers     []string     // their digests
 	children   []descriptor // an index's
 	problems   []error      // an index's entries that are none
@@ -61,7 +61,7 @@ func (s *images) List(ctx context.Context) (*imgsrc.Listing, error) {
 	damaged := w.sparse
 	for _, m := range w.order {
 		l.Images = append(l.Images, imgsrc.Listed{Image: m.image, Names: unique(names[m.digest]), Layers: m.layers})
-		damaged = damaged || m.image.desc.Damaged != nil
+		damaged = damaged || m.image.Desc().Damaged != nil
 	}
 	s.mu.Lock()
 	s.known = w.found
@@ -135,7 +135,7 @@ func (w *walk) run(ctx context.Context, level []descriptor) error {
 		level = nil
 		for _, m := range fresh {
 			// A layout need not have all that an index lists; what index.json itself names it should have.
-			if depth > 0 && errors.Is(m.image.desc.Damaged, fs.ErrNotExist) {
+			if depth > 0 && errors.Is(m.image.Desc().Damaged, fs.ErrNotExist) {
 				w.sparse = true
 				continue
 			}
@@ -166,25 +166,25 @@ func (w *walk) read(ctx context.Context, m *manifest) error {
 	}
 	if err != nil {
 		desc.Damaged = fmt.Errorf("reading manifest %s: %w", m.digest, err)
-		m.image = &image{source: s, desc: desc}
+		m.image = s.newImage(desc, -1)
 		return nil
 	}
 	facts := imgsrc.Describe(&desc, b)
-	m.image = &image{source: s, desc: desc, configSize: facts.ConfigSize()}
 	for _, l := range facts.Layers {
 		m.layers = append(m.layers, string(l.Digest))
 	}
 	if desc.Damaged == nil && facts.Kind == imgsrc.KindIndex {
-		m.parseIndex(b)
+		desc.Damaged = m.parseIndex(b)
 	}
+	m.image = s.newImage(desc, facts.ConfigSize())
 	return nil
 }
 
-func (m *manifest) parseIndex(b []byte) {
+// parseIndex takes its entries from an index. Error: that it is damaged as a whole.
+func (m *manifest) parseIndex(b []byte) error {
 	ix, err := parseIndex(b)
 	if err != nil {
-		m.image.desc.Damaged = damagedJSON("index "+m.digest.String(), err)
-		return
+		return damagedJSON("index "+m.digest.String(), err)
 	}
 	for _, e := range ix.entries {
 		if e.err != nil {
@@ -193,6 +193,7 @@ func (m *manifest) parseIndex(b []byte) {
 		}
 		m.children = append(m.children, e.descriptor)
 	}
+	return nil
 }
 
 // idOf returns the id that stands for d: its hash, of which a longer one than SHA-256 is cut.

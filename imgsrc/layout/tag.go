@@ -86,6 +86,6 @@ func (s *Source) find(ctx context.Context, ix *index, img imgsrc.Desc) (descript
 		return descriptor{}, fmt.Errorf("%w: the image was removed from the layout", imgsrc.ErrNotFound)
 	}
 	d := m.descriptor
-	d.mediaType = m.image.desc.MediaType
+	d.mediaType = m.image.Desc().MediaType
 	return d, nil
 }
