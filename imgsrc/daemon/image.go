@@ -44,7 +44,7 @@ func (m *image) document(ctx context.Context) (*document, error) {
 		s.recent.put(id, d)
 		return d, nil
 	}
-	return s.save(ctx, id)
+	return s.save(ctx, id, false)
 }
 
 func (m *image) Manifest(ctx context.Context) ([]byte, error) {
@@ -200,7 +200,7 @@ func (c *content) save(ctx context.Context) error {
 	if c.image.gone.Load() {
 		return errGone
 	}
-	_, err := c.image.source.save(ctx, c.image.desc.ID)
+	_, err := c.image.source.save(ctx, c.image.desc.ID, true)
 	return err
 }
 

@@ -70,9 +70,9 @@ func (s *Source) spooled(diffID digest.Digest) *spool {
 	return nil
 }
 
-// save has the engine save an image, unless that is going on, or has just been done. When it returns, the layers can be
-// read.
-func (s *Source) save(ctx context.Context, id string) (*document, error) {
+// save has the engine save an image, unless that is going on, or has just been done. When it returns, what a save says of the
+// image is known; with layers, those can be read, if nobody else has saved it only for what it says at the same moment.
+func (s *Source) save(ctx context.Context, id string, layers bool) (*document, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
@@ -94,6 +94,9 @@ func (s *Source) save(ctx context.Context, id string) (*document, error) {
 		return nil, failed.err
 	}
 	return flight.Do(ctx, s.work, id, func(ctx context.Context) (*document, error) {
+		if doc := s.justSaved(id, layers); doc != nil {
+			return doc, nil
+		}
 		doc, err := s.saveNow(ctx, id)
 		if err != nil && ctx.Err() == nil {
 			if !errors.Is(err, imgsrc.ErrNotFound) {
@@ -105,6 +108,20 @@ func (s *Source) save(ctx context.Context, id string) (*document, error) {
 		}
 		return doc, err
 	})
+}
+
+// justSaved returns what another has saved since somebody found out that it was not there.
+func (s *Source) justSaved(id string, layers bool) *document {
+	s.mu.Lock()
+	sp := s.spools[id]
+	s.mu.Unlock()
+	if sp != nil {
+		return sp.doc
+	}
+	if doc, ok := s.recent.get(id); ok && !layers {
+		return doc
+	}
+	return nil
 }
 
 func (s *Source) saveNow(ctx context.Context, id string) (*document, error) {
