@@ -54,8 +54,9 @@ func (img *image) derive(ctx context.Context, r *rendered, row *row) (derivedFil
 	}
 	s := img.f.state.Load()
 	key := derivedKey{img.slot, row.id}
-	_, remote := img.remote() // what has been fetched changes meanwhile
-	if d, ok := img.f.derived.get(key); ok && d.generation == s.snap.Generation && d.entry == e && !remote {
+	_, passing := img.remote() // what has been fetched changes meanwhile
+	passing = passing || r.damaged
+	if d, ok := img.f.derived.get(key); ok && d.generation == s.snap.Generation && d.entry == e && !passing {
 		return d, d.err
 	}
 	text, err := row.derived(ctx, &standing{e: e, snap: s.snap, facts: r.facts, lineage: s.lineage})
@@ -66,7 +67,9 @@ func (img *image) derive(ctx context.Context, r *rendered, row *row) (derivedFil
 	if row.isLive(r) {
 		d.at = img.derivedAt(row, text, s)
 	}
-	img.f.derived.put(key, d, int64(len(text))+128)
+	if !passing {
+		img.f.derived.put(key, d, int64(len(text))+128)
+	}
 	return d, err
 }
 
@@ -180,7 +183,7 @@ func inspectJSON(ctx context.Context, s *standing) ([]byte, error) {
 	}
 	first := s.e.First()
 	return imgsrc.InspectJSON(s.facts, imgsrc.Standing{
-		Names:        s.e.Names,
+		Names:        slices.Concat(s.e.Names, s.e.RemoteNames),
 		RepoDigests:  gather(s.e, func(h imgsrc.Held) []string { return h.RepoDigests }),
 		NamesHistory: first.NamesHistory,
 		Digest:       first.RecordedDigest,

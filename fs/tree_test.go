@@ -745,3 +745,29 @@ func TestRegistry(t *testing.T) {
 		t.Errorf("images/ has %q", got)
 	}
 }
+
+// What is known of an image whose config was damaged is known anew when that is repaired.
+func TestRepairedInfo(t *testing.T) {
+	img := makeImage(t, "a")
+	sound := img.config
+	img.config = []byte("[]")
+	f, _, _ := newTree(t, named(img))
+	info := func() string {
+		t.Helper()
+		n := f.image(1).node(viewImage, rowByName["info.json"].id)
+		res, err := f.view(n).read(t.Context(), n, make([]byte, 1<<16), 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, _ := res.Bytes(nil)
+		return string(b)
+	}
+	if !strings.Contains(info(), `"damaged"`) {
+		t.Fatalf("nothing is damaged: %s", info())
+	}
+	img.config = sound
+	f.rendered = newRenderedCache(renderedBytes) // as a second later
+	if strings.Contains(info(), `"damaged"`) {
+		t.Errorf("it is still damaged: %s", info())
+	}
+}
