@@ -23,6 +23,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/imgfs/imgfs/imgsrc"
+	"github.com/imgfs/imgfs/imgsrc/cachefile"
 )
 
 // The directory of records, below Options.CacheDir. The format is append-only: another one goes to another directory.
@@ -244,11 +245,7 @@ func (r *records) temp() (*os.File, error) {
 		}
 		r.log.Warn("making a file in the cache is not possible; using a temporary file", "error", err)
 	}
-	f, err := os.CreateTemp("", "imgfs-save-")
-	if err != nil {
-		return nil, err
-	}
-	return unnamed(f, os.Remove(f.Name()))
+	return cachefile.Unnamed("imgfs-save-")
 }
 
 func unnamed(f *os.File, err error) (*os.File, error) {

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/imgfs/imgfs/imgsrc"
+	"github.com/imgfs/imgfs/imgsrc/cachefile"
 	"github.com/imgfs/imgfs/imgsrc/flight"
 )
 
@@ -208,7 +209,7 @@ func (s *Source) receive(ctx context.Context, id string, f *os.File) (int64, err
 		watchdog.Reset(s.stall)
 		if room < int64(n) {
 			var full error
-			if room, full = roomFor(f); full != nil {
+			if room, full = cachefile.Room(f, copySize); full != nil {
 				return 0, full
 			}
 		}
@@ -234,21 +235,6 @@ func readFull(r io.Reader, p []byte) (n int, err error) {
 		n += m
 	}
 	return n, err
-}
-
-// roomFor returns how much may be written to f before asking again. Error: ENOSPC if the file system has hardly anything
-// left: a twentieth of it, at most 1 GiB, stays free, as with the cache of layers.
-func roomFor(f *os.File) (int64, error) {
-	var st unix.Statfs_t
-	if err := unix.Fstatfs(int(f.Fd()), &st); err != nil {
-		return 0, &os.PathError{Op: "statfs", Path: f.Name(), Err: err}
-	}
-	bsize := st.Bsize
-	free := int64(st.Bavail)*bsize - min(1<<30, int64(st.Blocks)*bsize/20)
-	if free < copySize {
-		return 0, &os.PathError{Op: "write", Path: f.Name(), Err: unix.ENOSPC}
-	}
-	return min(free, 64<<20), nil
 }
 
 // feed puts the layers of a spool into the cache, and lets go of the spool.

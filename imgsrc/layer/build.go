@@ -6,23 +6,17 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
-	"io/fs"
 	"os"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/imgfs/imgfs/imgsrc"
+	"github.com/imgfs/imgfs/imgsrc/cachefile"
 )
 
-// How long another process's part file may stay as it is before that process is taken to be stuck, and how often to
-// look.
-const (
-	stallTime = 30 * time.Second
-	pollTime  = 20 * time.Millisecond
-)
-
-var errBusy = errors.New("another process holds the lock")
+// stallTime is how long another process's part file may stay as it is before that process is taken to be stuck.
+const stallTime = 30 * time.Second
 
 // bring gets at a layer's bytes: from the cache, from another process that is making them, or by a pass. If distrust is
 // set, the file in the cache is made anew.
@@ -56,7 +50,7 @@ func (c *Cache) bringShared(k key, src blobSource, distrust bool, j *job) (*stor
 			return s, nil
 		}
 	}
-	f, err := c.lockPart(k)
+	f, err := cachefile.Lock(c.ctx, c.dir, k.partPath(), stallTime)
 	if err != nil {
 		return nil, &sinkError{err}
 	}
@@ -88,7 +82,7 @@ func (c *Cache) bringShared(k key, src blobSource, distrust bool, j *job) (*stor
 	}
 	kept = true
 	// From the exclusive lock of a writer to the shared one of a reader.
-	if err := flock(f, unix.LOCK_SH); err != nil {
+	if err := cachefile.Flock(f, unix.LOCK_SH); err != nil {
 		c.log.Debug("locking cache file", "path", k.path(), "error", err)
 	}
 	s, err := newStore(f, p)
@@ -145,78 +139,10 @@ func (c *Cache) rename(f *os.File, k key) error {
 	return c.dir.Rename(k.partPath(), k.path())
 }
 
-// lockPart opens k's part file with an exclusive lock, waiting for the process that has it: that one renames its file or
-// removes it, and the next look makes a new one. It returns errBusy if that process does nothing any more.
-func (c *Cache) lockPart(k key) (*os.File, error) {
-	// Somebody may have emptied the cache. If it cannot be made, opening the file says so.
-	_ = c.dir.Mkdir(partDir, 0o700)
-	var lastSize int64 = -1
-	lastChange := time.Now()
-	for {
-		f, err := c.tryLock(k.partPath(), os.O_RDWR|os.O_CREATE)
-		if err == nil || !errors.Is(err, errBusy) {
-			return f, err
-		}
-		if fi, err := c.dir.Stat(k.partPath()); err == nil && fi.Size() != lastSize {
-			lastSize, lastChange = fi.Size(), time.Now()
-		}
-		if time.Since(lastChange) > stallTime {
-			return nil, fmt.Errorf("waiting for %s: %w", k.partPath(), err)
-		}
-		select {
-		case <-time.After(pollTime):
-		case <-c.ctx.Done():
-			return nil, c.ctx.Err()
-		}
-	}
-}
-
-// tryLock opens a file and locks it exclusively. It returns errBusy if somebody else has the lock, or has just replaced
-// the file.
-func (c *Cache) tryLock(path string, flags int) (*os.File, error) {
-	f, err := c.dir.OpenFile(path, flags|unix.O_NONBLOCK, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	err = flock(f, unix.LOCK_EX|unix.LOCK_NB)
-	if err == nil && !c.isSame(path, f) {
-		err = unix.EWOULDBLOCK
-	}
-	if err != nil {
-		f.Close()
-		if errors.Is(err, unix.EWOULDBLOCK) {
-			err = errBusy
-		}
-		return nil, err
-	}
-	return f, nil
-}
-
-// isSame says whether f is what path names.
-func (c *Cache) isSame(path string, f *os.File) bool {
-	named, err1 := c.dir.Lstat(path)
-	opened, err2 := f.Stat()
-	return err1 == nil && err2 == nil && os.SameFile(named, opened)
-}
-
-// removeSame removes path if it is still f.
-func (c *Cache) removeSame(path string, f *os.File) {
-	if !c.isSame(path, f) {
-		return
-	}
-	if err := c.dir.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		c.log.Debug("removing cache file", "path", path, "error", err)
-	}
-}
-
 // bringPrivate decompresses into a file that has no name any more.
 func (c *Cache) bringPrivate(src blobSource) (*store, error) {
-	f, err := os.CreateTemp("", "imgfs-layer-")
+	f, err := cachefile.Unnamed("imgfs-layer-")
 	if err != nil {
-		return nil, &sinkError{err}
-	}
-	if err := os.Remove(f.Name()); err != nil {
-		f.Close()
 		return nil, &sinkError{err}
 	}
 	p, err := c.fill(f, src, func([]byte, uint32) {})
@@ -263,24 +189,18 @@ func take(ctx context.Context, places chan struct{}) error {
 	}
 }
 
+// removeSame removes path from the cache if it is still f.
+func (c *Cache) removeSame(path string, f *os.File) { cachefile.Remove(c.dir, path, f, c.log) }
+
 // room returns how much may be written to f before asking again, at least a chunk. Error: ENOSPC if the file system has
 // hardly anything left, even after evicting.
 func (c *Cache) room(f *os.File) (int64, error) {
-	for evicted := false; ; evicted = true {
-		var st unix.Statfs_t
-		if err := unix.Fstatfs(int(f.Fd()), &st); err != nil {
-			return 0, &os.PathError{Op: "statfs", Path: f.Name(), Err: err}
-		}
-		bsize := int64(st.Bsize)
-		keep := min(1<<30, int64(st.Blocks)*bsize/20)
-		if free := int64(st.Bavail)*bsize - keep; free >= chunkSize {
-			return min(free, 64<<20), nil
-		}
-		if evicted || c.dir == nil {
-			return 0, &os.PathError{Op: "write", Path: f.Name(), Err: unix.ENOSPC}
-		}
+	n, err := cachefile.Room(f, chunkSize)
+	if errors.Is(err, unix.ENOSPC) && c.dir != nil {
 		c.evict(64 << 20)
+		n, err = cachefile.Room(f, chunkSize)
 	}
+	return n, err
 }
 
 // trailer is what follows the layer's bytes in k's file.
@@ -296,12 +216,4 @@ func trailer(k key, p *pass) []byte {
 
 func trailerSum(k key, b []byte) uint32 {
 	return crc32.Update(crc32.Checksum([]byte(k.path()), castagnoli), castagnoli, b)
-}
-
-func flock(f *os.File, how int) error {
-	for {
-		if err := unix.Flock(int(f.Fd()), how); err != unix.EINTR {
-			return err
-		}
-	}
 }

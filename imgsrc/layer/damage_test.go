@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/imgfs/imgfs/imgsrc"
+	"github.com/imgfs/imgfs/imgsrc/cachefile"
 )
 
 // Whatever happens to a cache file, nobody reads wrong bytes: it is made again.
@@ -160,14 +161,14 @@ func TestSweep(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	if err := flock(f, unix.LOCK_EX); err != nil {
+	if err := cachefile.Flock(f, unix.LOCK_EX); err != nil {
 		t.Fatal(err)
 	}
 	testCache(t, dir, 0)
 	if n := len(files(t, dir, partDir)); n != 1 {
 		t.Errorf("%d part files, want the locked one", n)
 	}
-	if err := flock(f, unix.LOCK_UN); err != nil {
+	if err := cachefile.Flock(f, unix.LOCK_UN); err != nil {
 		t.Fatal(err)
 	}
 	testCache(t, dir, 0)

@@ -6,6 +6,8 @@ import (
 	"os"
 	"slices"
 	"time"
+
+	"github.com/imgfs/imgfs/imgsrc/cachefile"
 )
 
 // sweep removes the part files of processes that died.
@@ -103,7 +105,7 @@ func (c *Cache) kinds() []string {
 
 // removeUnlocked removes a file unless somebody has a lock on it, and says whether it did.
 func (c *Cache) removeUnlocked(path string) bool {
-	f, err := c.tryLock(path, os.O_RDONLY)
+	f, err := cachefile.TryLock(c.dir, path, os.O_RDONLY)
 	if err != nil {
 		return false
 	}

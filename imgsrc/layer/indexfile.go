@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/imgfs/imgfs/imgsrc"
+	"github.com/imgfs/imgfs/imgsrc/cachefile"
 )
 
 // The index file of doc.go.
@@ -182,8 +183,8 @@ func (c *Cache) writeFile(k key, b []byte) (err error) {
 	if err := c.dir.Mkdir(partDir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
 		return err
 	}
-	f, err := c.tryLock(k.partPath(), os.O_RDWR|os.O_CREATE)
-	if errors.Is(err, errBusy) {
+	f, err := cachefile.TryLock(c.dir, k.partPath(), os.O_RDWR|os.O_CREATE)
+	if errors.Is(err, cachefile.ErrBusy) {
 		return nil
 	}
 	if err != nil {

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/imgfs/imgfs/imgsrc/cachefile"
 )
 
 const (
@@ -30,8 +32,8 @@ type store struct {
 	refs    int // guarded by Cache.mu
 
 	mu       sync.Mutex
-	identity identity // of file, before the first chunk in verified was read
-	verified []uint64 // one bit a chunk: has been compared, and need not be again while the identity stays
+	identity cachefile.Identity // of file, before the first chunk in verified was read
+	verified []uint64           // one bit a chunk: has been compared, and need not be again while the identity stays
 }
 
 // A chunkError is a chunk that is not what the pass had put out.
@@ -41,23 +43,8 @@ func (e *chunkError) Error() string {
 	return fmt.Sprintf("the MiB at offset %d does not match its checksum", e.n*chunkSize)
 }
 
-// An identity changes when somebody writes to a file.
-type identity struct {
-	dev, ino     uint64
-	size         int64
-	mtime, ctime unix.Timespec
-}
-
-func identify(f *os.File) (identity, error) {
-	var st unix.Stat_t
-	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
-		return identity{}, &os.PathError{Op: "stat", Path: f.Name(), Err: err}
-	}
-	return identity{uint64(st.Dev), st.Ino, st.Size, st.Mtim, st.Ctim}, nil
-}
-
 func newStore(f *os.File, p *pass) (*store, error) {
-	id, err := identify(f)
+	id, err := cachefile.Identify(f)
 	if err != nil {
 		return nil, err
 	}
@@ -71,7 +58,7 @@ func (c *Cache) openStore(k key) *store {
 		return nil
 	}
 	// Who evicts at this moment has the file for himself: reading goes on all the same, from a file without a name.
-	_ = flock(f, unix.LOCK_SH|unix.LOCK_NB)
+	_ = cachefile.Flock(f, unix.LOCK_SH|unix.LOCK_NB)
 	// On a read-only file system nothing is evicted either.
 	now := time.Now()
 	_ = c.dir.Chtimes(k.path(), now, now)
@@ -180,7 +167,7 @@ func (s *store) readVerified(p []byte, off int64) bool {
 	if _, err := s.file.ReadAt(p, off); err != nil {
 		return false
 	}
-	now, err := identify(s.file)
+	now, err := cachefile.Identify(s.file)
 	if err != nil || now == was {
 		return err == nil
 	}

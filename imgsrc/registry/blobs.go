@@ -12,6 +12,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/imgfs/imgfs/imgsrc"
+	"github.com/imgfs/imgfs/imgsrc/cachefile"
 )
 
 // blobs keeps layers as the registry has them, in files below the layer cache's directory, whose limit they share: that
@@ -28,7 +29,7 @@ type blobs struct {
 
 	mu       sync.Mutex
 	open     map[digest.Digest]*blob
-	verified map[digest.Digest]identity // files that were found right, also when they are not open any more
+	verified map[digest.Digest]cachefile.Identity // files that were found right, also when they are not open any more
 	closed   bool
 }
 
@@ -40,7 +41,7 @@ const (
 )
 
 func newBlobs(s *Source, cacheDir string) *blobs {
-	b := &blobs{source: s, slots: make(chan struct{}, maxFetches), open: map[digest.Digest]*blob{}, verified: map[digest.Digest]identity{}}
+	b := &blobs{source: s, slots: make(chan struct{}, maxFetches), open: map[digest.Digest]*blob{}, verified: map[digest.Digest]cachefile.Identity{}}
 	if cacheDir == "" {
 		return b
 	}
@@ -117,7 +118,7 @@ type blob struct {
 	refs    map[*os.File]int // this blob's, and one for each read under way
 	arrived int64            // bytes of file that are there while it comes in, not verified as a whole
 	whole   bool             // the file is complete, and was verified when it was this one
-	was     identity
+	was     cachefile.Identity
 	busy    bool          // work is under way
 	err     error         // why the last work failed, until the next begins
 	changed chan struct{} // closed when any of these changes
@@ -198,7 +199,7 @@ type held struct {
 	*os.File
 	arrived int64 // bytes that are there
 	whole   bool  // those are all, and verified
-	was     identity
+	was     cachefile.Identity
 }
 
 // wait returns the file when it is whole; or, from an offset that is not negative, as soon as there is something behind
@@ -302,7 +303,9 @@ func (x *blob) verifyAgain(ctx context.Context) (bool, error) {
 // discard removes a file from the cache that is not what its name says.
 func (x *blob) discard(f *os.File, err error) {
 	x.blobs.source.log.Warn("discarding cache file", "path", blobPath(x.digest), "error", err)
-	x.blobs.removeSame(blobPath(x.digest), f)
+	if x.blobs.dir != nil {
+		cachefile.Remove(x.blobs.dir, blobPath(x.digest), f, x.blobs.source.log)
+	}
 }
 
 // bringFound takes the blob from the cache, and says whether it was there and right.
@@ -326,9 +329,9 @@ func (x *blob) bringFound(ctx context.Context) (bool, error) {
 
 // finish makes f, which has been verified, the file to read from.
 func (x *blob) finish(f *os.File) {
-	id, err := identify(f)
+	id, err := cachefile.Identify(f)
 	if err != nil {
-		id = identity{} // then the first reader looks again
+		id = cachefile.Identity{} // then the first reader looks again
 	}
 	x.blobs.mu.Lock()
 	x.blobs.verified[x.digest] = id
@@ -338,6 +341,6 @@ func (x *blob) finish(f *os.File) {
 			x.file = f
 			x.refs[f]++
 		}
-		x.arrived, x.whole, x.was = id.size, true, id
+		x.arrived, x.whole, x.was = id.Size, true, id
 	})
 }

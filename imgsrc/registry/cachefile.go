@@ -2,11 +2,9 @@ package registry
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"hash"
 	"io"
-	"io/fs"
 	"os"
 	"time"
 
@@ -14,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/imgfs/imgfs/imgsrc"
+	"github.com/imgfs/imgfs/imgsrc/cachefile"
 )
 
 // found opens the blob's file in the cache, with a lock that keeps it from being evicted. Nil if there is none.
@@ -26,11 +25,11 @@ func (x *blob) found() *os.File {
 	if err != nil {
 		return nil // it is fetched then
 	}
-	_ = flock(f, unix.LOCK_SH|unix.LOCK_NB) // who evicts it at this moment leaves a file without a name
+	_ = cachefile.Flock(f, unix.LOCK_SH|unix.LOCK_NB) // who evicts it at this moment leaves a file without a name
 	fi, err := f.Stat()
 	if err != nil || !fi.Mode().IsRegular() || x.size >= 0 && fi.Size() != x.size {
 		b.source.log.Warn("discarding cache file", "path", path, "error", "it has another size than the blob")
-		b.removeSame(path, f)
+		cachefile.Remove(b.dir, path, f, b.source.log)
 		f.Close()
 		return nil
 	}
@@ -43,24 +42,9 @@ func (x *blob) found() *os.File {
 // usedTime is how exactly the use of a file is noted: doing so has it hashed again.
 const usedTime = time.Hour
 
-// An identity changes when somebody writes to a file.
-type identity struct {
-	dev, ino     uint64
-	size         int64
-	mtime, ctime unix.Timespec
-}
-
-func identify(f *os.File) (identity, error) {
-	var st unix.Stat_t
-	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
-		return identity{}, &os.PathError{Op: "stat", Path: f.Name(), Err: err}
-	}
-	return identity{uint64(st.Dev), st.Ino, st.Size, st.Mtim, st.Ctim}, nil
-}
-
 // verify hashes a file, unless it is the one that was found right before.
 func (x *blob) verify(ctx context.Context, f *os.File) error {
-	id, err := identify(f)
+	id, err := cachefile.Identify(f)
 	if err != nil {
 		return err
 	}
@@ -71,7 +55,7 @@ func (x *blob) verify(ctx context.Context, f *os.File) error {
 		return nil
 	}
 	sum := x.digest.Algorithm().Hash()
-	if err := hashFile(ctx, f, sum, id.size); err != nil {
+	if err := hashFile(ctx, f, sum, id.Size); err != nil {
 		return err
 	}
 	if got := digest.NewDigest(x.digest.Algorithm(), sum); got != x.digest {
@@ -95,30 +79,6 @@ func hashFile(ctx context.Context, f *os.File, sum hash.Hash, n int64) error {
 		}
 	}
 	return nil
-}
-
-func flock(f *os.File, how int) error {
-	for {
-		if err := unix.Flock(int(f.Fd()), how); err != unix.EINTR {
-			return err
-		}
-	}
-}
-
-// removeSame removes path if it is still f.
-func (b *blobs) removeSame(path string, f *os.File) {
-	if b.dir != nil && b.isSame(path, f) {
-		if err := b.dir.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			b.source.log.Debug("removing cache file", "path", path, "error", err)
-		}
-	}
-}
-
-// isSame says whether f is what path names.
-func (b *blobs) isSame(path string, f *os.File) bool {
-	named, err1 := b.dir.Lstat(path)
-	opened, err2 := f.Stat()
-	return err1 == nil && err2 == nil && os.SameFile(named, opened)
 }
 
 // hasFile says whether a file is there. A dir of nil has none.

@@ -10,6 +10,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/imgfs/imgfs/imgsrc"
+	"github.com/imgfs/imgfs/imgsrc/cachefile"
 	"github.com/imgfs/imgfs/imgsrc/flight"
 )
 
@@ -69,7 +70,7 @@ func (c *content) Size(ctx context.Context) (int64, error) {
 		return 0, c.explain(ctx, err)
 	}
 	defer x.done(h)
-	return h.was.size, nil
+	return h.was.Size, nil
 }
 
 func (c *content) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
@@ -87,10 +88,10 @@ func (c *content) ReadAt(ctx context.Context, p []byte, off int64) (int, error) 
 		}
 		n, err := h.ReadAt(p, off)
 		same := false
-		if id, idErr := identify(h.File); idErr == nil {
+		if id, idErr := cachefile.Identify(h.File); idErr == nil {
 			same = id == h.was
 		}
-		size := h.was.size
+		size := h.was.Size
 		if !same {
 			clear(p[:n])
 			x.distrust(h)

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/imgfs/imgfs/imgsrc"
+	"github.com/imgfs/imgfs/imgsrc/cachefile"
 )
 
 // A sinkError is a failure to store what was fetched, for which the registry is not to blame.
@@ -27,17 +28,10 @@ func isSinkError(err error) bool {
 	return errors.As(err, &e)
 }
 
-var (
-	errBusy  = errors.New("another process holds the lock")
-	errThere = errors.New("another process has fetched it")
-)
+var errThere = errors.New("another process has fetched it")
 
-// How often to look whether another process has fetched a blob, and how long it may bring nothing before it is not
-// waited for any more.
-const (
-	pollTime  = 50 * time.Millisecond
-	stallTime = time.Minute
-)
+// stallTime is how long another process that fetches a blob may bring nothing before it is not waited for any more.
+const stallTime = time.Minute
 
 // fetch gets the blob from the registry, into the cache, or into a file without a name if that cannot be written.
 func (x *blob) fetch(ctx context.Context) error {
@@ -82,7 +76,7 @@ func (x *blob) fetchShared(ctx context.Context) error {
 	part := partPath(x.digest)
 	if err := x.fill(ctx, f); err != nil {
 		if errors.Is(err, imgsrc.ErrDamaged) {
-			b.removeSame(part, f)
+			cachefile.Remove(b.dir, part, f, b.source.log)
 		}
 		return err
 	}
@@ -94,18 +88,14 @@ func (x *blob) fetchShared(ctx context.Context) error {
 		b.source.log.Debug("keeping a blob", "blob", x.digest, "error", err)
 	}
 	// From the exclusive lock of a writer to the shared one of a reader.
-	_ = flock(f, unix.LOCK_SH)
+	_ = cachefile.Flock(f, unix.LOCK_SH)
 	x.finish(f)
 	return nil
 }
 
 func (x *blob) fetchPrivate(ctx context.Context) error {
-	f, err := os.CreateTemp("", "imgfs-blob-")
+	f, err := cachefile.Unnamed("imgfs-blob-")
 	if err != nil {
-		return &sinkError{err}
-	}
-	if err := os.Remove(f.Name()); err != nil {
-		f.Close()
 		return &sinkError{err}
 	}
 	x.take(f)
@@ -125,53 +115,21 @@ func (x *blob) take(f *os.File) {
 	})
 }
 
-// lockPart opens the part file with an exclusive lock, waiting for the process that has it. Errors: errThere; a sinkError.
+// lockPart opens the part file with an exclusive lock, waiting for the process that has it. Errors: errThere; a sinkError;
+// the context's.
 func (x *blob) lockPart(ctx context.Context) (*os.File, error) {
 	b, part := x.blobs, partPath(x.digest)
-	_ = b.dir.Mkdir(partDir, 0o700) // somebody may have emptied the cache; opening the file says so if it cannot be made
-	lastSize, lastChange := int64(-1), time.Now()
-	for {
-		f, err := b.tryLock(part)
-		if err == nil {
-			if hasFile(b.dir, blobPath(x.digest)) { // finished while this process waited
-				b.removeSame(part, f)
-				f.Close()
-				return nil, errThere
-			}
-			return f, nil
-		}
-		if !errors.Is(err, errBusy) {
-			return nil, &sinkError{err}
-		}
-		if fi, err := b.dir.Stat(part); err == nil && fi.Size() != lastSize {
-			lastSize, lastChange = fi.Size(), time.Now()
-		}
-		if time.Since(lastChange) > stallTime {
-			return nil, &sinkError{fmt.Errorf("waiting for %s: %w", part, err)}
-		}
-		if err := sleep(ctx, pollTime); err != nil {
-			return nil, err
-		}
-	}
-}
-
-// tryLock opens a part file and locks it exclusively. It returns errBusy if somebody else has the lock, or has just
-// renamed the file.
-func (b *blobs) tryLock(part string) (*os.File, error) {
-	f, err := b.dir.OpenFile(part, os.O_RDWR|os.O_CREATE|unix.O_NONBLOCK, 0o600)
+	f, err := cachefile.Lock(ctx, b.dir, part, stallTime)
 	if err != nil {
-		return nil, err
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+		return nil, &sinkError{err}
 	}
-	err = flock(f, unix.LOCK_EX|unix.LOCK_NB)
-	if err == nil && !b.isSame(part, f) {
-		err = unix.EWOULDBLOCK
-	}
-	if err != nil {
+	if hasFile(b.dir, blobPath(x.digest)) { // finished while this process waited
+		cachefile.Remove(b.dir, part, f, b.source.log)
 		f.Close()
-		if errors.Is(err, unix.EWOULDBLOCK) {
-			err = errBusy
-		}
-		return nil, err
+		return nil, errThere
 	}
 	return f, nil
 }
@@ -233,7 +191,7 @@ func (x *blob) receive(ctx context.Context, f *os.File, sum hash.Hash, off int64
 		if n > 0 {
 			if room < int64(n) {
 				var err error
-				if room, err = roomFor(f); err != nil {
+				if room, err = cachefile.Room(f, int64(len(buf))); err != nil {
 					return off, &sinkError{err}
 				}
 			}
@@ -252,19 +210,4 @@ func (x *blob) receive(ctx context.Context, f *os.File, sum hash.Hash, off int64
 			return off, err
 		}
 	}
-}
-
-// roomFor returns how much may be written to f before asking again. Error: ENOSPC if the file system has hardly anything
-// left: a twentieth of it, at most 1 GiB, stays free.
-func roomFor(f *os.File) (int64, error) {
-	var st unix.Statfs_t
-	if err := unix.Fstatfs(int(f.Fd()), &st); err != nil {
-		return 0, &os.PathError{Op: "statfs", Path: f.Name(), Err: err}
-	}
-	size := int64(st.Bsize)
-	keep := min(1<<30, int64(st.Blocks)*size/20)
-	if free := int64(st.Bavail)*size - keep; free >= 1<<20 {
-		return min(free, 64<<20), nil
-	}
-	return 0, &os.PathError{Op: "write", Path: f.Name(), Err: unix.ENOSPC}
 }
