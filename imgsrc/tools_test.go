@@ -5,37 +5,14 @@ import (
 	"encoding/json"
 	"maps"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"reflect"
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/imgfs/imgfs/test/needs"
 )
-
-func need(t *testing.T, tools ...string) {
-	t.Helper()
-	for _, tool := range tools {
-		if _, err := exec.LookPath(tool); err != nil {
-			if os.Getenv("CI") == "true" {
-				t.Fatalf("%s is needed: %v", tool, err)
-			}
-			t.Skipf("needs %s", tool)
-		}
-	}
-}
-
-func run(t *testing.T, name string, args ...string) []byte {
-	t.Helper()
-	cmd := exec.CommandContext(t.Context(), name, args...)
-	var stderr bytes.Buffer
-	cmd.Stderr = &stderr
-	out, err := cmd.Output()
-	if err != nil {
-		t.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, stderr.Bytes())
-	}
-	return out
-}
 
 // store is a containers-storage of its own. The vfs driver leaves no mounts behind.
 type store struct {
@@ -44,7 +21,7 @@ type store struct {
 }
 
 func newStore(t *testing.T) *store {
-	need(t, "podman", "buildah", "skopeo")
+	needs.Programs(t, "podman", "buildah", "skopeo")
 	dir := t.TempDir()
 	return &store{t, filepath.Join(dir, "root"), dir}
 }
@@ -52,7 +29,7 @@ func newStore(t *testing.T) *store {
 func (s *store) run(tool string, args ...string) string {
 	s.t.Helper()
 	global := []string{"--root", s.root, "--runroot", filepath.Join(s.dir, "run"), "--storage-driver", "vfs"}
-	return strings.TrimSpace(string(run(s.t, tool, append(global, args...)...)))
+	return needs.Line(s.t, tool, append(global, args...)...)
 }
 
 func (s *store) ref(name string) string {
@@ -90,7 +67,7 @@ func (s *store) commit(from, name, format string, config ...string) string {
 // factsOf reads an image with skopeo.
 func factsOf(t *testing.T, ref string) *Facts {
 	t.Helper()
-	return load(t, run(t, "skopeo", "inspect", "--raw", ref), run(t, "skopeo", "inspect", "--raw", "--config", ref))
+	return load(t, []byte(needs.Run(t, "skopeo", "inspect", "--raw", ref)), []byte(needs.Run(t, "skopeo", "inspect", "--raw", "--config", ref)))
 }
 
 func wantJSON(t *testing.T, what string, got, want []byte) {
@@ -116,7 +93,7 @@ func TestAgainstPodman(t *testing.T) {
 	s.build("localhost/oci:1", "oci")
 	s.build("localhost/docker:1", "docker")
 	archive := filepath.Join(s.dir, "root.tar")
-	run(t, "tar", "--create", "--file", archive, "--directory", s.dir, "file")
+	needs.Run(t, "tar", "--create", "--file", archive, "--directory", s.dir, "file")
 	s.run("podman", "import", "--message", "an import", archive, "localhost/import:1")
 
 	for _, name := range []string{"localhost/oci:1", "localhost/docker:1", "localhost/import:1"} {
@@ -227,7 +204,7 @@ func TestAgainstSkopeo(t *testing.T) {
 	t.Run("OCI to Docker", func(t *testing.T) {
 		f := factsOf(t, s.ref("localhost/oci:1"))
 		dir := "dir:" + t.TempDir()
-		run(t, "skopeo", "copy", "--quiet", "--format", "v2s2", s.ref("localhost/oci:1"), dir)
+		needs.Run(t, "skopeo", "copy", "--quiet", "--format", "v2s2", s.ref("localhost/oci:1"), dir)
 		converted := factsOf(t, dir)
 		if converted.mediaType != typeDockerManifest {
 			t.Fatalf("skopeo made a %s", converted.mediaType)
@@ -253,9 +230,9 @@ func TestAgainstSkopeo(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		wantJSON(t, "skopeo inspect --config", got, run(t, "skopeo", "inspect", "--config", s.ref("localhost/docker:1")))
+		wantJSON(t, "skopeo inspect --config", got, []byte(needs.Run(t, "skopeo", "inspect", "--config", s.ref("localhost/docker:1"))))
 		layout := "oci:" + filepath.Join(t.TempDir(), "layout")
-		run(t, "skopeo", "copy", "--quiet", "--format", "oci", s.ref("localhost/docker:1"), layout)
+		needs.Run(t, "skopeo", "copy", "--quiet", "--format", "oci", s.ref("localhost/docker:1"), layout)
 		wantJSON(t, "skopeo copy --format oci", got, factsOf(t, layout).Config)
 		if got, err := ConfigDocker(f); err != nil || !bytes.Equal(got, f.Config) {
 			t.Errorf("ConfigDocker is not the config's bytes: %v", err)

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/imgfs/imgfs/mount"
+	"github.com/imgfs/imgfs/test/needs"
 )
 
 // built is the command that the tests run, and the directory that it and all they make is in; others may run the same
@@ -177,7 +178,7 @@ func cacheDir(t *testing.T) string {
 // workDir returns a directory with an OCI layout "layout" of one image, named app:1, and what else tests need.
 func workDir(t *testing.T) string {
 	t.Helper()
-	needFUSE(t)
+	needs.FUSE(t)
 	program(t)
 	dir, err := filepath.EvalSymlinks(t.TempDir())
 	if err != nil {
@@ -250,30 +251,6 @@ func stateOf(t *testing.T, mountpoint string) *mount.State {
 		}
 	}
 	return nil
-}
-
-func needFUSE(t *testing.T) {
-	t.Helper()
-	if _, err := os.Stat("/dev/fuse"); err == nil && os.Geteuid() == 0 {
-		return
-	}
-	skip(t, "needs root and /dev/fuse")
-}
-
-func need(t *testing.T, tool string) {
-	t.Helper()
-	if _, err := exec.LookPath(tool); err != nil {
-		skip(t, "needs "+tool)
-	}
-}
-
-// skip skips where a person runs the tests, and fails where nobody would see it.
-func skip(t *testing.T, why string) {
-	t.Helper()
-	if os.Getenv("CI") == "true" {
-		t.Fatal(why)
-	}
-	t.Skip(why)
 }
 
 // until waits for something that another process brings about.

@@ -6,12 +6,14 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/imgfs/imgfs/test/needs"
 )
 
 // inNamespace runs a shell script in a mount namespace of its own, where it may change /dev.
 func inNamespace(t *testing.T, dir, script string) (string, error) {
 	t.Helper()
-	need(t, "unshare")
+	needs.Programs(t, "unshare")
 	cmd := exec.Command("unshare", "--mount", "sh", "-euc", script)
 	cmd.Dir = dir
 	cmd.Env = append(os.Environ(), "IMGFS="+program(t), "CACHE="+cacheDir(t), "XDG_RUNTIME_DIR="+dir)
@@ -36,7 +38,7 @@ func TestCommandWithoutDevice(t *testing.T) {
 // In a container without the capability, and without fusermount3.
 func TestCommandWithoutCapability(t *testing.T) {
 	dir := workDir(t)
-	need(t, "setpriv")
+	needs.Programs(t, "setpriv")
 	out, err := inNamespace(t, dir, `
 		code=0
 		PATH=/nowhere /usr/bin/setpriv --bounding-set -sys_admin --inh-caps -sys_admin $IMGFS mount --cache-dir $CACHE layout m || code=$?
@@ -50,8 +52,8 @@ func TestCommandWithoutCapability(t *testing.T) {
 // An ordinary user mounts through fusermount3.
 func TestCommandOrdinaryUser(t *testing.T) {
 	dir := workDir(t)
-	need(t, "setpriv")
-	need(t, "fusermount3")
+	needs.Programs(t, "setpriv")
+	needs.Programs(t, "fusermount3")
 	if err := os.Chmod(filepath.Dir(dir), 0o755); err != nil {
 		t.Fatal(err)
 	}

@@ -18,7 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ErrBusy: another process holds the lock, or has just replaced the file.
+// ErrBusy says that another process holds the lock, or has just replaced the file.
 var ErrBusy = errors.New("another process holds the lock")
 
 // pollTime is how often to look whether another process has ended with a part file.

@@ -17,6 +17,7 @@ import (
 
 	"github.com/imgfs/imgfs/imgsrc"
 	"github.com/imgfs/imgfs/imgsrc/sourcetest"
+	"github.com/imgfs/imgfs/test/needs"
 )
 
 // A dockerd is an engine of Debian's, with a socket and a root of its own.
@@ -29,9 +30,9 @@ type dockerd struct {
 // startDockerd starts an engine, which ends with the test.
 func startDockerd(t testing.TB) *dockerd {
 	t.Helper()
-	need(t, "dockerd", "containerd", "docker")
+	needs.Programs(t, "dockerd", "containerd", "docker")
 	if os.Geteuid() != 0 {
-		unmet(t, "dockerd needs root")
+		needs.Root(t)
 	}
 	dir := shortDir(t)
 	d := &dockerd{TB: t, dir: dir, host: "unix://" + filepath.Join(dir, "sock")}
@@ -62,7 +63,7 @@ func (d *dockerd) start() {
 		if time.Now().After(end) {
 			text, _ := os.ReadFile(filepath.Join(d.dir, "log"))
 			d.stop()
-			unmet(d.TB, "dockerd does not start here:\n"+string(text))
+			needs.Unmet(d.TB, "dockerd does not start here:\n"+string(text))
 		}
 	}
 }
@@ -99,7 +100,7 @@ func (d *dockerd) clean() {
 
 func (d *dockerd) docker(args ...string) string {
 	d.Helper()
-	return run(d.TB, "docker", append([]string{"-H", d.host}, args...)...)
+	return needs.Line(d.TB, "docker", append([]string{"-H", d.host}, args...)...)
 }
 
 // importImage makes an image of one layer.
@@ -147,7 +148,7 @@ func (d *dockerd) populate() {
 }
 
 func TestRealImagesAreWhatDockerReports(t *testing.T) {
-	need(t, "skopeo")
+	needs.Programs(t, "skopeo")
 	d := startDockerd(t)
 	d.populate()
 	ctr := d.docker("create", "web:1")
@@ -186,7 +187,7 @@ func TestRealImagesAreWhatDockerReports(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if want := run(t, "skopeo", "inspect", "--raw", "--daemon-host", d.host, "docker-daemon:"+name); string(raw) != want {
+		if want := needs.Run(t, "skopeo", "inspect", "--raw", "--daemon-host", d.host, "docker-daemon:"+name); string(raw) != want {
 			t.Errorf("%s: the manifest is\n%s\nand skopeo's\n%s", name, raw, want)
 		}
 		config, err := img.Config(t.Context())
@@ -334,7 +335,7 @@ func TestRealImageThatIsRemoved(t *testing.T) {
 
 // The service of podman speaks the same API.
 func TestRealPodman(t *testing.T) {
-	need(t, "podman", "skopeo")
+	needs.Programs(t, "podman", "skopeo")
 	dir := shortDir(t)
 	podman := func(args ...string) []string {
 		return append([]string{"--root", filepath.Join(dir, "root"), "--runroot", filepath.Join(dir, "run"), "--storage-driver", "vfs"}, args...)
@@ -343,7 +344,7 @@ func TestRealPodman(t *testing.T) {
 	if err := os.WriteFile(file, tarOf(t, tarFile{name: "hello", body: []byte("hi\n")}), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	run(t, "podman", podman("import", file, "localhost/web:1")...)
+	needs.Run(t, "podman", podman("import", file, "localhost/web:1")...)
 	host := "unix://" + filepath.Join(dir, "sock")
 	service := exec.Command("podman", podman("system", "service", "-t", "0", host)...)
 	if err := service.Start(); err != nil {
@@ -364,7 +365,7 @@ func TestRealPodman(t *testing.T) {
 	s := openSource(t, Options{Host: host})
 	img := find(t, s, "localhost/web:1")
 	raw, err := img.Manifest(t.Context())
-	if want := run(t, "skopeo", "inspect", "--raw", "--daemon-host", host, "docker-daemon:localhost/web:1"); err != nil || string(raw) != want {
+	if want := needs.Run(t, "skopeo", "inspect", "--raw", "--daemon-host", host, "docker-daemon:localhost/web:1"); err != nil || string(raw) != want {
 		t.Errorf("%v, the manifest is\n%s\nand skopeo's\n%s", err, raw, want)
 	}
 	checkLayers(t, img)

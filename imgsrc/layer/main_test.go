@@ -19,6 +19,7 @@ import (
 	"github.com/ulikunitz/xz"
 
 	"github.com/imgfs/imgfs/imgsrc"
+	"github.com/imgfs/imgfs/test/needs"
 )
 
 func TestMain(m *testing.M) {
@@ -26,24 +27,6 @@ func TestMain(m *testing.M) {
 		os.Exit(cacheProcess(dir))
 	}
 	os.Exit(m.Run())
-}
-
-// need skips a test that cannot run here, and fails it where everything must be there.
-func need(t testing.TB, tools ...string) {
-	t.Helper()
-	for _, tool := range tools {
-		if _, err := exec.LookPath(tool); err != nil {
-			unmet(t, tool+" is not installed")
-		}
-	}
-}
-
-func unmet(t testing.TB, why string) {
-	t.Helper()
-	if os.Getenv("CI") == "true" {
-		t.Fatal(why)
-	}
-	t.Skip(why)
 }
 
 // payload returns n bytes that compress to about a half, the same for the same n.
@@ -102,7 +85,7 @@ func must(t testing.TB, w io.WriteCloser, b []byte) {
 // command runs b through a command's standard input and output.
 func command(t testing.TB, b []byte, name string, args ...string) []byte {
 	t.Helper()
-	need(t, name)
+	needs.Programs(t, name)
 	cmd := exec.Command(name, args...)
 	cmd.Stdin = bytes.NewReader(b)
 	out, err := cmd.Output()

@@ -17,6 +17,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/imgfs/imgfs/imgsrc"
+	"github.com/imgfs/imgfs/test/needs"
 )
 
 // memory is a tar in memory.
@@ -104,7 +105,7 @@ func checkAgainstLibrary(t *testing.T, b []byte) bool {
 // gnuTar makes a tar of sparse and other files with GNU tar.
 func gnuTar(t testing.TB, runs int, format ...string) []byte {
 	t.Helper()
-	need(t, "tar")
+	needs.Programs(t, "tar")
 	dir := t.TempDir()
 	for name, extents := range map[string][]imgsrc.Extent{
 		"none": {}, "head": {{Off: 0, Len: 10}}, "tail": {{Off: 1 << 19, Len: 777}}, "many": manyExtents(runs),

@@ -13,6 +13,7 @@ import (
 
 	"github.com/imgfs/imgfs/imgsrc"
 	"github.com/imgfs/imgfs/imgsrc/sourcetest"
+	"github.com/imgfs/imgfs/test/needs"
 )
 
 // conformance runs the suite over the layout in dir.
@@ -38,14 +39,14 @@ type buildStore struct {
 
 func newStore(t *testing.T) *buildStore {
 	t.Helper()
-	need(t, "buildah", "skopeo", "umoci")
+	needs.Programs(t, "buildah", "skopeo", "umoci")
 	dir := t.TempDir()
 	return &buildStore{T: t, dir: dir, flags: []string{"--root", filepath.Join(dir, "root"), "--runroot", filepath.Join(dir, "run"), "--storage-driver", "vfs"}}
 }
 
 func (s *buildStore) buildah(args ...string) string {
 	s.Helper()
-	return run(s, "buildah", append(slices.Clone(s.flags), args...)...)
+	return needs.Line(s, "buildah", append(slices.Clone(s.flags), args...)...)
 }
 
 // build makes an image of n layers, and pushes it to dest.
@@ -78,17 +79,17 @@ func TestToolsLayouts(t *testing.T) {
 	})
 	t.Run("skopeo", func(t *testing.T) {
 		copied := filepath.Join(t.TempDir(), "skopeo")
-		run(t, "skopeo", "copy", "--quiet", "oci:"+dir+":latest", "oci:"+copied+":docker.io/library/two:1")
-		run(t, "skopeo", "copy", "--quiet", "oci:"+dir+":latest", "oci:"+copied+":again")
-		run(t, "skopeo", "copy", "--quiet", "--dest-decompress", "oci:"+dir+":a/b:c", "oci:"+copied+":plain")
+		needs.Run(t, "skopeo", "copy", "--quiet", "oci:"+dir+":latest", "oci:"+copied+":docker.io/library/two:1")
+		needs.Run(t, "skopeo", "copy", "--quiet", "oci:"+dir+":latest", "oci:"+copied+":again")
+		needs.Run(t, "skopeo", "copy", "--quiet", "--dest-decompress", "oci:"+dir+":a/b:c", "oci:"+copied+":plain")
 		conformance(t, copied, sourcetest.Expect{Images: 2, Names: []string{"docker.io/library/two:1", "again", "plain"}, Diffs: 3, NewName: "localhost/x:1"})
 	})
 	t.Run("umoci", func(t *testing.T) {
 		made := filepath.Join(t.TempDir(), "umoci")
-		run(t, "umoci", "init", "--layout", made)
-		run(t, "umoci", "new", "--image", made+":empty")
-		run(t, "umoci", "config", "--image", made+":empty", "--tag", "labelled", "--config.label", "a=b")
-		run(t, "umoci", "insert", "--image", made+":empty", "--tag", "full", "/etc/hostname", "/etc/hostname")
+		needs.Run(t, "umoci", "init", "--layout", made)
+		needs.Run(t, "umoci", "new", "--image", made+":empty")
+		needs.Run(t, "umoci", "config", "--image", made+":empty", "--tag", "labelled", "--config.label", "a=b")
+		needs.Run(t, "umoci", "insert", "--image", made+":empty", "--tag", "full", "/etc/hostname", "/etc/hostname")
 		conformance(t, made, sourcetest.Expect{Images: 3, Names: []string{"empty", "labelled", "full"}, Diffs: 1, NewName: "x"})
 	})
 	t.Run("index", func(t *testing.T) {
@@ -132,7 +133,7 @@ func TestTagAndTools(t *testing.T) {
 		return m
 	}
 	inspect := func(name string) digest.Digest {
-		return digest.Digest(run(t, "skopeo", "inspect", "--format", "{{.Digest}}", "oci:"+dir+":"+name))
+		return digest.Digest(needs.Line(t, "skopeo", "inspect", "--format", "{{.Digest}}", "oci:"+dir+":"+name))
 	}
 	before := byName()
 	if err := src.Tag(t.Context(), before["one"], []string{"one-more", "a/b:c"}, nil); err != nil {
@@ -146,14 +147,14 @@ func TestTagAndTools(t *testing.T) {
 			t.Errorf("skopeo: %s is %s, want %s", name, got, before[want].Digest)
 		}
 	}
-	got := strings.Fields(run(t, "umoci", "list", "--layout", dir))
+	got := strings.Fields(needs.Run(t, "umoci", "list", "--layout", dir))
 	slices.Sort(got)
 	if want := []string{"a/b:c", "one", "one-more"}; !slices.Equal(got, want) {
 		t.Errorf("umoci lists %q, want %q", got, want)
 	}
-	run(t, "umoci", "tag", "--image", dir+":one-more", "umocis")
-	run(t, "umoci", "gc", "--layout", dir)
-	run(t, "skopeo", "copy", "--quiet", "oci:"+dir+":one", "oci:"+dir+":skopeos")
+	needs.Run(t, "umoci", "tag", "--image", dir+":one-more", "umocis")
+	needs.Run(t, "umoci", "gc", "--layout", dir)
+	needs.Run(t, "skopeo", "copy", "--quiet", "oci:"+dir+":one", "oci:"+dir+":skopeos")
 	after := byName()
 	for name, want := range map[string]string{"one": "two", "skopeos": "two", "umocis": "one", "one-more": "one", "a/b:c": "one"} {
 		if after[name].Digest != before[want].Digest {

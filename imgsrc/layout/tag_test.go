@@ -15,6 +15,7 @@ import (
 
 	"github.com/imgfs/imgfs/imgsrc"
 	"github.com/imgfs/imgfs/imgsrc/indexjson"
+	"github.com/imgfs/imgfs/test/needs"
 )
 
 func TestCheckName(t *testing.T) {
@@ -296,7 +297,7 @@ func onDisk(t *testing.T) *testLayout {
 	t.Helper()
 	dir := t.TempDir()
 	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=1m,mode=0755"); err != nil {
-		unmet(t, "mounting a tmpfs: "+err.Error())
+		needs.Unmet(t, "mounting a tmpfs: "+err.Error())
 	}
 	t.Cleanup(func() {
 		if err := unix.Unmount(dir, 0); err != nil {

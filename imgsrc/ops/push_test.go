@@ -19,6 +19,7 @@ import (
 	"go.podman.io/image/v5/manifest"
 
 	"github.com/imgfs/imgfs/imgsrc"
+	"github.com/imgfs/imgfs/test/needs"
 )
 
 // inspected is the manifest that skopeo finds somewhere.
@@ -32,7 +33,7 @@ type inspected struct {
 
 func inspect(t *testing.T, args ...string) inspected {
 	t.Helper()
-	text := run(t, "skopeo", append([]string{"inspect", "--raw"}, args...)...)
+	text := needs.Run(t, "skopeo", append([]string{"inspect", "--raw"}, args...)...)
 	m := inspected{digest: digest.FromString(text)}
 	if err := json.Unmarshal([]byte(text), &m); err != nil {
 		t.Fatalf("%s: %v", text, err)
@@ -52,7 +53,7 @@ func testImages(t *testing.T) map[string]*fakeImage {
 }
 
 func TestPushEverywhere(t *testing.T) {
-	need(t, "skopeo", "docker-registry")
+	needs.Programs(t, "skopeo", "docker-registry")
 	host := startDistribution(t, "")
 	for name, img := range testImages(t) {
 		withBlobs, oci := strings.HasSuffix(name, "with blobs"), img.desc.MediaType == imgspecv1.MediaTypeImageManifest
@@ -86,7 +87,7 @@ func TestPushEverywhere(t *testing.T) {
 				if same := m.digest == img.desc.Digest; test.preserved && !same {
 					t.Errorf("manifest %s, image's is %s", m.digest, img.desc.Digest)
 				}
-				run(t, "skopeo", "copy", "--src-tls-verify=false", args[len(args)-1], "dir:"+filepath.Join(t.TempDir(), "copy"))
+				needs.Run(t, "skopeo", "copy", "--src-tls-verify=false", args[len(args)-1], "dir:"+filepath.Join(t.TempDir(), "copy"))
 				noStaging(t, dir)
 				text, _ := o.Events()
 				if e := lastEvent(t, text); e.Type != "push" || e.Image != img.desc.ID || e.Reference == "" || e.User == nil {
@@ -122,7 +123,7 @@ func lastEvent(t *testing.T, text []byte) event {
 }
 
 func TestPushKeys(t *testing.T) {
-	need(t, "skopeo", "docker-registry")
+	needs.Programs(t, "skopeo", "docker-registry")
 	host := startDistribution(t, "")
 	images := testImages(t)
 	store, blobs := images["docker without blobs"], images["oci with blobs"]
@@ -186,7 +187,7 @@ func TestPushSchema1(t *testing.T) {
 }
 
 func TestPushIndex(t *testing.T) {
-	need(t, "skopeo")
+	needs.Programs(t, "skopeo")
 	a := newImage(t, imgspecv1.MediaTypeImageManifest, true, "amd64", tarOf("a", noise(1000)))
 	b := newImage(t, imgspecv1.MediaTypeImageManifest, false, "arm64", tarOf("b", noise(2000)))
 	index := newIndex(t, a, b)
@@ -219,7 +220,7 @@ func TestPushIndex(t *testing.T) {
 }
 
 func TestPushIntoLayoutWithImages(t *testing.T) {
-	need(t, "skopeo")
+	needs.Programs(t, "skopeo")
 	images := testImages(t)
 	a, b := images["oci with blobs"], images["oci without blobs"]
 	dir := filepath.Join(t.TempDir(), "layout")

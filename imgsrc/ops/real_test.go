@@ -8,7 +8,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"testing"
 	"time"
 
@@ -16,6 +15,7 @@ import (
 
 	"github.com/imgfs/imgfs/imgsrc"
 	"github.com/imgfs/imgfs/imgsrc/storage"
+	"github.com/imgfs/imgfs/test/needs"
 )
 
 // A realStore is a store of podman's that a test may do anything to.
@@ -23,8 +23,8 @@ type realStore struct{ root, run, driver string }
 
 func newStore(t *testing.T, driver string) realStore {
 	t.Helper()
-	need(t, "podman", "buildah", "skopeo")
-	needRoot(t)
+	needs.Programs(t, "podman", "buildah", "skopeo")
+	needs.Root(t)
 	dir, err := os.MkdirTemp("", "imgfs") // podman takes no long path for what it runs on
 	if err != nil {
 		t.Fatal(err)
@@ -46,7 +46,7 @@ func (s realStore) spec() string {
 
 func (s realStore) tool(t *testing.T, tool string, args ...string) string {
 	t.Helper()
-	return strings.TrimSpace(run(t, tool, append([]string{"--root", s.root, "--runroot", s.run, "--storage-driver", s.driver}, args...)...))
+	return needs.Line(t, tool, append([]string{"--root", s.root, "--runroot", s.run, "--storage-driver", s.driver}, args...)...)
 }
 
 // build makes an image of two layers and returns its id.

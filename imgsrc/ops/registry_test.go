@@ -23,6 +23,7 @@ import (
 	imgspecv1 "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/imgfs/imgfs/imgsrc"
+	"github.com/imgfs/imgfs/test/needs"
 )
 
 // htpasswd has the user "tester" with the password "s3cret" (bcrypt).
@@ -43,7 +44,7 @@ func freePort(t *testing.T) string {
 // for them.
 func startDistribution(t *testing.T, passwords string) string {
 	t.Helper()
-	need(t, "docker-registry")
+	needs.Programs(t, "docker-registry")
 	host := freePort(t)
 	dir := t.TempDir()
 	config := fmt.Sprintf("version: 0.1\nlog: {level: error}\nstorage: {filesystem: {rootdirectory: %s}}\nhttp: {addr: %q}\n", dir, host)

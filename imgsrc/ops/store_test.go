@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/imgfs/imgfs/imgsrc"
+	"github.com/imgfs/imgfs/test/needs"
 )
 
 // podmanImage is what podman says of an image.
@@ -30,7 +31,7 @@ type podmanImage struct {
 func inspectIn(t *testing.T, store []string, name string) podmanImage {
 	t.Helper()
 	var images []podmanImage
-	if err := json.Unmarshal([]byte(run(t, "podman", append(store, "image", "inspect", name)...)), &images); err != nil {
+	if err := json.Unmarshal([]byte(needs.Run(t, "podman", append(store, "image", "inspect", name)...)), &images); err != nil {
 		t.Fatal(err)
 	}
 	return images[0]
@@ -56,7 +57,7 @@ func TestPushToStore(t *testing.T) {
 				}
 				// The very image once more, from a source that says of it what the store says: a name more, and no other change.
 				same := *img
-				same.manifest = []byte(run(t, "skopeo", "inspect", "--raw", spec+name))
+				same.manifest = []byte(needs.Run(t, "skopeo", "inspect", "--raw", spec+name))
 				same.desc.Digest, _ = manifest.Digest(same.manifest)
 				again, _ := newOps(t, Options{}, &same)
 				if err := again.Do(t.Context(), pushTo(&same, spec+"localhost/other:1")); err != nil {
@@ -70,7 +71,7 @@ func TestPushToStore(t *testing.T) {
 					t.Errorf("rejected by policy: %v", err)
 				}
 			}
-			if out := run(t, "podman", append(store, "images", "-q", "--no-trunc")...); strings.Count(out, "\n") != 4 {
+			if out := needs.Run(t, "podman", append(store, "images", "-q", "--no-trunc")...); strings.Count(out, "\n") != 4 {
 				t.Errorf("%s", out)
 			}
 		})
@@ -79,7 +80,7 @@ func TestPushToStore(t *testing.T) {
 
 // TestStoreLeavesNoMount pushes into a store that podman has never seen.
 func TestStoreLeavesNoMount(t *testing.T) {
-	needRoot(t)
+	needs.Root(t)
 	dir := t.TempDir()
 	img := smallImage(t)
 	o, _ := newOps(t, Options{}, img)
@@ -98,10 +99,10 @@ func TestStoreLeavesNoMount(t *testing.T) {
 
 // TestPushNoSpace pushes into a file system that is too small.
 func TestPushNoSpace(t *testing.T) {
-	needRoot(t)
+	needs.Root(t)
 	dir := t.TempDir()
 	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=2m"); err != nil {
-		t.Skip(err)
+		needs.Unmet(t, "to mount a tmpfs: "+err.Error())
 	}
 	t.Cleanup(func() {
 		if err := unix.Unmount(dir, 0); err != nil {

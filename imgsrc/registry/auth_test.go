@@ -17,6 +17,7 @@ import (
 
 	"github.com/imgfs/imgfs/imgsrc"
 	"github.com/imgfs/imgfs/imgsrc/layer"
+	"github.com/imgfs/imgfs/test/needs"
 )
 
 func TestParseChallenges(t *testing.T) {
@@ -87,7 +88,7 @@ func TestPassword(t *testing.T) {
 	if b, err := readBlob(t, m, img.layers[0].Digest); err != nil || string(b) != string(img.blobs[0]) {
 		t.Errorf("%d bytes, %v", len(b), err)
 	}
-	want := run(t, "skopeo", "inspect", "--tls-verify=false", "--authfile", o.AuthFile, "--format", "{{.Digest}}", "docker://"+srv.host+"/a/web:1")
+	want := needs.Line(t, "skopeo", "inspect", "--tls-verify=false", "--authfile", o.AuthFile, "--format", "{{.Digest}}", "docker://"+srv.host+"/a/web:1")
 	if m.desc.Digest.String() != want {
 		t.Errorf("skopeo: %s, imgfs: %s", want, m.desc.Digest)
 	}
@@ -121,7 +122,7 @@ func TestCredentialHelper(t *testing.T) {
 	write(t, o.AuthFile, fmt.Sprintf(`{"credHelpers":{%q:"test"}}`, srv.host))
 	script := func(text string) {
 		write(t, helper, "#!/bin/sh\ncat >/dev/null\n"+text+"\n")
-		run(t, "chmod", "+x", helper)
+		needs.Run(t, "chmod", "+x", helper)
 	}
 	script(`echo '{"Username":"tester","Secret":"s3cret"}'`)
 	o.mustOpen(t)

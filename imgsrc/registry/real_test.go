@@ -11,25 +11,26 @@ import (
 
 	"github.com/imgfs/imgfs/imgsrc"
 	"github.com/imgfs/imgfs/imgsrc/sourcetest"
+	"github.com/imgfs/imgfs/test/needs"
 )
 
 // Images as umoci makes them and skopeo pushes them, to Debian's registry, in all formats: what skopeo says of them is
 // what is listed, and what it copies is what is read.
 func TestRealImages(t *testing.T) {
-	need(t, "umoci", "skopeo")
+	needs.Programs(t, "umoci", "skopeo")
 	srv := startDistribution(t, "")
 	dir := t.TempDir()
 	made := filepath.Join(dir, "made")
-	run(t, "umoci", "init", "--layout", made)
-	run(t, "umoci", "new", "--image", made+":base")
+	needs.Run(t, "umoci", "init", "--layout", made)
+	needs.Run(t, "umoci", "new", "--image", made+":base")
 	for name, size := range map[string]int{"one": 200_000, "two": 3_000_000} {
 		write(t, filepath.Join(dir, name), noise(size))
-		run(t, "umoci", "insert", "--image", made+":base", filepath.Join(dir, name), "/srv/"+name)
+		needs.Run(t, "umoci", "insert", "--image", made+":base", filepath.Join(dir, name), "/srv/"+name)
 	}
 	host, repo := srv.host, srv.host+"/team/app"
 	push := func(tag string, args ...string) {
 		args = append([]string{"copy", "--quiet", "--dest-tls-verify=false"}, args...)
-		run(t, "skopeo", append(args, "docker://"+host+"/team/"+tag)...)
+		needs.Run(t, "skopeo", append(args, "docker://"+host+"/team/"+tag)...)
 	}
 	base := "oci:" + made + ":base"
 	push("app:oci", "--format", "oci", base)
@@ -68,7 +69,7 @@ func compare(t *testing.T, i imgsrc.Listed, ref string) {
 		Digest digest.Digest
 		Layers []digest.Digest
 	}
-	if err := json.Unmarshal([]byte(run(t, "skopeo", "inspect", "--tls-verify=false", ref)), &said); err != nil {
+	if err := json.Unmarshal([]byte(needs.Run(t, "skopeo", "inspect", "--tls-verify=false", ref)), &said); err != nil {
 		t.Fatal(err)
 	}
 	if said.Digest != d.Digest {
@@ -80,7 +81,7 @@ func compare(t *testing.T, i imgsrc.Listed, ref string) {
 		return
 	}
 	out := filepath.Join(t.TempDir(), "copy")
-	run(t, "skopeo", "copy", "--quiet", "--src-tls-verify=false", ref, "dir:"+out)
+	needs.Run(t, "skopeo", "copy", "--quiet", "--src-tls-verify=false", ref, "dir:"+out)
 	if strings.HasSuffix(ref, ":v2s1") {
 		return // skopeo lists its layers in another order, with empty ones
 	}

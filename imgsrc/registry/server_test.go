@@ -25,6 +25,7 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/imgfs/imgfs/imgsrc/layer"
+	"github.com/imgfs/imgfs/test/needs"
 )
 
 // A server is a registry of this process, with what a test puts in front of it.
@@ -241,7 +242,7 @@ const htpasswd = "tester:$2a$04$si50ejUVTa//eBuQOX0N4OiThFrjgIyGnPMPo59VfdELTMJG
 // startDistribution runs Debian's docker-registry until the test ends. With passwords it asks for them.
 func startDistribution(t testing.TB, passwords string) *server {
 	t.Helper()
-	need(t, "docker-registry")
+	needs.Programs(t, "docker-registry")
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)

@@ -17,6 +17,7 @@ import (
 
 	"github.com/imgfs/imgfs/imgsrc"
 	tarlayer "github.com/imgfs/imgfs/imgsrc/layer"
+	"github.com/imgfs/imgfs/test/needs"
 )
 
 // A layer without tar-split is walked: its files are what tar-split said, but for what only the tar knows.
@@ -221,7 +222,7 @@ func TestFilesOfTwoStores(t *testing.T) {
 	}
 	r.commit(t, "localhost/x", "oci", src)
 	other := real{r.root + "-other", r.run, r.driver}
-	run(t, "cp", "-a", r.root, other.root)
+	needs.Run(t, "cp", "-a", r.root, other.root)
 	splits, err := filepath.Glob(filepath.Join(other.root, "overlay-layers", "*.tar-split.gz"))
 	if err != nil || len(splits) != 1 {
 		t.Fatal(splits, err)

@@ -13,7 +13,6 @@ import (
 	"io/fs"
 	"math/rand/v2"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -22,28 +21,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/imgfs/imgfs/imgsrc"
+	"github.com/imgfs/imgfs/test/needs"
 )
-
-// need skips a test whose tools are missing, but not where all tests must run.
-func need(t testing.TB, tools ...string) {
-	t.Helper()
-	missing := ""
-	if os.Geteuid() != 0 {
-		missing = "root"
-	}
-	for _, tool := range tools {
-		if _, err := exec.LookPath(tool); err != nil {
-			missing = tool
-		}
-	}
-	switch {
-	case missing == "":
-	case os.Getenv("CI") == "true":
-		t.Fatalf("this test needs %s", missing)
-	default:
-		t.Skipf("this test needs %s", missing)
-	}
-}
 
 // A real is a store that podman and buildah work on.
 type real struct {
@@ -52,7 +31,8 @@ type real struct {
 
 func newReal(t testing.TB, driver string) real {
 	t.Helper()
-	need(t, "podman", "buildah", "skopeo")
+	needs.Root(t)
+	needs.Programs(t, "podman", "buildah", "skopeo")
 	dir, err := os.MkdirTemp("", "imgfs") // podman takes no run root of more than 50 characters
 	if err != nil {
 		t.Fatal(err)
@@ -87,19 +67,7 @@ func (r real) source(t testing.TB) *Source {
 // do runs podman or buildah on the store, and returns what it prints.
 func (r real) do(t testing.TB, tool string, args ...string) string {
 	t.Helper()
-	return run(t, tool, append([]string{"--root", r.root, "--runroot", r.run, "--storage-driver", r.driver}, args...)...)
-}
-
-func run(t testing.TB, name string, args ...string) string {
-	t.Helper()
-	cmd := exec.Command(name, args...)
-	var stderr bytes.Buffer
-	cmd.Stderr = &stderr
-	out, err := cmd.Output()
-	if err != nil {
-		t.Fatalf("%s: %v\n%s", cmd, err, stderr.Bytes())
-	}
-	return strings.TrimSpace(string(out))
+	return needs.Line(t, tool, append([]string{"--root", r.root, "--runroot", r.run, "--storage-driver", r.driver}, args...)...)
 }
 
 // commit makes an image with one layer for each directory.

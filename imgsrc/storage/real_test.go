@@ -16,6 +16,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/imgfs/imgfs/imgsrc"
+	"github.com/imgfs/imgfs/test/needs"
 )
 
 func TestImagesAreWhatPodmanReports(t *testing.T) {
@@ -220,12 +221,12 @@ func TestPodmanWorksBesideReaders(t *testing.T) {
 // not be made up. (What GNU tar writes without PAX is refused by podman itself.)
 func TestSparseTarIsNotMadeUp(t *testing.T) {
 	r := newReal(t, "overlay")
-	need(t, "tar")
+	needs.Programs(t, "tar")
 	dir := t.TempDir()
 	if err := errors.Join(os.WriteFile(filepath.Join(dir, "hole"), []byte("x"), 0o644), os.Truncate(filepath.Join(dir, "hole"), 10<<20)); err != nil {
 		t.Fatal(err)
 	}
-	run(t, "tar", "-C", dir, "--format=pax", "-S", "-cf", filepath.Join(dir, "sparse.tar"), "hole")
+	needs.Run(t, "tar", "-C", dir, "--format=pax", "-S", "-cf", filepath.Join(dir, "sparse.tar"), "hole")
 	r.do(t, "podman", "import", filepath.Join(dir, "sparse.tar"), "localhost/sparse")
 	diff, err := find(t, r.source(t), "localhost/sparse:latest").Diff(t.Context(), 0)
 	if err != nil {
@@ -244,8 +245,8 @@ func TestSeveralManifestsAndLists(t *testing.T) {
 	// The same config under a manifest with compressed layers.
 	spec := fmt.Sprintf("containers-storage:[%s@%s+%s]localhost/", r.driver, r.root, r.run)
 	dir := "dir:" + filepath.Join(t.TempDir(), "dir")
-	run(t, "skopeo", "copy", "--dest-compress", spec+"x:latest", dir)
-	run(t, "skopeo", "copy", "--insecure-policy", dir, spec+"y:latest")
+	needs.Run(t, "skopeo", "copy", "--dest-compress", spec+"x:latest", dir)
+	needs.Run(t, "skopeo", "copy", "--insecure-policy", dir, spec+"y:latest")
 	r.do(t, "podman", "manifest", "create", "localhost/list")
 	r.do(t, "podman", "manifest", "add", "localhost/list", "containers-storage:localhost/x")
 	ctr := r.do(t, "buildah", "from", "--pull-never", "localhost/x")

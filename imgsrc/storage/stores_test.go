@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/imgfs/imgfs/imgsrc"
+	"github.com/imgfs/imgfs/test/needs"
 )
 
 func TestReadOnlyFileSystem(t *testing.T) {
@@ -55,9 +56,9 @@ func TestAdditionalStore(t *testing.T) {
 	conf := write(t, fmt.Appendf(nil, "[storage]\ndriver = \"overlay\"\ngraphroot = %q\nrunroot = %q\n[storage.options]\nadditionalimagestores = [%q]\n",
 		top.root, top.run, base.root), t.TempDir(), "storage.conf")
 	t.Setenv("CONTAINERS_STORAGE_CONF", conf)
-	ctr := run(t, "buildah", "from", "--pull-never", "localhost/base")
-	run(t, "buildah", "copy", ctr, filepath.Join(src, "top"), "/")
-	run(t, "buildah", "commit", "--rm", ctr, "localhost/top")
+	ctr := needs.Line(t, "buildah", "from", "--pull-never", "localhost/base")
+	needs.Run(t, "buildah", "copy", ctr, filepath.Join(src, "top"), "/")
+	needs.Run(t, "buildah", "commit", "--rm", ctr, "localhost/top")
 
 	// The configuration is read once for the process, so that it is given here.
 	s, err := open(Options{}, types.StoreOptions{GraphRoot: top.root, RunRoot: top.run, GraphDriverName: "overlay",
@@ -70,7 +71,7 @@ func TestAdditionalStore(t *testing.T) {
 		t.Errorf("%s: %v", s.Name(), s.Dirs())
 	}
 	img := find(t, s, "localhost/top:latest")
-	layers := strings.Fields(run(t, "podman", "image", "inspect", "--format", "{{range .RootFS.Layers}}{{.}} {{end}}", "localhost/top"))
+	layers := strings.Fields(needs.Run(t, "podman", "image", "inspect", "--format", "{{range .RootFS.Layers}}{{.}} {{end}}", "localhost/top"))
 	if len(layers) != 2 {
 		t.Fatal(layers)
 	}
