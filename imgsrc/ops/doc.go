@@ -15,6 +15,12 @@
 // A job whose result somebody got is forgotten, so that the same line written again is a new push. At most
 // [Options].Pushes copies run at once; the others wait, and can be cancelled while they do.
 //
+// What takes its time is a task, too: it has a number, counted from 1, and is what jobs/ shows (task.go, tasks.go). The
+// work reports to its task how many bytes of each blob it has read, of how many there are in the form in which the image's
+// source offers them, and how many bytes the destination was sent, which are others where layers are recompressed: the two
+// are never held against each other. A job is shown as JSON, made at most four times a second and only for who reads it.
+// The last hundred jobs that have ended stay to be read. Cancelling one ends its context, with a cause that says by whom.
+//
 // # Pushing
 //
 // A push is a copy.Image of go.podman.io/image with a source of this package's own over imgsrc.Image. Where the image's

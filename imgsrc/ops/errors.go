@@ -40,7 +40,7 @@ var conditions = []error{
 	context.Canceled,
 	imgsrc.ErrNotFound, imgsrc.ErrDamaged, imgsrc.ErrInvalid, imgsrc.ErrUnsupported, imgsrc.ErrReadOnly, imgsrc.ErrDenied,
 	imgsrc.ErrExists, imgsrc.ErrInUse,
-	syscall.ECONNREFUSED, syscall.EHOSTUNREACH, syscall.ETIMEDOUT, syscall.ENOSPC,
+	syscall.ECANCELED, syscall.ECONNREFUSED, syscall.EHOSTUNREACH, syscall.ETIMEDOUT, syscall.ENOSPC,
 	syscall.EACCES, syscall.EPERM, syscall.EROFS, syscall.ENOENT, syscall.ENOTDIR, syscall.ENAMETOOLONG, syscall.ELOOP,
 }
 

@@ -19,6 +19,7 @@ type event struct {
 	User      *uint32   `json:"user,omitempty"`     // uid
 	Duration  float64   `json:"duration,omitempty"` // seconds
 	Bytes     int64     `json:"bytes,omitempty"`    // sent
+	Job       uint32    `json:"job,omitempty"`      // its number in jobs/
 	Error     string    `json:"error,omitempty"`
 	Message   string    `json:"message,omitempty"`
 }

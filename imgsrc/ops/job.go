@@ -102,9 +102,9 @@ func (js *jobs) start(key string, run func(context.Context) error) *job {
 	return j
 }
 
-// background runs run until it is done or the jobs are closed; nobody waits for it.
-func (js *jobs) background(run func(context.Context) error) {
-	js.wg.Go(func() { _ = js.guard(js.ctx, run) })
+// background runs run, which ends when the jobs' context does; nobody waits for it.
+func (js *jobs) background(run func() error) {
+	js.wg.Go(func() { _ = js.guard(js.ctx, func(context.Context) error { return run() }) })
 }
 
 // guard runs run, and turns a panic into an error: the goroutine is this package's own, and nobody above it would catch

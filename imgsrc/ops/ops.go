@@ -53,6 +53,7 @@ type Ops struct {
 	log    *slog.Logger
 	jobs   *jobs
 	slots  chan struct{} // one element for each push that runs
+	tasks  tasks
 	events eventLog
 	errors lastErrors
 
@@ -87,7 +88,8 @@ func New(opt Options) *Ops {
 //
 // Errors: imgsrc.ErrInvalid (a line, a name, a destination), ErrNotFound (the image, or the name to be removed),
 // ErrExists, ErrReadOnly, ErrDenied (by a registry, or the signature policy), ErrUnsupported, ErrDamaged; of the system's
-// ECONNREFUSED, EHOSTUNREACH, ETIMEDOUT, ENOSPC and what opening a path says; context.Canceled when the Ops is closed.
+// ECONNREFUSED, EHOSTUNREACH, ETIMEDOUT, ENOSPC and what opening a path says; ECANCELED when the job was cancelled;
+// context.Canceled when the Ops is closed.
 func (o *Ops) Do(ctx context.Context, r Request) error {
 	return o.jobs.do(ctx, r.Key, func(ctx context.Context) error {
 		switch r.Control {
@@ -138,7 +140,8 @@ func (o *Ops) image(ctx context.Context, id string) (*imgsrc.Snapshot, *imgsrc.E
 	return nil, nil, fail(imgsrc.ErrNotFound, "the image is not there any more")
 }
 
-// An operation is what has been done, or not, for the events, the log and the error text.
+// An operation is what is being done, or was, or was refused: what the events, the log and the error text say of it. One
+// that takes its time becomes a job, see begin.
 type operation struct {
 	kind      string // the event's type: "push"; "push-error" when it failed
 	doing     string // begins the error text: "pushing"
@@ -147,13 +150,14 @@ type operation struct {
 	hint      func(error) string
 	request   Request
 	start     time.Time
-	bytes     int64
+	bytes     int64  // sent
+	job       uint32 // its number; 0: it was none
 }
 
 func (op *operation) event() event {
 	return event{
 		Type: op.kind, Image: op.request.Image, Reference: redactWord(op.reference), User: &op.request.UID,
-		Duration: time.Since(op.start).Seconds(), Bytes: op.bytes,
+		Duration: time.Since(op.start).Seconds(), Bytes: op.bytes, Job: op.job,
 	}
 }
 

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"io/fs"
 	"os"
-	"sync/atomic"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -22,7 +21,7 @@ type pushJob struct {
 	line     pushLine
 	snapshot *imgsrc.Snapshot
 	held     imgsrc.Held
-	bytes    *atomic.Int64 // sent so far
+	task     *task // nil: nobody wants to know
 }
 
 // push carries out a write to an image's push.
@@ -40,35 +39,18 @@ func (o *Ops) push(ctx context.Context, r Request) error {
 		return o.done(op, err)
 	}
 	for _, line := range lines {
-		run := func(ctx context.Context) error {
-			return o.pushOne(ctx, r, pushJob{line, snapshot, entry.First(), new(atomic.Int64)})
+		to := line.dest.String()
+		op := operation{kind: "push", doing: "pushing", to: to, reference: to, hint: line.dest.hint, request: r, start: time.Now()}
+		run := func(ctx context.Context, t *task) error {
+			return t.work(ctx, func() error { return o.copy(ctx, pushJob{line, snapshot, entry.First(), t}) })
 		}
 		if !line.wait {
-			o.jobs.background(run)
-		} else if err := run(ctx); err != nil {
+			o.background(op, run)
+		} else if err := run(o.begin(ctx, op)); err != nil {
 			return err
 		}
 	}
 	return nil
-}
-
-// pushOne waits for a free slot, pushes, and records what came of it.
-func (o *Ops) pushOne(ctx context.Context, r Request, p pushJob) error {
-	to := p.line.dest.String()
-	op := operation{kind: "push", doing: "pushing", to: to, reference: to, hint: p.line.dest.hint, request: r, start: time.Now()}
-	select {
-	case o.slots <- struct{}{}:
-	case <-ctx.Done():
-		return o.done(op, context.Cause(ctx))
-	}
-	defer func() { <-o.slots }()
-	op.start = time.Now()
-	err := o.copy(ctx, p)
-	if err != nil && ctx.Err() != nil {
-		err = context.Cause(ctx)
-	}
-	op.bytes = p.bytes.Load()
-	return o.done(op, err)
 }
 
 // copyImage does the work of a push.
@@ -89,7 +71,7 @@ func (o *Ops) copyImage(ctx context.Context, p pushJob) (err error) {
 		}
 	}()
 
-	src := &source{held: p.held, plain: kind.plain || p.line.plain, instance: p.instance, reading: watch.pause}
+	src := &source{held: p.held, plain: kind.plain || p.line.plain, instance: p.instance, reading: watch.pause, several: p.line.all, task: p.task}
 	policy, err := o.policy()
 	if err != nil {
 		return err
@@ -132,7 +114,7 @@ func (o *Ops) copyImage(ctx context.Context, p pushJob) (err error) {
 	case all && kind.compresses && !kind.preserves:
 		ref = &recompressed{ref, types.PreserveOriginal} // uncompressed blobs too: their digests are the image's
 	}
-	stop := drain(options, p.bytes, watch)
+	stop := drain(options, p.task, watch)
 	_, err = copy.Image(ctx, policy, ref, src, options)
 	stop()
 	if err != nil || to.commit == nil {
@@ -191,16 +173,22 @@ func (o *Ops) policy() (*signature.PolicyContext, error) {
 	return signature.NewPolicyContext(policy)
 }
 
-// drain makes the library report its progress, counts the bytes that it sends, and tells the watchdog. The library blocks
-// until a report is taken; stop is to be called when it has returned.
-func drain(options *copy.Options, bytes *atomic.Int64, watch *watchdog) (stop func()) {
+// drain makes the library report its progress, and passes on to the task and the watchdog what the destination gets, and
+// has already. The library blocks until a report is taken; stop is to be called when it has returned.
+func drain(options *copy.Options, t *task, watch *watchdog) (stop func()) {
 	reports := make(chan types.ProgressProperties)
 	options.Progress, options.ProgressInterval = reports, time.Second/4
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
 		for report := range reports {
-			bytes.Add(int64(report.OffsetUpdate))
+			t.sends(int64(report.OffsetUpdate)) // as they are stored there: of another size than what was read
+			switch report.Event {
+			case types.ProgressEventSkipped:
+				t.blob(report.Artifact.Digest, report.Artifact.Size).skipped()
+			case types.ProgressEventDone:
+				t.blob(report.Artifact.Digest, report.Artifact.Size).finished()
+			}
 			watch.touch()
 		}
 	}()

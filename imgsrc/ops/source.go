@@ -28,6 +28,8 @@ type source struct {
 	instance func(digest.Digest) imgsrc.Image // an index's image of this digest, nil if it is not there
 	plain    bool                             // offer layers as uncompressed tars even where there are blobs
 	reading  func() (done func())             // called around each read from the image
+	several  bool                             // all images of an index are copied
+	task     *task                            // is told what there is to read, and what has been read
 
 	mu    sync.Mutex
 	diffs map[digest.Digest]diff // what LayerInfosForCopy has put in the place of a blob
@@ -108,10 +110,25 @@ func (s *source) LayerInfosForCopy(ctx context.Context, instance *digest.Digest)
 			return nil, err
 		}
 	}
+	s.announce(m.ConfigInfo(), infos)
 	if !changed {
 		return nil, nil
 	}
 	return infos, nil
+}
+
+// announce tells the task which blobs will be read, as they are offered: sizes are those of the bytes that are read. They
+// are all there are if this is not one of several images.
+func (s *source) announce(config types.BlobInfo, layers []types.BlobInfo) {
+	if config.Digest != "" {
+		s.task.blob(config.Digest, config.Size)
+	}
+	for _, info := range layers {
+		s.task.blob(info.Digest, info.Size)
+	}
+	if !s.several {
+		s.task.whole()
+	}
 }
 
 // hasBlob reports whether the source keeps the blob d.
@@ -217,7 +234,7 @@ func (s *source) GetBlob(ctx context.Context, info types.BlobInfo, _ types.BlobI
 		_ = content.Close()
 		return nil, 0, err
 	}
-	return &contentReader{ctx: ctx, content: content, reading: s.reading}, size, nil
+	return s.task.blob(info.Digest, size).reader(&contentReader{ctx: ctx, content: content, reading: s.reading}), size, nil
 }
 
 // blob opens the config or a blob of the image, or of whichever image of the index has it.

@@ -1,0 +1,267 @@
+package ops
+
+import (
+	"context"
+	"errors"
+	"io"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/imgfs/imgfs/imgsrc"
+)
+
+// A task is an operation while it is one of the mount's jobs, and for a while after: it has a number, tells how far it has
+// come, and can be cancelled. The operation reports through it; a nil task takes the reports and does nothing, so that the
+// work can be tested alone. Reports of bytes are additions to a number; none of them waits for somebody who reads.
+//
+// The states are queued (begin), running (run), and done, failed or cancelled (end).
+type task struct {
+	operation
+	o      *Ops
+	number uint32
+	queued time.Time
+	cancel context.CancelCauseFunc
+	sent   atomic.Int64
+
+	mu       sync.Mutex // guards what follows; taken after tasks.mu
+	state    taskState
+	started  time.Time
+	ended    time.Time
+	order    []*blobTask
+	blobs    map[digest.Digest]*blobTask
+	complete bool // no blob will be added: how much there is to do is known if every blob's size is
+	retries  int
+	err      string
+
+	shown shownTask
+}
+
+type taskState string
+
+const (
+	taskQueued    taskState = "queued"
+	taskRunning   taskState = "running"
+	taskDone      taskState = "done"
+	taskFailed    taskState = "failed"
+	taskCancelled taskState = "cancelled"
+)
+
+// over says whether a task has ended.
+func (s taskState) over() bool { return s != taskQueued && s != taskRunning }
+
+// A blobTask is one blob of a task: how much of it has been read.
+type blobTask struct {
+	digest digest.Digest
+	size   int64 // -1: unknown
+	done   atomic.Int64
+	state  atomic.Pointer[string]
+}
+
+// The states of a blob.
+var (
+	blobWaiting = new("waiting")
+	blobRunning = new("running")
+	blobDone    = new("done")
+	blobSkipped = new("skipped") // it was there already
+)
+
+// begin makes an operation a job, which waits for its turn until run is called. The context that it returns ends when the
+// job is cancelled, too; its cause then says by whom. The caller must call end.
+func (o *Ops) begin(ctx context.Context, op operation) (context.Context, *task) {
+	t := &task{operation: op, o: o, queued: time.Now(), state: taskQueued, blobs: map[digest.Digest]*blobTask{}}
+	ctx, t.cancel = context.WithCancelCause(ctx)
+	o.tasks.add(t)
+	return ctx, t
+}
+
+// run says that the job's turn has come: its duration counts from here.
+func (t *task) run() {
+	if t == nil {
+		return
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.start = time.Now()
+	t.state, t.started = taskRunning, t.start
+}
+
+// end records what came of the job, and returns what done does. Only the first call counts.
+func (t *task) end(err error) error {
+	if t == nil {
+		return err
+	}
+	t.mu.Lock()
+	if t.state.over() {
+		t.mu.Unlock()
+		return err
+	}
+	t.bytes = t.sent.Load()
+	op := t.operation
+	op.job = t.number
+	state := taskDone
+	switch {
+	case errors.Is(err, syscall.ECANCELED), errors.Is(err, context.Canceled):
+		state = taskCancelled
+	case err != nil:
+		state = taskFailed
+	}
+	t.mu.Unlock()
+
+	err = t.o.done(op, err)
+
+	t.mu.Lock()
+	t.state, t.ended = state, time.Now()
+	t.err = ""
+	if err != nil {
+		t.err = err.Error()
+	}
+	t.freeze()
+	t.mu.Unlock()
+	t.cancel(nil)
+	t.o.tasks.ended()
+	return err
+}
+
+// work does a job's work as soon as a slot is free, and ends the job.
+func (t *task) work(ctx context.Context, do func() error) error {
+	select {
+	case t.o.slots <- struct{}{}:
+	case <-ctx.Done():
+		return t.end(context.Cause(ctx))
+	}
+	defer func() { <-t.o.slots }()
+	defer t.endPanic()
+	t.run()
+	err := do()
+	if err != nil && ctx.Err() != nil {
+		err = context.Cause(ctx) // why, and not where it was noticed
+	}
+	return t.end(err)
+}
+
+// background begins a job that nobody waits for, and has run do its work. The job can be seen when background returns.
+func (o *Ops) background(op operation, run func(context.Context, *task) error) {
+	ctx, t := o.begin(o.jobs.ctx, op)
+	o.jobs.background(func() error {
+		defer t.endPanic()
+		return run(ctx, t)
+	})
+}
+
+// endPanic is deferred where a job's work may panic: what guard catches must not stay a job that runs for ever.
+func (t *task) endPanic() { _ = t.end(fail(nil, "internal error; the log has more")) }
+
+// whole says that all blobs of the job are known now.
+func (t *task) whole() {
+	if t == nil {
+		return
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.complete = true
+}
+
+// retry says that something is tried again, and why.
+func (t *task) retry(err error) {
+	if t == nil || err == nil {
+		return
+	}
+	text := oneLine(err.Error())
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.retries++
+	t.err = text
+}
+
+// blob returns the task's blob of this digest, which it gets if it has none. size is how many bytes there will be to read,
+// -1 if that is unknown.
+func (t *task) blob(d digest.Digest, size int64) *blobTask {
+	if t == nil {
+		return nil
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	b := t.blobs[d]
+	if b == nil {
+		b = &blobTask{digest: d, size: -1}
+		b.state.Store(blobWaiting)
+		t.blobs[d] = b
+		t.order = append(t.order, b)
+	}
+	if size >= 0 {
+		b.size = size
+	}
+	return b
+}
+
+// begun says that the blob is read from its beginning, perhaps once more.
+func (b *blobTask) begun() {
+	if b == nil {
+		return
+	}
+	b.done.Store(0)
+	b.state.Store(blobRunning)
+}
+
+// add says that n more bytes of the blob have been read.
+func (b *blobTask) add(n int) {
+	if b != nil {
+		b.done.Add(int64(n))
+	}
+}
+
+// finished says that the blob is where it was to go.
+func (b *blobTask) finished() {
+	if b != nil {
+		b.state.Store(blobDone)
+	}
+}
+
+// skipped says that the blob was there already: before any of it was read, or because this task has brought it.
+func (b *blobTask) skipped() {
+	if b != nil {
+		b.state.CompareAndSwap(blobWaiting, blobSkipped)
+	}
+}
+
+// reader counts what is read of the blob, from its beginning.
+func (b *blobTask) reader(r io.ReadCloser) io.ReadCloser {
+	if b == nil {
+		return r
+	}
+	b.begun()
+	return &blobReader{r, b}
+}
+
+type blobReader struct {
+	io.ReadCloser
+	blob *blobTask
+}
+
+func (r *blobReader) Read(p []byte) (int, error) {
+	n, err := r.ReadCloser.Read(p)
+	r.blob.add(n)
+	return n, err
+}
+
+// sends says that n more bytes have gone to the destination, as it stores them.
+func (t *task) sends(n int64) {
+	if t != nil {
+		t.sent.Add(n)
+	}
+}
+
+// CancelJob cancels the job with this number on behalf of a user. A job that has ended stays as it is; that is no error.
+// Error: imgsrc.ErrNotFound.
+func (o *Ops) CancelJob(number, uid uint32) error {
+	t := o.tasks.get(number)
+	if t == nil {
+		return fail(imgsrc.ErrNotFound, "cancelling job %d: there is no such job", number)
+	}
+	t.cancel(fail(syscall.ECANCELED, "cancelled by user %d (jobs/%d)", uid, number))
+	return nil
+}

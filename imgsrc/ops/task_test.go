@@ -1,0 +1,293 @@
+package ops
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"strings"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	imgspecv1 "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/imgfs/imgfs/imgsrc"
+)
+
+// jobOf returns what jobs/ shows of a job.
+func jobOf(t *testing.T, o *Ops, number uint32) jobJSON {
+	t.Helper()
+	text, changed, ok := o.Job(number, true)
+	if !ok || changed.IsZero() {
+		t.Fatalf("job %d: there is none, or it has no time", number)
+	}
+	var j jobJSON
+	if err := json.Unmarshal(text, &j); err != nil {
+		t.Fatalf("%s: %v", text, err)
+	}
+	return j
+}
+
+func TestTaskStates(t *testing.T) {
+	for _, test := range []struct {
+		err   error
+		state taskState
+		errno syscall.Errno
+	}{
+		{nil, taskDone, 0},
+		{fail(imgsrc.ErrDenied, "boom"), taskFailed, 0},
+		{errAbandoned, taskCancelled, 0},
+		{fail(syscall.ECANCELED, "cancelled"), taskCancelled, syscall.ECANCELED},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			o, _ := newOps(t, Options{})
+			op := operation{kind: "push", doing: "pushing", to: "there", reference: "there", request: Request{Image: "id", UID: 7, PID: 8}}
+			ctx, task := o.begin(t.Context(), op)
+			time.Sleep(time.Second)
+			if j := jobOf(t, o, 1); j.State != taskQueued || j.Started != nil || j.Duration != 0 || j.Total != nil || j.User != 7 || j.PID != 8 {
+				t.Errorf("waiting: %+v", j)
+			}
+			task.run()
+			time.Sleep(2 * time.Second)
+			if j := jobOf(t, o, 1); j.State != taskRunning || j.Started == nil || j.Duration != 2 {
+				t.Errorf("running: %+v", j)
+			}
+			err := task.end(test.err)
+			j := jobOf(t, o, 1)
+			if j.State != test.state || j.Ended == nil || (j.Error != "") != (test.err != nil) || j.Duration != 2 {
+				t.Errorf("ended with %v: %+v", test.err, j)
+			}
+			if test.errno != 0 && !errors.Is(err, test.errno) {
+				t.Errorf("error %v", err)
+			}
+			if ctx.Err() == nil {
+				t.Error("the context of a job that has ended goes on")
+			}
+			text, _ := o.Events()
+			if e := lastEvent(t, text); e.Job != 1 || e.Error != j.Error {
+				t.Errorf("event %s", text)
+			}
+			time.Sleep(time.Hour)
+			if again := jobOf(t, o, 1); again.Duration != 2 {
+				t.Errorf("an hour later: %+v", again)
+			}
+			_ = task.end(errors.New("again"))
+			if again := jobOf(t, o, 1); again.State != test.state {
+				t.Errorf("ended twice: %+v", again)
+			}
+		})
+	}
+}
+
+func TestTaskBytes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o, _ := newOps(t, Options{})
+		_, task := o.begin(t.Context(), operation{kind: "push"})
+		task.run()
+		const size = 1000
+		layer, config, there, unknown := digest.FromString("l"), digest.FromString("c"), digest.FromString("t"), digest.FromString("u")
+		b := task.blob(layer, size)
+		task.blob(config, 10)
+		if j := jobOf(t, o, 1); j.Total != nil {
+			t.Errorf("some blobs are known, and a total: %+v", j)
+		}
+		task.whole()
+		task.blob(there, 500)
+		time.Sleep(shownEvery)
+		if j := jobOf(t, o, 1); j.Total == nil || *j.Total != 1510 {
+			t.Errorf("all blobs are known: %+v", j)
+		}
+		task.blob(there, 500).skipped()
+		for range 2 { // the second time it is read once more
+			r := b.reader(io.NopCloser(strings.NewReader(strings.Repeat("x", size))))
+			if _, err := io.Copy(io.Discard, r); err != nil {
+				t.Fatal(err)
+			}
+		}
+		b.finished()
+		b.skipped() // a second layer with the same bytes
+		task.sends(77)
+		time.Sleep(time.Second - shownEvery)
+		j := jobOf(t, o, 1)
+		if *j.Total != 1010 || j.Bytes != size || j.Sent != 77 || j.Rate != size {
+			t.Errorf("%+v", j)
+		}
+		for i, state := range []string{"done", "waiting", "skipped"} {
+			if j.Blobs[i].State != state {
+				t.Errorf("blob %d is %s", i, j.Blobs[i].State)
+			}
+		}
+		task.blob(unknown, -1)
+		task.retry(errors.New("https://user:secret@host/ hung up"))
+		time.Sleep(shownEvery)
+		j = jobOf(t, o, 1)
+		if j.Total != nil || j.Blobs[3].Size != nil || j.Retries != 1 || !strings.Contains(j.Error, "hung up") || strings.Contains(j.Error, "secret") {
+			t.Errorf("%+v", j)
+		}
+		_ = task.end(nil)
+		if j := jobOf(t, o, 1); j.Error != "" || j.Retries != 1 {
+			t.Errorf("%+v", j)
+		}
+	})
+}
+
+// TestJobIsKept has a reader ask for the size and then for the text while the job goes on.
+func TestJobIsKept(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o, _ := newOps(t, Options{})
+		_, task := o.begin(t.Context(), operation{kind: "push"})
+		text, changed, _ := o.Job(1, true)
+		task.run() // a new state shows at once to who asks afresh, and to nobody else
+		if again, _, _ := o.Job(1, false); string(again) != string(text) {
+			t.Errorf("%s", again)
+		}
+		running, later, _ := o.Job(1, true)
+		if !strings.Contains(string(running), `"running"`) || !later.After(changed) {
+			t.Errorf("%s", running)
+		}
+		b := task.blob(digest.FromString("b"), 1000)
+		b.add(500)
+		if again, _, _ := o.Job(1, true); string(again) != string(running) {
+			t.Errorf("too soon: %s", again)
+		}
+		time.Sleep(time.Minute)
+		if again, _, _ := o.Job(1, false); string(again) != string(running) {
+			t.Errorf("without asking for it: %s", again)
+		}
+		if again, last, _ := o.Job(1, true); string(again) == string(running) || !last.After(later) {
+			t.Errorf("%s", again)
+		}
+		_ = task.end(nil)
+		_, before, _ := o.Job(1, true)
+		o.TouchJob(1)
+		if _, after, _ := o.Job(1, true); !after.After(before) {
+			t.Error("a write did not move the time")
+		}
+	})
+}
+
+func TestJobsThatStay(t *testing.T) {
+	o, _ := newOps(t, Options{})
+	_, running := o.begin(t.Context(), operation{kind: "push"})
+	_, before := o.Jobs()
+	for range keptTasks + 10 {
+		_, task := o.begin(t.Context(), operation{kind: "push"})
+		_ = task.end(nil)
+	}
+	numbers, changed := o.Jobs()
+	if len(numbers) != keptTasks+1 || numbers[0] != 1 || numbers[1] != 12 || numbers[keptTasks] != keptTasks+11 || !changed.After(before) {
+		t.Errorf("%v", numbers)
+	}
+	if _, _, ok := o.Job(2, true); ok {
+		t.Error("the oldest is still there")
+	}
+	_ = running.end(nil)
+	if numbers, _ := o.Jobs(); len(numbers) != keptTasks || numbers[0] != 12 {
+		t.Errorf("%v", numbers)
+	}
+}
+
+func TestNilTask(t *testing.T) {
+	var none *task
+	none.run()
+	none.whole()
+	none.sends(1)
+	none.retry(errors.New("x"))
+	b := none.blob(digest.FromString("x"), 1)
+	b.begun()
+	b.add(1)
+	b.finished()
+	b.skipped()
+	if r := b.reader(io.NopCloser(strings.NewReader("x"))); r == nil {
+		t.Error("no reader")
+	}
+	if boom := errors.New("boom"); none.end(boom) != boom { //nolint:errorlint // the very error
+		t.Error("another error")
+	}
+}
+
+func TestCancelJob(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		img := smallImage(t)
+		o, _ := newOps(t, Options{Pushes: 1}, img)
+		begun := held(o, nil)
+		errs := make(chan error, 2)
+		for _, dest := range []string{"localhost:1/runs", "localhost:1/waits"} {
+			go func() { errs <- o.Do(t.Context(), pushTo(img, dest)) }()
+			synctest.Wait()
+		}
+		for _, number := range []uint32{2, 1} {
+			if err := o.CancelJob(number, 5); err != nil {
+				t.Fatal(err)
+			}
+			err := <-errs
+			if !errors.Is(err, syscall.ECANCELED) || !strings.Contains(err.Error(), "by user 5") {
+				t.Errorf("job %d: %v", number, err)
+			}
+			if j := jobOf(t, o, number); j.State != taskCancelled || j.Error != err.Error() {
+				t.Errorf("%+v", j)
+			}
+			if text, _ := o.LastError(img.desc.ID); text != err.Error() {
+				t.Errorf("error says %q", text)
+			}
+		}
+		if begun.Load() != 1 {
+			t.Errorf("%d pushes have begun", begun.Load())
+		}
+		if err := o.CancelJob(1, 5); err != nil {
+			t.Errorf("cancelling what has ended: %v", err)
+		}
+		if err := o.CancelJob(3, 5); !errors.Is(err, imgsrc.ErrNotFound) {
+			t.Errorf("cancelling what never was: %v", err)
+		}
+		if err := o.Do(t.Context(), pushTo(img, "localhost:1/runs")); err != nil || begun.Load() != 2 {
+			t.Errorf("the slot is not free again, or the result was: %v", err)
+		}
+	})
+}
+
+// TestPushedJob looks at the job of a real push, twice: the second time the layers are there.
+func TestPushedJob(t *testing.T) {
+	for _, blobs := range []bool{true, false} {
+		layers := [][]byte{tarOf("a", noise(30_000)), tarOf("b", noise(50_000))}
+		img := newImage(t, imgspecv1.MediaTypeImageManifest, blobs, "x", layers...)
+		dir := t.TempDir()
+		o, _ := newOps(t, Options{}, img)
+		for _, name := range []string{"a", "b"} {
+			if err := o.Do(t.Context(), pushTo(img, "oci:"+dir+":"+name)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		first, second := jobOf(t, o, 1), jobOf(t, o, 2)
+		want := int64(len(img.config))
+		for i, l := range layers {
+			size := int64(len(l))
+			if blobs {
+				size = int64(len(gzipped(l)))
+			}
+			want += size
+			if b := first.Blobs[1+i]; b.Size == nil || *b.Size != size || b.Done != size || b.State != "done" {
+				t.Errorf("layer %d: %+v", i, b)
+			}
+		}
+		if first.State != taskDone || first.Total == nil || *first.Total != want || first.Bytes != want || first.Sent == 0 || first.Rate == 0 {
+			t.Errorf("blobs %v, first: %+v, want %d bytes", blobs, first, want)
+		}
+		if blobs && (second.Blobs[1].State != "skipped" || second.Bytes != int64(len(img.config)) || second.Bytes != *second.Total) {
+			t.Errorf("second: %+v", second)
+		}
+	}
+}
+
+func TestPanicEndsTheJob(t *testing.T) {
+	img := smallImage(t)
+	o, _ := newOps(t, Options{}, img)
+	o.copy = func(context.Context, pushJob) error { panic("oh no") }
+	_ = o.Do(t.Context(), pushTo(img, "localhost:1/web"))
+	if j := jobOf(t, o, 1); j.State != taskFailed {
+		t.Errorf("%+v", j)
+	}
+}

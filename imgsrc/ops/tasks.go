@@ -1,0 +1,212 @@
+package ops
+
+import (
+	"encoding/json"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+)
+
+// keptTasks is how many jobs stay to be read when they have ended.
+const keptTasks = 100
+
+// shownEvery is how long a job stays as it was last shown: a reader's file must not change between its stat and its read.
+const shownEvery = 250 * time.Millisecond
+
+// tasks are the jobs that run, wait, or have ended last, by their number, which counts from 1.
+type tasks struct {
+	mu       sync.Mutex
+	last     uint32
+	byNumber map[uint32]*task
+	order    []*task // by number
+	changed  time.Time
+}
+
+func (ts *tasks) add(t *task) {
+	ts.mu.Lock()
+	defer ts.mu.Unlock()
+	if ts.byNumber == nil {
+		ts.byNumber = map[uint32]*task{}
+	}
+	ts.last++
+	t.number = ts.last
+	ts.byNumber[t.number] = t
+	ts.order = append(ts.order, t)
+	ts.changed = later(ts.changed)
+}
+
+// ended drops the oldest job that has ended if there are too many of them.
+func (ts *tasks) ended() {
+	ts.mu.Lock()
+	defer ts.mu.Unlock()
+	over, oldest := 0, -1
+	for i, t := range ts.order {
+		if t.isOver() {
+			over++
+			if oldest < 0 {
+				oldest = i
+			}
+		}
+	}
+	if over <= keptTasks {
+		return
+	}
+	delete(ts.byNumber, ts.order[oldest].number)
+	ts.order = slices.Delete(ts.order, oldest, oldest+1)
+	ts.changed = later(ts.changed)
+}
+
+func (ts *tasks) get(number uint32) *task {
+	ts.mu.Lock()
+	defer ts.mu.Unlock()
+	return ts.byNumber[number]
+}
+
+func (t *task) isOver() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.state.over()
+}
+
+// Jobs returns the numbers of the jobs that run, wait, or have ended last (a hundred of them), in rising order, and when
+// one came or went (zero if none ever did).
+func (o *Ops) Jobs() (numbers []uint32, changed time.Time) {
+	ts := &o.tasks
+	ts.mu.Lock()
+	defer ts.mu.Unlock()
+	numbers = make([]uint32, len(ts.order))
+	for i, t := range ts.order {
+		numbers[i] = t.number
+	}
+	return numbers, ts.changed
+}
+
+// Job returns a job as a line of JSON, and when that text last changed; ok is false if there is no such job. With fresh,
+// a text that is older than a quarter of a second is made anew; without, the last one is returned, so that whoever asks
+// for the size first and then for the text gets what fits. The bytes are never changed afterwards.
+func (o *Ops) Job(number uint32, fresh bool) (text []byte, changed time.Time, ok bool) {
+	t := o.tasks.get(number)
+	if t == nil {
+		return nil, time.Time{}, false
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	s := &t.shown
+	if s.text == nil || fresh && !s.frozen && (s.state != t.state || time.Since(s.at) >= shownEvery) {
+		t.show()
+	}
+	return s.text, s.changed, true
+}
+
+// TouchJob moves the time of a job's text: the kernel has put what was written to its file into its cache.
+func (o *Ops) TouchJob(number uint32) {
+	if t := o.tasks.get(number); t != nil {
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		t.shown.changed = later(t.shown.changed)
+	}
+}
+
+// A shownTask is a job as it was last shown.
+type shownTask struct {
+	text    []byte
+	state   taskState
+	at      time.Time // when the text was made
+	changed time.Time // when it came to differ from the one before
+	frozen  bool      // it is the last one
+}
+
+// show makes the text. mu is held.
+func (t *task) show() {
+	s := &t.shown
+	s.state, s.at = t.state, time.Now()
+	text, err := json.Marshal(t.json(s.at))
+	if err != nil {
+		panic(err) // strings and numbers: there is nothing that cannot be written
+	}
+	text = append(text, '\n')
+	if string(text) != string(s.text) {
+		s.text, s.changed = text, later(s.changed)
+	}
+}
+
+// freeze makes the text of a job that has ended, and lets go of everything that is only needed to make another. mu is held.
+func (t *task) freeze() {
+	t.show()
+	t.shown.frozen = true
+	t.order, t.blobs, t.hint, t.request.Lines = nil, nil, nil, nil
+}
+
+// jobJSON is a file in jobs/. Times are RFC 3339; durations are seconds.
+type jobJSON struct {
+	Number    uint32     `json:"number"`
+	Operation string     `json:"operation"`
+	State     taskState  `json:"state"`
+	Image     string     `json:"image,omitempty"`
+	Reference string     `json:"reference,omitempty"`
+	User      uint32     `json:"user"` // uid
+	PID       uint32     `json:"pid,omitempty"`
+	Queued    time.Time  `json:"queued"`
+	Started   *time.Time `json:"started,omitempty"`
+	Ended     *time.Time `json:"ended,omitempty"`
+	Duration  float64    `json:"duration"` // since it was started
+	Bytes     int64      `json:"bytes"`    // read, of the blobs that are not skipped
+	Total     *int64     `json:"total"`    // how many there are to read; null while that is unknown
+	Sent      int64      `json:"sent"`     // to the destination, as it stores them
+	Rate      int64      `json:"rate"`     // bytes a second, since it was started
+	Retries   int        `json:"retries,omitempty"`
+	Error     string     `json:"error,omitempty"`
+	Blobs     []blobJSON `json:"blobs,omitempty"`
+}
+
+type blobJSON struct {
+	Digest digest.Digest `json:"digest"`
+	Size   *int64        `json:"size"` // null if it is unknown
+	Done   int64         `json:"done"`
+	State  string        `json:"state"`
+}
+
+// json describes the job at the moment now. mu is held.
+func (t *task) json(now time.Time) jobJSON {
+	j := jobJSON{
+		Number: t.number, Operation: t.kind, State: t.state, Image: t.request.Image, Reference: redactWord(t.reference),
+		User: t.request.UID, PID: t.request.PID, Queued: t.queued.UTC(), Sent: t.sent.Load(), Retries: t.retries, Error: t.err,
+	}
+	total, known := int64(0), t.complete
+	for _, b := range t.order {
+		state := b.state.Load()
+		line := blobJSON{Digest: b.digest, Done: b.done.Load(), State: *state}
+		if b.size >= 0 {
+			line.Size = &b.size
+			line.Done = min(line.Done, b.size)
+		}
+		j.Blobs = append(j.Blobs, line)
+		if state == blobSkipped {
+			continue
+		}
+		j.Bytes += line.Done
+		total += b.size
+		known = known && b.size >= 0
+	}
+	if known {
+		j.Total = &total
+	}
+	if t.started.IsZero() {
+		return j
+	}
+	started := t.started.UTC()
+	j.Started = &started
+	end := now
+	if !t.ended.IsZero() {
+		end = t.ended
+		ended := end.UTC()
+		j.Ended = &ended
+	}
+	j.Duration = end.Sub(t.started).Seconds()
+	if j.Duration > 0 {
+		j.Rate = int64(float64(j.Bytes) / j.Duration)
+	}
+	return j
+}
