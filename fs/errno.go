@@ -28,6 +28,7 @@ var conditions = []struct {
 	{imgsrc.ErrExists, syscall.EEXIST},
 	{imgsrc.ErrInUse, syscall.EBUSY},
 	{imgsrc.ErrDamaged, syscall.EIO},
+	{syscall.ECANCELED, syscall.ECANCELED}, // and not EINTR, which programs take for "once more"
 	{context.Canceled, syscall.EINTR},
 	{context.DeadlineExceeded, syscall.ETIMEDOUT},
 	{os.ErrDeadlineExceeded, syscall.ETIMEDOUT},

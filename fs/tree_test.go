@@ -472,6 +472,7 @@ func TestErrno(t *testing.T) {
 		{fmt.Errorf("x: %w", syscall.ECONNREFUSED), syscall.ECONNREFUSED},
 		{fmt.Errorf("x: %w", syscall.ENETUNREACH), syscall.EHOSTUNREACH},
 		{fmt.Errorf("x: %w", context.DeadlineExceeded), syscall.ETIMEDOUT},
+		{fmt.Errorf("x: %w", syscall.ECANCELED), syscall.ECANCELED},
 		{fmt.Errorf("x: %w", context.Canceled), syscall.EINTR},
 		{fmt.Errorf("x: %w", io.ErrUnexpectedEOF), syscall.EIO},
 		{errors.New("x"), syscall.EIO},

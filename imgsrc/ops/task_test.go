@@ -204,7 +204,7 @@ func TestNilTask(t *testing.T) {
 	if r := b.reader(io.NopCloser(strings.NewReader("x"))); r == nil {
 		t.Error("no reader")
 	}
-	if boom := errors.New("boom"); none.end(boom) != boom { //nolint:errorlint // the very error
+	if boom := errors.New("boom"); none.end(boom) != boom {
 		t.Error("another error")
 	}
 }
