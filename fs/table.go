@@ -114,7 +114,7 @@ func indexJSON(f *imgsrc.Facts) ([]byte, error) {
 
 func configJSON(f *imgsrc.Facts) ([]byte, error) { return f.Config, f.ConfigErr }
 
-func tagsText(e *imgsrc.Entry) []byte { return append([]byte{}, linesOf(e.Names)...) }
+func tagsText(e *imgsrc.Entry) []byte { return append([]byte{}, linesOf(e.TagNames())...) }
 
 func namesText(e *imgsrc.Entry) []byte { return linesOf(slices.Concat(e.Names, e.RemoteNames)) }
 

@@ -72,6 +72,25 @@ type Held struct {
 // First is the manifest that stands for the image.
 func (e *Entry) First() Held { return e.Held[0] }
 
+// TagNames are the names that a source stores, and those in the registry if it is the first of the image's sources whose
+// names can be changed.
+func (e *Entry) TagNames() []string {
+	names := slices.Clone(e.Names)
+	var first Source
+	for _, h := range e.Held {
+		if _, ok := h.Source.(Tagger); !ok || first != nil && h.Source != first {
+			continue
+		}
+		first = h.Source
+		for _, name := range h.RemoteNames {
+			if !slices.Contains(names, name) {
+				names = append(names, name)
+			}
+		}
+	}
+	return names
+}
+
 // Nearest is the manifest whose layers are read: the first one's, unless that is in a registry and another source has the
 // same layers here.
 func (e *Entry) Nearest() Held {

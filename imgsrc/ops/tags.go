@@ -1,6 +1,7 @@
 package ops
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -35,7 +36,8 @@ func (o *Ops) tags(ctx context.Context, r Request) error {
 }
 
 // tag changes the names, and returns those that were added and removed. The first source of the image whose names can be
-// changed is the one whose names are.
+// changed is the one whose names are, unless the lines are no names for it and are for another: a registry has names of its
+// own only.
 func (o *Ops) tag(ctx context.Context, r Request) (add, remove []string, err error) {
 	if err := o.refuse(r); err != nil {
 		return nil, nil, err
@@ -48,21 +50,27 @@ func (o *Ops) tag(ctx context.Context, r Request) (add, remove []string, err err
 	if err != nil {
 		return nil, nil, err
 	}
-	err = fail(imgsrc.ErrUnsupported, "%s has no names that could be changed", entry.First().Source.Name())
+	var first error // why the first source did not take them
+	asked := map[imgsrc.Source]bool{}
 	for _, held := range entry.Held {
 		tagger, ok := held.Source.(imgsrc.Tagger)
-		if !ok {
+		if !ok || asked[held.Source] {
 			continue
 		}
-		if add, remove, err = netEffect(lines, tagger, namesIn(entry, held.Source)); err != nil {
-			return nil, nil, err
+		asked[held.Source] = true
+		if _, far := held.Image.(imgsrc.Remote); far && errors.Is(first, imgsrc.ErrReadOnly) {
+			continue // whoever tags in a store that is read-only does not mean the registry
 		}
-		if len(add)+len(remove) == 0 {
+		add, remove, err = netEffect(lines, tagger, namesIn(entry, held.Source))
+		if err == nil && len(add)+len(remove) == 0 {
 			return nil, nil, nil
 		}
-		err = tagAll(ctx, tagger, entry, held, add, remove)
-		if errors.Is(err, imgsrc.ErrReadOnly) {
-			continue // another source may take it
+		if err == nil {
+			err = tagAll(ctx, tagger, entry, held, add, remove)
+		}
+		if errors.Is(err, imgsrc.ErrReadOnly) || errors.Is(err, imgsrc.ErrInvalid) { // another source may take it
+			first = cmp.Or(first, err)
+			continue
 		}
 		if err != nil {
 			return nil, nil, err
@@ -72,7 +80,10 @@ func (o *Ops) tag(ctx context.Context, r Request) (add, remove []string, err err
 		}
 		return add, remove, nil
 	}
-	return nil, nil, err
+	if first == nil {
+		first = fail(imgsrc.ErrUnsupported, "%s has no names that could be changed", entry.First().Source.Name())
+	}
+	return nil, nil, first
 }
 
 // tagAll gives one manifest of a source the names to be added, and takes each that is to be removed from the manifest that
@@ -85,7 +96,7 @@ func tagAll(ctx context.Context, tagger imgsrc.Tagger, entry *imgsrc.Entry, firs
 		}
 		var its []string
 		left = slices.DeleteFunc(left, func(name string) bool {
-			if slices.Contains(held.Names, name) && !slices.Contains(first.Names, name) {
+			if slices.Contains(namesOf(held), name) && !slices.Contains(namesOf(first), name) {
 				its = append(its, name)
 				return true
 			}
@@ -108,11 +119,14 @@ func namesIn(entry *imgsrc.Entry, source imgsrc.Source) []string {
 	var names []string
 	for _, held := range entry.Held {
 		if held.Source == source {
-			names = append(names, held.Names...)
+			names = append(names, namesOf(held)...)
 		}
 	}
 	return names
 }
+
+// namesOf are the names that a source has for a manifest: those that it stores, or a registry's tags.
+func namesOf(held imgsrc.Held) []string { return slices.Concat(held.Names, held.RemoteNames) }
 
 // netEffect returns what the lines, one after the other, change in the names that there are: a name that is added and
 // then removed is neither, and stays with the image that has it. Errors: imgsrc.ErrInvalid, and imgsrc.ErrNotFound for a

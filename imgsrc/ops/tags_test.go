@@ -226,3 +226,59 @@ func TestTagsOfSeveralManifests(t *testing.T) {
 		t.Errorf("names %s", got)
 	}
 }
+
+// hostTagging is a tagging source that takes names of one registry only, as a registry does.
+type hostTagging struct {
+	tagging
+	host string
+}
+
+func (s *hostTagging) CheckName(name string) (string, error) {
+	if !strings.HasPrefix(name, s.host+"/") {
+		return "", fail(imgsrc.ErrInvalid, "%s is of another registry than %s", name, s.host)
+	}
+	return s.tagging.CheckName(name)
+}
+
+// remoteImage is a fakeImage that is far away.
+type remoteImage struct{ *fakeImage }
+
+func (remoteImage) Local(int) bool { return false }
+
+// Of several sources the first takes the names, unless they are none for it. What is local is not removed from a registry.
+func TestTagsOfSeveralSources(t *testing.T) {
+	img := newImage(t, imgspecv1.MediaTypeImageManifest, true, "a", tarOf("a", nil))
+	far := remoteImage{img}
+	for name, test := range map[string]struct {
+		order string
+		word  string
+		err   error // of the store
+		want  error
+		into  string
+	}{
+		"store first":                       {"sr", "reg.io/web:2", nil, nil, "s"},
+		"registry first":                    {"rs", "reg.io/web:2", nil, nil, "r"},
+		"registry first, another's name":    {"rs", "localhost/web:2", nil, nil, "s"},
+		"registry alone, another's name":    {"r", "localhost/web:2", nil, imgsrc.ErrInvalid, ""},
+		"removed from the registry":         {"r", "-reg.io/web:1", nil, nil, "r"},
+		"not removed from the registry":     {"sr", "-reg.io/web:1", nil, imgsrc.ErrNotFound, ""},
+		"a read-only store is no registry":  {"sr", "reg.io/web:2", imgsrc.ErrReadOnly, imgsrc.ErrReadOnly, ""},
+		"nothing that any of them can take": {"rs", "Foo/BAR", nil, imgsrc.ErrInvalid, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			store := &tagging{fakeSource: &fakeSource{name: "containers-storage:", images: []imgsrc.Listed{{Image: img}}}, err: test.err}
+			reg := &hostTagging{tagging{fakeSource: &fakeSource{name: "docker://reg.io", images: []imgsrc.Listed{{Image: far, RemoteNames: []string{"reg.io/web:1"}}}}}, "reg.io"}
+			var sources []imgsrc.Source
+			for _, which := range test.order {
+				sources = append(sources, map[rune]imgsrc.Source{'s': store, 'r': reg}[which])
+			}
+			o, _ := newOpsOn(t, Options{}, sources...)
+			if err := o.Do(t.Context(), tagRequest(img, test.word)); !errors.Is(err, test.want) {
+				t.Errorf("%v, want %v", err, test.want)
+			}
+			if test.err == nil && (store.calls > 0 != (test.into == "s")) || reg.calls > 0 != (test.into == "r") {
+				t.Errorf("the store was asked %d times, the registry %d times", store.calls, reg.calls)
+			}
+		})
+	}
+}

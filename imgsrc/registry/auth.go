@@ -77,10 +77,13 @@ func cutValue(s string) (value, rest string) {
 	return b.String(), ""
 }
 
-// The scopes that tokens are asked for (https://distribution.github.io/distribution/spec/auth/scope/).
+// The scopes that tokens are asked for (https://distribution.github.io/distribution/spec/auth/scope/). Several of them
+// are separated by blanks.
 const catalogScope = "registry:catalog:*"
 
-func pullScope(repo string) string { return "repository:" + repo + ":pull" }
+func pullScope(repo string) string   { return "repository:" + repo + ":pull" }
+func pushScope(repo string) string   { return "repository:" + repo + ":pull,push" }
+func deleteScope(repo string) string { return "repository:" + repo + ":delete,pull" }
 
 // A token authorizes requests of one scope until it expires.
 type token struct {
@@ -205,11 +208,12 @@ func (e *endpoint) tokenRequest(ctx context.Context, c challenge, scope string, 
 	if service := c.params["service"]; service != "" {
 		query.Set("service", service)
 	}
-	if scope != "" {
-		query.Set("scope", scope)
-	}
 	method, body := http.MethodGet, io.Reader(nil)
+	if scope != "" {
+		query["scope"] = strings.Fields(scope)
+	}
 	if user.IdentityToken != "" {
+		query.Set("scope", scope)
 		query.Set("grant_type", "refresh_token")
 		query.Set("refresh_token", user.IdentityToken)
 		query.Set("client_id", userAgent)

@@ -9,6 +9,7 @@ import (
 	"net/http/httptest"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -169,20 +170,26 @@ func newTokenServer(t *testing.T, srv *server) *tokenServer {
 		}
 		a.users[user] = true
 		token := fmt.Sprintf("token-%d", a.given.Add(1))
-		a.tokens[token] = r.Form.Get("scope")
+		a.tokens[token] = strings.Join(r.Form["scope"], " ")
 		_ = json.NewEncoder(w).Encode(map[string]any{"access_token": token, "expires_in": a.life.Load()})
 	}))
 	t.Cleanup(a.Close)
 	srv.front(func(w http.ResponseWriter, r *http.Request, next http.Handler) {
 		scope := "registry:catalog:*"
-		parts := strings.Split(r.URL.Path, "/")
+		parts := strings.Split(strings.TrimSuffix(r.URL.Path, "/"), "/")
 		if len(parts) > 4 {
 			scope = "repository:" + strings.Join(parts[2:len(parts)-2], "/") + ":pull"
+			switch r.Method {
+			case http.MethodPut, http.MethodPost:
+				scope += ",push"
+			case http.MethodDelete:
+				scope = strings.TrimSuffix(scope, "pull") + "delete,pull"
+			}
 		}
 		a.mu.Lock()
 		got, ok := a.tokens[strings.TrimPrefix(r.Header.Get("Authorization"), "Bearer ")]
 		a.mu.Unlock()
-		if !ok || r.URL.Path != "/v2/" && got != scope {
+		if !ok || r.URL.Path != "/v2/" && !slices.Contains(strings.Fields(got), scope) {
 			w.Header().Set("WWW-Authenticate", fmt.Sprintf(`Bearer realm="%s/token",service="it",scope=%q`, a.URL, scope))
 			w.WriteHeader(http.StatusUnauthorized)
 			return

@@ -89,10 +89,14 @@ func sleep(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// document sends a request and reads the answer, of at most limit bytes, each attempt in the time that a document has.
-func (c *Client) document(ctx context.Context, p place, r *request, limit int64) (header http.Header, body []byte, err error) {
+// document sends a request and reads the answer, of at most max bytes, each attempt in the time that a document has.
+func (c *Client) document(ctx context.Context, p place, r *request, max int64) (header http.Header, body []byte, err error) {
 	err = c.retry(ctx, func() error {
-		ctx, cancel := context.WithTimeout(ctx, c.limits.document)
+		limit := c.limits.document
+		if r.method == http.MethodPut {
+			limit = c.limits.stall // some registries look at everything that a manifest names before they answer
+		}
+		ctx, cancel := context.WithTimeout(ctx, limit)
 		defer cancel()
 		resp, err := p.send(ctx, r)
 		if err != nil {
@@ -104,11 +108,11 @@ func (c *Client) document(ctx context.Context, p place, r *request, limit int64)
 			header.Set("Content-Length", strconv.FormatInt(resp.ContentLength, 10))
 			return nil
 		}
-		if body, err = io.ReadAll(io.LimitReader(resp.Body, limit+1)); err != nil {
+		if body, err = io.ReadAll(io.LimitReader(resp.Body, max+1)); err != nil {
 			return sendFailure(r.doing(p.endpoint), err, p.knownSecrets())
 		}
-		if int64(len(body)) > limit {
-			return &failure{text: fmt.Sprintf("%s: more than %d bytes", r.doing(p.endpoint), limit), condition: imgsrc.ErrDamaged}
+		if int64(len(body)) > max {
+			return &failure{text: fmt.Sprintf("%s: more than %d bytes", r.doing(p.endpoint), max), condition: imgsrc.ErrDamaged}
 		}
 		return nil
 	})
@@ -128,6 +132,7 @@ type Document struct {
 	Digest digest.Digest
 	Size   int64
 	Bytes  []byte // nil with Head
+	sent   []byte // what the registry sent: other bytes where it is schema 1 with signatures
 }
 
 // Manifest returns the manifest of a tag or a digest, at most imgsrc.MaxManifest bytes, which are verified: against the
@@ -159,9 +164,9 @@ func newDocument(doing, ref string, header http.Header, body []byte) (Document, 
 		if payload == nil || want.Algorithm().FromBytes(payload) != want {
 			return Document{}, &failure{text: fmt.Sprintf("%s: the bytes are not %s but %s", doing, want, digest.FromBytes(body)), condition: imgsrc.ErrDamaged}
 		}
-		body = payload
+		return Document{want, int64(len(payload)), payload, body}, nil
 	}
-	return Document{want, int64(len(body)), body}, nil
+	return Document{want, int64(len(body)), body, body}, nil
 }
 
 // signedPayload returns what is signed in a signed manifest of schema 1, without the signatures: that is what its digest

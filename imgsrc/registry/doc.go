@@ -1,6 +1,6 @@
 // Package registry is the source of images that are in a registry, by the distribution specification
 // (https://github.com/opencontainers/distribution-spec/blob/v1.1.1/spec.md): one image, the tags of a repository, or the
-// repositories of a whole registry. It reads, and pushes nothing.
+// repositories of a whole registry. It writes nothing but tags: manifests that are there, under other names.
 //
 // Configuration is that of podman and skopeo: registries.conf (mirrors, locations, blocked, insecure), auth.json and
 // Docker's config.json with their helpers, certs.d, and the environment's proxies.
@@ -22,6 +22,13 @@
 //
 // A tag that cannot be asked about keeps its last meaning. A listing that gets no answer three times gives up, and the
 // last one stands.
+//
+// # Tags
+//
+// A tag is the manifest's own bytes, stored once more under another name in the registry itself and not in its mirrors, so
+// that the digest stays. For another repository the registry is asked to mount the blobs; bytes of a layer are never sent.
+// A tag is removed by its name, if it still means the image, and never by the digest, which would take the others along.
+// What was changed is in the listing at once.
 //
 // # What must hold
 //

@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -113,6 +114,7 @@ type request struct {
 	path   string // below /v2/
 	query  url.Values
 	header http.Header
+	body   []byte // nil: none
 	repo   string // whose credentials are used
 	scope  string
 	want   []int // the statuses that are no failure
@@ -203,7 +205,11 @@ func (e *endpoint) waitQuiet(ctx context.Context, r *request) error {
 
 func (e *endpoint) roundTrip(ctx context.Context, scheme string, r *request, authorization string) (*http.Response, error) {
 	u := &url.URL{Scheme: scheme, Host: e.address, Path: "/v2/" + r.path, RawQuery: r.query.Encode()}
-	req, err := http.NewRequestWithContext(ctx, r.method, u.String(), nil)
+	var body io.Reader
+	if r.body != nil {
+		body = bytes.NewReader(r.body)
+	}
+	req, err := http.NewRequestWithContext(ctx, r.method, u.String(), body)
 	if err != nil {
 		return nil, sendFailure(r.doing(e), err, nil)
 	}

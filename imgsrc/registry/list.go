@@ -81,6 +81,7 @@ func (s *Source) look(ctx context.Context) (*state, error) {
 	s.looked.Store(time.Now().UnixNano())
 	s.mu.Lock()
 	old, asked := s.state, slices.Clone(s.asked)
+	s.retags = nil
 	s.mu.Unlock()
 	st, err := s.newState(ctx, old, asked)
 	s.looked.Store(time.Now().UnixNano())
@@ -89,8 +90,14 @@ func (s *Source) look(ctx context.Context) (*state, error) {
 	if s.failed, s.failedAt = err, time.Now(); err != nil {
 		return nil, err
 	}
-	for _, t := range s.asked[len(asked):] { // asked for meanwhile
-		st.refs = appendNew(st.refs, t)
+	for _, t := range s.asked { // meanwhile
+		if !slices.ContainsFunc(asked, t.same) {
+			st.refs = appendNew(st.refs, t)
+			maps.Copy(st.entries, s.state.entries)
+		}
+	}
+	for _, change := range s.retags { // what was asked for may be from before
+		st.refs = change.apply(st.refs)
 		maps.Copy(st.entries, s.state.entries)
 	}
 	changed := old == nil || !st.equal(s.state)

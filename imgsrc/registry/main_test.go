@@ -62,10 +62,16 @@ func (o *setup) newCache(t testing.TB) {
 // open opens the source.
 func (o *setup) open(t testing.TB) (*Source, error) {
 	t.Helper()
+	o.configure(t)
+	return Open(t.Context(), o.Options)
+}
+
+// configure makes registries.conf the test's.
+func (o *setup) configure(t testing.TB) {
+	t.Helper()
 	conf := filepath.Join(t.TempDir(), "registries.conf")
 	write(t, conf, o.registries)
 	o.test.sys = &types.SystemContext{SystemRegistriesConfPath: conf, SystemRegistriesConfDirPath: filepath.Join(t.TempDir(), "none")}
-	return Open(t.Context(), o.Options)
 }
 
 func (o *setup) mustOpen(t testing.TB) *Source {

@@ -87,6 +87,7 @@ type Source struct {
 	failed   error  // why the last attempt to list failed; nil: it did not
 	failedAt time.Time
 	asked    []tagged // by Resolve, beyond what the source is for
+	retags   []retag  // by Tag, since the last attempt to list began
 	watchers map[chan struct{}]bool
 
 	fetchedAll atomic.Int64

@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"strings"
 	"testing"
 
 	"github.com/imgfs/imgfs/imgsrc"
@@ -21,6 +22,13 @@ func TestSuite(t *testing.T) {
 			host + "/two:latest": {Images: 1, Names: []string{host + "/two:latest"}, Diffs: 1},
 		} {
 			want.Blobs = true
+			want.BadNames = []string{"web:1", "1", "other.example.org/a:1", host + "/UPPER:1", host + "/a@sha256:" + strings.Repeat("0", 64), "docker://" + host + "/a:1", host}
+			if name == "embedded" { // Debian's registry removes no tags
+				want.NewName = host + "/two:new"
+				if ref == host+"/lib/one" {
+					want.NewName = host + "/lib/one:new"
+				}
+			}
 			t.Run(name+"/"+ref[len(host):], func(t *testing.T) {
 				o := newSetup(t, ref)
 				sourcetest.Run(t, func(t *testing.T) imgsrc.Source {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -184,7 +185,7 @@ func (s *suite) tagAndList() {
 				}
 				holders := map[string]bool{}
 				for _, img := range l.Images {
-					for _, n := range img.Names {
+					for _, n := range slices.Concat(img.Names, img.RemoteNames) {
 						if n == name[0] {
 							holders[img.Desc().ID] = true
 						}
