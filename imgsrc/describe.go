@@ -40,3 +40,14 @@ func (f *Facts) ConfigSize() int64 {
 	}
 	return *f.config.Size
 }
+
+// ConfigType is the config's media type as the manifest says; empty if it does not say, or names no config.
+func (f *Facts) ConfigType() string {
+	if f.config == nil {
+		return ""
+	}
+	return f.config.MediaType
+}
+
+// ManifestType is the manifest's media type: its own, else the source's, else the one whose fields it has.
+func (f *Facts) ManifestType() string { return f.mediaType }

@@ -88,6 +88,21 @@ func (s *Store) Read(d digest.Digest, size int64) ([]byte, Identity, error) {
 	return b, id, nil
 }
 
+// check looks at a layer's file, at the price of a stat(2). Error: as with open.
+func (s *Store) check(d digest.Digest, size int64) error {
+	path := s.Path(d)
+	id, err := s.Dir.Stat(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return s.missing(path)
+	case err != nil:
+		return err
+	case size >= 0 && id.size != size:
+		return fmt.Errorf("%w: %s has %d bytes, and its descriptor says %d", imgsrc.ErrDamaged, path, id.size, size)
+	}
+	return nil
+}
+
 func (s *Store) missing(path string) error {
 	return fmt.Errorf("%w: %s is missing: %w", imgsrc.ErrDamaged, path, fs.ErrNotExist)
 }
@@ -122,14 +137,18 @@ func (s *Store) stream(d digest.Digest, size int64) (io.ReadCloser, error) {
 	}{io.NewSectionReader(f, 0, f.Identity().size), f}, nil
 }
 
-// Blob opens the bytes of a layer. Error: imgsrc.ErrAbsent if the manifest names no such layer, or one whose bytes need
-// not be there and are not.
+// Blob opens the bytes of a layer. Errors: imgsrc.ErrAbsent if the manifest names no such layer, or one whose bytes need
+// not be there and are not; imgsrc.ErrDamaged if they are missing, then with fs.ErrNotExist, or not as many as they
+// should be.
 func (s *Store) Blob(f *imgsrc.Facts, d digest.Digest) (imgsrc.Content, error) {
 	for _, l := range f.Layers {
 		if l.Digest != d {
 			continue
 		}
 		if err := s.usable(l); err != nil {
+			return nil, err
+		}
+		if err := s.check(d, l.Size); err != nil {
 			return nil, err
 		}
 		return &blob{store: s, digest: d, size: l.Size}, nil

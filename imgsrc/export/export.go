@@ -1,0 +1,240 @@
+package export
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"iter"
+
+	"github.com/opencontainers/go-digest"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/imgfs/imgfs/imgsrc"
+)
+
+// AnnotationOriginal is the annotation, of a descriptor in a layout's index.json, that holds the digest of the manifest or
+// index that the source has in the place of the one that is described. That is a blob of the layout.
+const AnnotationOriginal = "io.github.imgfs.original-manifest"
+
+// OCI is an image, an index or an artifact in OCI form. It is immutable.
+type OCI struct {
+	// Desc describes Manifest. If there is an Original, its annotations say so.
+	Desc v1.Descriptor
+	// Manifest is the manifest or index.
+	Manifest []byte
+	// Original is the source's manifest, where it is another; otherwise nil.
+	Original []byte
+	// Blobs are the config and the layers, in this order, each digest once. An index has none.
+	Blobs []Blob
+	// Children are an index's, in its order: those that are there, each once.
+	Children []*OCI
+}
+
+// A Blob is one file of a layout.
+type Blob struct {
+	Desc v1.Descriptor // media type, digest and exact size
+	// Open opens the bytes. The caller closes them. Errors: as with imgsrc.Image.
+	Open func(ctx context.Context) (imgsrc.Content, error)
+	// From says what the blob is.
+	From Origin
+}
+
+// An Origin says what a blob of an image is.
+type Origin struct {
+	Kind  OriginKind
+	Layer int // of Layer and Diff, counted from 0 at the base
+}
+
+// OriginKind is a kind of blob.
+type OriginKind uint8
+
+// What a blob can be.
+const (
+	Config   OriginKind = iota // of the image
+	Layer                      // as the source's manifest names it
+	Diff                       // a layer as an uncompressed tar, under its diff id
+	Manifest                   // in OCI form
+	Original                   // the source's manifest, where that is another
+)
+
+// All are all the files that an image needs in a layout, each once: what a manifest names comes before it, and Manifest itself
+// is the last.
+func (o *OCI) All() iter.Seq[Blob] {
+	return func(yield func(Blob) bool) { o.all(map[digest.Digest]bool{}, yield) }
+}
+
+func (o *OCI) all(seen map[digest.Digest]bool, yield func(Blob) bool) bool {
+	for _, c := range o.Children {
+		if !c.all(seen, yield) {
+			return false
+		}
+	}
+	for _, b := range append(o.Blobs[:len(o.Blobs):len(o.Blobs)], o.documents()...) {
+		if seen[b.Desc.Digest] {
+			continue
+		}
+		seen[b.Desc.Digest] = true
+		if !yield(b) {
+			return false
+		}
+	}
+	return true
+}
+
+// documents are the original, if there is one, and the manifest.
+func (o *OCI) documents() []Blob {
+	desc := o.Desc
+	desc.Annotations = nil
+	own := Blob{Desc: desc, Open: opener(o.Manifest), From: Origin{Kind: Manifest}}
+	if o.Original == nil {
+		return []Blob{own}
+	}
+	return []Blob{{
+		Desc: v1.Descriptor{MediaType: "application/octet-stream", Digest: o.OriginalDigest(), Size: int64(len(o.Original))},
+		Open: opener(o.Original), From: Origin{Kind: Original},
+	}, own}
+}
+
+// OriginalDigest is the digest of Original's bytes; empty if there is none.
+func (o *OCI) OriginalDigest() digest.Digest {
+	return digest.Digest(o.Desc.Annotations[AnnotationOriginal])
+}
+
+// A ChildFunc returns what an index lists under a digest, in OCI form. Error: one that wraps imgsrc.ErrNotFound if that is not
+// there.
+type ChildFunc func(ctx context.Context, d digest.Digest) (*OCI, error)
+
+// Convert returns an image in OCI form. Facts are the image's; those of a [Load] will do. Child is asked for what an index
+// lists; nil: nothing of it is there. Errors: ctx's; imgsrc.ErrNotFound if the image is gone; imgsrc.ErrDamaged if its manifest,
+// its config or a layer is missing or not what it should be; imgsrc.ErrAbsent or imgsrc.ErrUnsupported if a layer cannot be had
+// to the byte; imgsrc.ErrInvalid if the new manifest would be longer than imgsrc.MaxManifest.
+func Convert(ctx context.Context, img imgsrc.Image, f *imgsrc.Facts, child ChildFunc) (*OCI, error) {
+	c := &conversion{img: bare(img), f: f, child: child}
+	o, err := c.run(ctx)
+	if err != nil {
+		if ctx.Err() != nil {
+			err = ctx.Err()
+		}
+		return nil, fmt.Errorf("putting image %s into OCI form: %w", f.ID, err)
+	}
+	return o, nil
+}
+
+// A conversion is one image on its way.
+type conversion struct {
+	img   imgsrc.Image
+	f     *imgsrc.Facts
+	child ChildFunc
+}
+
+func (c *conversion) run(ctx context.Context) (*OCI, error) {
+	switch {
+	case ctx.Err() != nil:
+		return nil, ctx.Err()
+	case c.f.ManifestErr != nil:
+		return nil, c.f.ManifestErr
+	case c.f.Manifest == nil:
+		return nil, fmt.Errorf("its manifest was not read: %w", imgsrc.ErrInvalid)
+	case c.f.Kind == imgsrc.KindIndex:
+		return c.index(ctx)
+	case c.f.Kind == imgsrc.KindArtifact:
+		return c.artifact(ctx)
+	}
+	return c.image(ctx)
+}
+
+// unchanged is an image that stays as it is.
+func (c *conversion) unchanged(blobs []Blob) *OCI {
+	d := c.f.Digest
+	if d.Validate() != nil || d.Algorithm().FromBytes(c.f.Manifest) != d { // of a signed manifest of schema 1 it is another
+		d = digest.FromBytes(c.f.Manifest)
+	}
+	return &OCI{
+		Desc:     v1.Descriptor{MediaType: c.f.ManifestType(), Digest: d, Size: int64(len(c.f.Manifest))},
+		Manifest: c.f.Manifest, Blobs: unique(blobs),
+	}
+}
+
+// changed is an image with another manifest, unless that turns out to be the same.
+func (c *conversion) changed(mediaType string, doc any, blobs []Blob) (*OCI, error) {
+	b, err := encode(doc)
+	if err != nil {
+		return nil, err
+	}
+	if bytes.Equal(b, c.f.Manifest) {
+		return c.unchanged(blobs), nil
+	}
+	if len(b) > imgsrc.MaxManifest {
+		return nil, fmt.Errorf("its manifest would have %d bytes, more than %d: %w", len(b), imgsrc.MaxManifest, imgsrc.ErrInvalid)
+	}
+	return &OCI{
+		Desc: v1.Descriptor{
+			MediaType: mediaType, Digest: digest.FromBytes(b), Size: int64(len(b)),
+			Annotations: map[string]string{AnnotationOriginal: digest.FromBytes(c.f.Manifest).String()},
+		},
+		Manifest: b, Original: c.f.Manifest, Blobs: unique(blobs),
+	}, nil
+}
+
+// unique drops blobs that come again.
+func unique(blobs []Blob) []Blob {
+	var all []Blob
+	seen := map[digest.Digest]bool{}
+	for _, b := range blobs {
+		if !seen[b.Desc.Digest] {
+			seen[b.Desc.Digest] = true
+			all = append(all, b)
+		}
+	}
+	return all
+}
+
+// Load reads of an image what Convert needs. Of one in a registry that is in OCI form already that is not its config.
+func Load(ctx context.Context, img imgsrc.Image) (*imgsrc.Facts, error) {
+	img = bare(img)
+	if _, remote := img.(imgsrc.Remote); remote {
+		b, err := img.Manifest(ctx)
+		if err == nil && len(b) <= imgsrc.MaxManifest {
+			d := img.Desc()
+			if f := imgsrc.Describe(&d, b); f.ManifestErr == nil && d.Damaged == nil && keepsForm(f) {
+				return f, nil
+			}
+		}
+	}
+	return imgsrc.Load(ctx, img)
+}
+
+// bare is the source's own image, of which it can be asked what more it is than that.
+func bare(img imgsrc.Image) imgsrc.Image {
+	switch l := img.(type) {
+	case imgsrc.Held:
+		return l.Image
+	case imgsrc.Listed:
+		return l.Image
+	}
+	return img
+}
+
+// bytesContent is a document as a Content.
+type bytesContent struct{ *bytes.Reader }
+
+func opener(b []byte) func(context.Context) (imgsrc.Content, error) {
+	return func(context.Context) (imgsrc.Content, error) { return bytesContent{bytes.NewReader(b)}, nil }
+}
+
+func (c bytesContent) Size(ctx context.Context) (int64, error) { return c.Reader.Size(), ctx.Err() }
+
+func (c bytesContent) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
+	if err := ctx.Err(); err != nil {
+		return 0, err
+	}
+	n, err := c.Reader.ReadAt(p, off)
+	if err != nil && err != io.EOF {
+		err = fmt.Errorf("reading a manifest at %d: %w", off, errors.Join(imgsrc.ErrInvalid, err))
+	}
+	return n, err
+}
+
+func (c bytesContent) Close() error { return nil }

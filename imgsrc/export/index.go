@@ -1,0 +1,131 @@
+package export
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+
+	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/specs-go"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/imgfs/imgfs/imgsrc"
+)
+
+// index converts an index. An image of it that cannot be converted is one that is not there.
+func (c *conversion) index(ctx context.Context) (*OCI, error) {
+	ix := v1.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: v1.MediaTypeImageIndex, Manifests: []v1.Descriptor{}}
+	same := c.f.ManifestType() == v1.MediaTypeImageIndex
+	var children []*OCI
+	was := map[digest.Digest]*OCI{} // by the digest in the index
+	var missing error
+	for _, child := range c.f.Children {
+		o := was[child.Digest]
+		if o == nil {
+			var err error
+			if o, err = c.childOf(ctx, child.Digest); err != nil {
+				if ctx.Err() != nil {
+					return nil, ctx.Err()
+				}
+				missing = errors.Join(missing, err)
+				continue
+			}
+			was[child.Digest] = o
+			children = append(children, o)
+		}
+		same = same && o.Desc.Digest == child.Digest
+		ix.Manifests = append(ix.Manifests, entryOf(child, o))
+	}
+	if len(children) == 0 && len(c.f.Children) > 0 {
+		return nil, fmt.Errorf("none of what it lists can be had: %w", missing)
+	}
+	if same {
+		o := c.unchanged(nil)
+		o.Children = children
+		return o, nil
+	}
+	for i := range ix.Manifests {
+		refer(&ix.Manifests[i], was)
+	}
+	rest := c.rest()
+	ix.ArtifactType, ix.Subject = rest.ArtifactType, rest.Subject
+	var err error
+	if ix.Annotations, err = imgsrc.Annotations(c.f); err != nil && !errors.Is(err, imgsrc.ErrAbsent) {
+		return nil, err
+	}
+	o, err := c.changed(v1.MediaTypeImageIndex, ix, nil)
+	if err != nil {
+		return nil, err
+	}
+	o.Children = children
+	return o, nil
+}
+
+func (c *conversion) childOf(ctx context.Context, d digest.Digest) (*OCI, error) {
+	if c.child == nil {
+		return nil, fmt.Errorf("manifest %s: %w", d, imgsrc.ErrNotFound)
+	}
+	return c.child(ctx, d)
+}
+
+// entryOf is an entry of an index, as it was but for what it leads to.
+func entryOf(child imgsrc.Child, o *OCI) v1.Descriptor {
+	d := v1.Descriptor{
+		MediaType: o.Desc.MediaType, Digest: o.Desc.Digest, Size: o.Desc.Size,
+		ArtifactType: child.ArtifactType, Annotations: maps.Clone(child.Annotations),
+	}
+	if p := child.Platform; p != nil {
+		d.Platform = &v1.Platform{OS: p.OS, Architecture: p.Architecture, Variant: p.Variant, OSVersion: p.OSVersion, OSFeatures: p.OSFeatures}
+	}
+	return d
+}
+
+// refer makes an annotation that is the digest of another entry, as those of attestations are, that entry's new one.
+func refer(d *v1.Descriptor, was map[digest.Digest]*OCI) {
+	for key, value := range d.Annotations {
+		if o := was[digest.Digest(value)]; o != nil {
+			d.Annotations[key] = o.Desc.Digest.String()
+		}
+	}
+}
+
+// LayoutFile is what is in the file oci-layout.
+const LayoutFile = `{"imageLayoutVersion":"` + v1.ImageLayoutVersion + `"}`
+
+// An Entry is an image in a layout, with its names.
+type Entry struct {
+	Desc  v1.Descriptor // OCI.Desc
+	Names []string
+}
+
+// IndexJSON is a layout's index.json: a descriptor for each name of an image, or one without a name. The names are
+// org.opencontainers.image.ref.name, whatever they are.
+func IndexJSON(images []Entry) ([]byte, error) {
+	ix := v1.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: v1.MediaTypeImageIndex, Manifests: []v1.Descriptor{}}
+	for _, img := range images {
+		if len(img.Names) == 0 {
+			ix.Manifests = append(ix.Manifests, img.Desc)
+		}
+		for _, name := range img.Names {
+			d := img.Desc
+			d.Annotations = map[string]string{v1.AnnotationRefName: name}
+			maps.Copy(d.Annotations, img.Desc.Annotations)
+			ix.Manifests = append(ix.Manifests, d)
+		}
+	}
+	return encode(ix)
+}
+
+// encode is the form of the JSON that is made here: compact, "<" as itself, without a newline at the end.
+func encode(v any) ([]byte, error) {
+	var b bytes.Buffer
+	enc := json.NewEncoder(&b)
+	enc.SetEscapeHTML(false)
+	if err := enc.Encode(v); err != nil {
+		return nil, fmt.Errorf("encoding JSON: %w", err)
+	}
+	return bytes.TrimSuffix(b.Bytes(), []byte("\n")), nil
+}
