@@ -144,8 +144,9 @@ func (a *archive) image(ctx context.Context, id string) (*document, map[digest.D
 	if err != nil {
 		return nil, nil, err
 	}
+	var stored []byte
 	if !isConfigOf(id, config) {
-		if err := a.checkStored(id, digest.FromBytes(config)); err != nil {
+		if stored, err = a.stored(id, digest.FromBytes(config)); err != nil {
 			return nil, nil, err
 		}
 	}
@@ -168,6 +169,10 @@ func (a *archive) image(ctx context.Context, id string) (*document, map[digest.D
 		if _, ok := parts[ids[n]]; !ok {
 			parts[ids[n]] = p
 		}
+	}
+	if stored != nil {
+		d, err := storedDocument(stored, config, ids, sizes)
+		return d, parts, err
 	}
 	d, err := newDocument(config, ids, sizes)
 	return d, parts, err
@@ -238,9 +243,9 @@ func (i *interruptible) Read(p []byte) (int, error) {
 	return i.r.Read(p)
 }
 
-// checkStored fails unless the blob of the image's id is a manifest over this config, or an index that leads to one: the
-// containerd image store calls images by these.
-func (a *archive) checkStored(id string, config digest.Digest) error {
+// stored returns the manifest over this config, which is the blob of the image's id, or one that the index leads to which
+// that is: the containerd image store calls images by these.
+func (a *archive) stored(id string, config digest.Digest) ([]byte, error) {
 	other := fmt.Errorf("%w: the engine's archive has the config %s, which is not image %s", imgsrc.ErrDamaged, config, id)
 	level := []digest.Digest{digest.NewDigestFromEncoded(digest.SHA256, id)}
 	seen := map[digest.Digest]bool{}
@@ -258,21 +263,21 @@ func (a *archive) checkStored(id string, config digest.Digest) error {
 		b, err := a.read("blobs/" + d.Algorithm().String() + "/" + d.Encoded())
 		switch {
 		case err != nil && len(seen) == 1:
-			return other
+			return nil, other
 		case err != nil: // of another platform, and not in the archive
 			continue
 		case d.Algorithm().FromBytes(b) != d:
-			return fmt.Errorf("%w: the bytes of %s are %s", imgsrc.ErrDamaged, d, d.Algorithm().FromBytes(b))
+			return nil, fmt.Errorf("%w: the bytes of %s are %s", imgsrc.ErrDamaged, d, d.Algorithm().FromBytes(b))
 		case json.Unmarshal(b, &m) != nil:
 			continue
 		case m.Config != nil && m.Config.Digest == config:
-			return nil
+			return b, nil
 		}
 		for _, child := range m.Manifests {
 			level = append(level, child.Digest)
 		}
 	}
-	return other
+	return nil, other
 }
 
 // engineError looks for what the engine appends to an archive that it could not finish: a line of JSON.

@@ -20,14 +20,19 @@
 //
 // # The manifest
 //
-// An engine keeps none, or one of another form than it saves. The manifest here is the one that containers/image makes
-// for docker-daemon, to the byte: Docker's schema 2, over the config and the uncompressed layers. Its digest is
-// therefore what "skopeo inspect --raw docker-daemon:NAME" hashes to, and not the one in the image's names by digest.
+// With the containerd image store an engine keeps the manifest, and the blobs as they were pulled. The manifest here is that
+// one, to the byte; of an index (which the id then names) it is the one of the platform that the engine saves. Its layers
+// are kept uncompressed, as with the other engines, so Blob has none of those that are compressed.
 //
-// It holds the layers' sizes as tars, which only a save tells. Until an image has been saved once with this cache
-// directory, Desc.Digest is empty and Desc.Size 0, and of an image in the containerd image store Desc.Config is empty.
-// They stay so for as long as this Source lists the image, although Manifest and Config work: an image whose digest
-// changed would be another one, and reading must not change a listing. The next Source shows them from the beginning.
+// Other engines keep no manifest. The one here is then what containers/image makes for docker-daemon, to the byte:
+// Docker's schema 2, over the config and the uncompressed layers. Its digest is therefore what "skopeo inspect --raw
+// docker-daemon:NAME" hashes to, and not the one in the image's names by digest.
+//
+// Such a manifest holds the layers' sizes as tars, which only a save tells. Until an image has been saved once with this
+// cache directory, Desc.Digest is empty and Desc.Size 0, unless the engine calls the image by its manifest; of an image in
+// the containerd image store Desc.Config is empty. They stay so for as long as this Source lists the image, although
+// Manifest and Config work: an image whose digest changed would be another one, and reading must not change a listing.
+// The next Source shows them from the beginning.
 //
 // # What must hold
 //

@@ -7,14 +7,17 @@ import (
 	"sync"
 
 	"github.com/opencontainers/go-digest"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"go.podman.io/image/v5/manifest"
 
 	"github.com/imgfs/imgfs/imgsrc"
 )
 
-// A document is what a save says of an image: its config, and the manifest that is made for it.
+// A document is what a save says of an image: its config, and its manifest, which is made for it if the engine keeps none.
 type document struct {
 	manifest     []byte
+	stored       bool // the manifest is the engine's own
+	mediaType    string
 	digest       digest.Digest // the manifest's
 	config       []byte
 	configDigest digest.Digest
@@ -64,7 +67,29 @@ func newDocument(config []byte, diffIDs []digest.Digest, sizes []int64) (*docume
 	if len(d.manifest) > imgsrc.MaxManifest {
 		return nil, fmt.Errorf("%w: a manifest of %d bytes, more than %d", imgsrc.ErrUnsupported, len(d.manifest), imgsrc.MaxManifest)
 	}
-	d.digest = digest.FromBytes(d.manifest)
+	d.digest, d.mediaType = digest.FromBytes(d.manifest), m.MediaType
+	return d, nil
+}
+
+// storedDocument is for an image of which the engine keeps the manifest. Error: imgsrc.ErrDamaged if that is not one over
+// this config and as many layers.
+func storedDocument(text, config []byte, diffIDs []digest.Digest, sizes []int64) (*document, error) {
+	var m struct {
+		MediaType string           `json:"mediaType"`
+		Config    *v1.Descriptor   `json:"config"`
+		Layers    []*v1.Descriptor `json:"layers"`
+	}
+	d := &document{
+		manifest: text, stored: true, digest: digest.FromBytes(text),
+		config: config, configDigest: digest.FromBytes(config), diffIDs: diffIDs, sizes: sizes,
+	}
+	err := json.Unmarshal(text, &m)
+	if err != nil || m.Config == nil || m.Config.Digest != d.configDigest || len(m.Layers) != len(diffIDs) || len(sizes) != len(diffIDs) {
+		return nil, fmt.Errorf("%w: %s is no manifest over the config %s and its %d layers", imgsrc.ErrDamaged, d.digest, d.configDigest, len(diffIDs))
+	}
+	if d.mediaType = m.MediaType; d.mediaType == "" {
+		d.mediaType = v1.MediaTypeImageManifest // which need not say so
+	}
 	return d, nil
 }
 

@@ -39,7 +39,8 @@ type fakeImage struct {
 	layers     []digest.Digest
 	containers []string
 	archive    []byte
-	stored     bool // by the containerd image store
+	stored     bool   // by the containerd image store
+	manifest   []byte // which is the image's digest then, unless it is an index's
 }
 
 // newFake starts an engine on a socket.
@@ -225,6 +226,9 @@ func (f *fakeEngine) answer(w http.ResponseWriter, r *http.Request, path, call s
 		answer := map[string]any{"Id": "sha256:" + img.id, "RepoTags": img.tags, "RootFS": map[string]any{"Type": "layers", "Layers": img.layers}}
 		if img.stored {
 			answer["Descriptor"] = map[string]any{"digest": "sha256:" + img.id}
+			if img.manifest != nil {
+				answer["Descriptor"] = map[string]any{"digest": "sha256:" + img.id, "size": len(img.manifest), "mediaType": "application/vnd.oci.image.manifest.v1+json"}
+			}
 		}
 		send(answer)
 	case call == "POST tag":
@@ -330,6 +334,13 @@ func (p parts) legacy(t testing.TB) []byte {
 // store: with compressed layers, under an index, whose digest is then the id.
 func (p parts) modern(t testing.TB, compress bool) (id string, archive []byte) {
 	t.Helper()
+	id, archive, _ = p.saved(t, compress, compress)
+	return id, archive
+}
+
+// saved is likewise; the containerd image store has compressed layers, and an index only if that was built or pulled.
+func (p parts) saved(t testing.TB, compress, inIndex bool) (id string, archive, stored []byte) {
+	t.Helper()
 	files := map[string][]byte{}
 	blob := func(b []byte) string {
 		name := "blobs/sha256/" + digest.FromBytes(b).Encoded()
@@ -354,6 +365,9 @@ func (p parts) modern(t testing.TB, compress bool) (id string, archive []byte) {
 	blob(manifest)
 	id = p.id()
 	if compress {
+		id = digest.FromBytes(manifest).Encoded()
+	}
+	if inIndex {
 		other := []byte("of another platform, and not here")
 		index := jsonOf(t, map[string]any{"schemaVersion": 2, "manifests": []any{descriptor(manifestType, other), descriptor(manifestType, manifest)}})
 		blob(index)
@@ -366,5 +380,5 @@ func (p parts) modern(t testing.TB, compress bool) (id string, archive []byte) {
 		list = append(list, tarFile{name: name, body: b})
 	}
 	slices.SortFunc(list, func(a, b tarFile) int { return strings.Compare(a.name, b.name) })
-	return id, tarOf(t, list...)
+	return id, tarOf(t, list...), manifest
 }

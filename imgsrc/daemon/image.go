@@ -71,7 +71,7 @@ func (m *image) failed(ctx context.Context, doing string, err error) error {
 	return fmt.Errorf("%s of image %s in %s: %w", doing, m.desc.ID, m.source.Name(), err)
 }
 
-// Blob returns a layer as the manifest names it, which is uncompressed.
+// Blob returns a layer as the manifest names it, if that is uncompressed: of a compressed one only what was in it is kept.
 func (m *image) Blob(ctx context.Context, d digest.Digest) (imgsrc.Content, error) {
 	doc, err := m.document(ctx)
 	if err != nil {
@@ -79,7 +79,7 @@ func (m *image) Blob(ctx context.Context, d digest.Digest) (imgsrc.Content, erro
 	}
 	n := slices.Index(doc.diffIDs, d)
 	if n < 0 {
-		return nil, m.failed(ctx, fmt.Sprintf("opening blob %s", d), fmt.Errorf("%w: the image has no such layer", imgsrc.ErrAbsent))
+		return nil, m.failed(ctx, fmt.Sprintf("opening blob %s", d), fmt.Errorf("%w: there is no such layer, or it is kept without its compression only", imgsrc.ErrAbsent))
 	}
 	return m.open(doc, n), nil
 }

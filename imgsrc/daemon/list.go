@@ -14,6 +14,7 @@ import (
 	summary "github.com/moby/moby/api/types/image"
 	"github.com/moby/moby/client"
 	"github.com/opencontainers/go-digest"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"go.podman.io/image/v5/docker/reference"
 	"go.podman.io/image/v5/manifest"
 	"golang.org/x/sync/errgroup"
@@ -245,10 +246,18 @@ func (m *image) learn(ctx context.Context, classic bool) (problem, err error) {
 	if classic && info.Descriptor == nil {
 		m.desc.Config = digest.NewDigestFromEncoded(digest.SHA256, m.desc.ID)
 	}
+	if d := info.Descriptor; d != nil && d.Digest == digest.NewDigestFromEncoded(digest.SHA256, m.desc.ID) && isManifest(d.MediaType) && d.Size > 0 {
+		m.desc.Digest, m.desc.Size, m.desc.MediaType = d.Digest, d.Size, d.MediaType // which the engine keeps
+	}
 	if d := m.source.records.load(m.desc.ID); d != nil {
-		m.desc.Digest, m.desc.Size, m.desc.Config = d.digest, int64(len(d.manifest)), d.configDigest
+		m.desc.Digest, m.desc.Size, m.desc.MediaType, m.desc.Config = d.digest, int64(len(d.manifest)), d.mediaType, d.configDigest
 	}
 	return nil, nil
+}
+
+// isManifest says whether a media type is a single image's manifest.
+func isManifest(mediaType string) bool {
+	return mediaType == v1.MediaTypeImageManifest || mediaType == manifest.DockerV2Schema2MediaType
 }
 
 // idOf takes the id from what the engine calls it.

@@ -27,12 +27,12 @@ import (
 )
 
 // The directory of records, below Options.CacheDir. The format is append-only: another one goes to another directory.
-const recordsDir = "docker-daemon/v1"
+const recordsDir = "docker-daemon/v2"
 
 const (
 	maxRecords = 4096
-	maxRecord  = 6<<20 + 64<<10 // bytes of a file: a config of 4 MiB, in base64, and sizes
-	partAge    = time.Hour      // after which a file that was being written has been given up
+	maxRecord  = 12<<20 + 64<<10 // bytes of a file: a config and a manifest of 4 MiB, in base64, and sizes
+	partAge    = time.Hour       // after which a file that was being written has been given up
 )
 
 // records keep documents in files, an image's under its id, so that the next mount needs no save to show them. A file is
@@ -48,8 +48,9 @@ type records struct {
 
 // A record is the JSON of a file.
 type record struct {
-	Config []byte  `json:"config"`
-	Sizes  []int64 `json:"sizes"`
+	Config   []byte  `json:"config"`
+	Sizes    []int64 `json:"sizes"`
+	Manifest []byte  `json:"manifest,omitempty"` // if the engine keeps one
 }
 
 // openRecords opens the directory, which is made if it is missing. If it cannot be used, records are kept in memory.
@@ -141,6 +142,9 @@ func (r *records) read(id string) (*document, error) {
 	if err != nil {
 		return nil, err
 	}
+	if rec.Manifest != nil {
+		return storedDocument(rec.Manifest, rec.Config, ids, rec.Sizes)
+	}
 	return newDocument(rec.Config, ids, rec.Sizes)
 }
 
@@ -179,7 +183,11 @@ func (r *records) write(id string, d *document) error {
 		r.memory[id] = d
 		return nil
 	}
-	b, err := json.Marshal(record{d.config, d.sizes})
+	rec := record{Config: d.config, Sizes: d.sizes}
+	if d.stored {
+		rec.Manifest = d.manifest
+	}
+	b, err := json.Marshal(rec)
 	if err != nil {
 		return err
 	}

@@ -3,9 +3,13 @@ package daemon
 import (
 	"bytes"
 	"context"
+	"errors"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/opencontainers/go-digest"
 
 	"github.com/imgfs/imgfs/imgsrc"
 	"github.com/imgfs/imgfs/imgsrc/sourcetest"
@@ -57,6 +61,49 @@ func TestListingSavesNothing(t *testing.T) {
 	}
 }
 
+// The manifest of an image in the containerd image store is the engine's own: without an index its digest is the id, and
+// known from listing. Its layers are kept uncompressed.
+func TestStoredManifest(t *testing.T) {
+	for name, inIndex := range map[string]bool{"alone": false, "in an index": true} {
+		t.Run(name, func(t *testing.T) {
+			p := partsOf(t, layerOf(t, "a"), layerOf(t, "b"))
+			id, archive, stored := p.saved(t, true, inIndex)
+			img := p.image(archive, "a:1")
+			img.id, img.stored = id, true
+			if !inIndex {
+				img.manifest = stored
+			}
+			f := newFake(t, img)
+			o := Options{Host: f.host, CacheDir: t.TempDir()}
+			o.Cache = testCache(t, o.CacheDir, 0)
+			for again := range 2 {
+				s := openSource(t, o)
+				img := find(t, s, "docker.io/library/a:1")
+				want := imgsrc.Desc{ID: id, MediaType: "application/vnd.docker.distribution.manifest.v2+json"}
+				if again > 0 || !inIndex {
+					want.Digest, want.Size, want.MediaType = digest.FromBytes(stored), int64(len(stored)), "application/vnd.oci.image.manifest.v1+json"
+				}
+				if again > 0 {
+					want.Config = digest.FromBytes(p.config)
+				}
+				if d := img.Desc(); !reflect.DeepEqual(d, want) {
+					t.Errorf("listed as %+v, want %+v", d, want)
+				}
+				if b, err := img.Manifest(t.Context()); err != nil || !bytes.Equal(b, stored) {
+					t.Errorf("%v, the manifest is\n%s\nwant\n%s", err, b, stored)
+				}
+				if _, err := img.Blob(t.Context(), digest.FromBytes(gzipped(t, p.layers[0]))); !errors.Is(err, imgsrc.ErrAbsent) {
+					t.Errorf("a compressed layer: %v", err)
+				}
+				checkLayers(t, img)
+			}
+			if n := f.count("GET get"); n != 1 {
+				t.Errorf("%d saves", n)
+			}
+		})
+	}
+}
+
 // Engines that have the containerd image store do not all say so of each image.
 func TestConfigIsNotGuessed(t *testing.T) {
 	p := partsOf(t, layerOf(t, "a"))
@@ -79,12 +126,28 @@ func TestConfigIsNotGuessed(t *testing.T) {
 }
 
 func TestSuite(t *testing.T) {
-	f := newFake(t, three(t)...)
+	images := three(t)
+	t.Run("classic", func(t *testing.T) {
+		suite(t, images[:2], sourcetest.Expect{
+			Images: 2, Names: []string{"docker.io/library/a:1", "quay.io/a/a:2", "docker.io/library/b:1"},
+			Diffs: 5, Blobs: true, NewName: "localhost/new:2", BadNames: []string{"", "UPPER", "a b"},
+		})
+	})
+	t.Run("containerd", func(t *testing.T) {
+		suite(t, images[2:], sourcetest.Expect{
+			Images: 1, Names: []string{"docker.io/library/c:1"}, Diffs: 2, NewName: "localhost/new:2", BadNames: []string{"", "UPPER", "a b"},
+		})
+	})
+}
+
+// suite runs the conformance suite over images that have all been saved once.
+func suite(t *testing.T, images []*fakeImage, want sourcetest.Expect) {
+	f := newFake(t, images...)
 	o := Options{Host: f.host, CacheDir: t.TempDir()}
 	o.Cache = testCache(t, o.CacheDir, 0)
 	first := openSource(t, o)
-	for _, name := range []string{"a", "b", "c"} {
-		if _, err := find(t, first, "docker.io/library/"+name+":1").Manifest(t.Context()); err != nil {
+	for _, img := range images {
+		if _, err := find(t, first, fullNames(img.tags)[0]).Manifest(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -95,10 +158,7 @@ func TestSuite(t *testing.T) {
 			t.Fatal(err)
 		}
 		return telling{s, f}
-	}, sourcetest.Expect{
-		Images: 3, Names: []string{"docker.io/library/a:1", "quay.io/a/a:2", "docker.io/library/b:1", "docker.io/library/c:1"},
-		Diffs: 7, Blobs: true, NewName: "localhost/new:2", BadNames: []string{"", "UPPER", "a b"},
-	})
+	}, want)
 }
 
 // telling has the fake engine tell of what is tagged.
