@@ -72,6 +72,7 @@ func (o *Ops) copyImage(ctx context.Context, p pushJob) (err error) {
 	}()
 
 	src := &source{held: p.held, plain: kind.plain || p.line.plain, instance: p.instance, reading: watch.pause, several: p.line.all, task: p.task}
+	src.recompressed = p.line.compression != nil
 	policy, err := o.policy()
 	if err != nil {
 		return err

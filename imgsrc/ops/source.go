@@ -31,6 +31,8 @@ type source struct {
 	several  bool                             // all images of an index are copied
 	task     *task                            // is told what there is to read, and what has been read
 
+	recompressed bool // layers will be stored in another form than they are offered
+
 	mu    sync.Mutex
 	diffs map[digest.Digest]diff // what LayerInfosForCopy has put in the place of a blob
 }
@@ -65,6 +67,9 @@ func (s *source) GetManifest(ctx context.Context, instance *digest.Digest) ([]by
 	mediaType := img.Desc().MediaType
 	if mediaType == "" {
 		mediaType = manifest.GuessMIMEType(text)
+	}
+	if instance == nil {
+		text = s.changeable(ctx, text, mediaType)
 	}
 	return text, mediaType, nil
 }
@@ -254,9 +259,14 @@ func (s *source) blob(ctx context.Context, d digest.Digest) (imgsrc.Content, err
 	}
 	err := imgsrc.ErrAbsent
 	for _, img := range images {
-		if img.Desc().Config == d {
+		if config := img.Desc().Config; config == d || config == "" {
 			text, err := img.Config(ctx)
-			return &textContent{bytes.NewReader(text)}, err
+			if config == "" && err == nil && d.Validate() == nil { // a listing need not know it
+				config = d.Algorithm().FromBytes(text)
+			}
+			if config == d {
+				return &textContent{bytes.NewReader(text)}, err
+			}
 		}
 		var content imgsrc.Content
 		if content, err = img.Blob(ctx, d); err == nil {
