@@ -50,6 +50,9 @@ func (c *controls) init(f *FS) { c.f, c.halve = f, map[halfKey]*half{} }
 
 // isControl says whether a node takes writes.
 func (f *FS) isControl(n node) bool {
+	if isJob(n) {
+		return true
+	}
 	if n.image() == 0 || n.view() != viewImage {
 		return false
 	}

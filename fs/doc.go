@@ -8,6 +8,7 @@
 //	  ids/<id>/           one directory for each image
 //	  images/<reference>  relative links into ids/
 //	  events              JSON lines
+//	  jobs/<n>            a JSON file for each job (jobs.go)
 //	  ids/<id>/           the rows of table (table.go), and
 //	    manifest-sha256-<hex>.json   further manifests over the same config
 //	    annotations/  labels/        a file for each key
@@ -39,7 +40,7 @@
 //     their pages from one open to the next, and caches every listing.
 //   - What is computed from an image's manifest, config and layers alone never changes: its attributes, its pages and its
 //     names are the kernel's for good.
-//   - Live is the rest: ids/, images/, events, an image's directory, and the rows of the table that depend on the catalog. Its
+//   - Live is the rest: ids/, images/, events, jobs/, an image's directory, and the rows of the table that depend on the catalog. Its
 //     attributes have timeout 0. The kernel drops a file's pages when its size or modification time has moved, and a
 //     listing when the directory's modification time has; so each change moves the time, by a nanosecond if the clock has
 //     not moved. The kernel keeps the names in ids/ and in an image's directory for good and those in images/ for a second,

@@ -7,6 +7,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"maps"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -180,6 +182,8 @@ type fakeOps struct {
 	writes    []Write
 	events    []string
 	lastError string
+	jobs      map[uint32]string
+	jobsTime  time.Time
 	do        func(ctx context.Context, w Write) error
 }
 
@@ -206,6 +210,23 @@ func (o *fakeOps) Events() ([]byte, time.Time) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	return []byte(strings.Join(o.events, "\n")), time.Time{}
+}
+
+func (o *fakeOps) Jobs() ([]uint32, time.Time) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return slices.Sorted(maps.Keys(o.jobs)), o.jobsTime
+}
+
+func (o *fakeOps) Job(number uint32, _ bool) ([]byte, time.Time, bool) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	text, ok := o.jobs[number]
+	return []byte(text), o.jobsTime, ok
+}
+
+func (o *fakeOps) WriteJob(number uint32, w Write) error {
+	return o.Do(context.Background(), Write{Control: fmt.Sprint("jobs/", number), Lines: w.Lines, Err: w.Err})
 }
 
 func (o *fakeOps) LastError(string) (string, time.Time) {

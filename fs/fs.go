@@ -135,6 +135,7 @@ func New(o Options) *FS {
 		viewRemoteLinks: linksView{f.spaces[spaceRegistry]},
 
 		viewIDLinks: idLinksView{f},
+		viewJobs:    jobsView{f},
 	}
 	f.views = map[uint16]view{
 		viewImage:       imageView{f},

@@ -26,6 +26,7 @@ const (
 	viewIDLinks            // links in ids/ that are not listed; entry: an interned name and target
 	viewRemoteNames        // directories below registry/, as viewNames
 	viewRemoteLinks        // links below registry/, as viewLinks
+	viewJobs               // jobs/ (entry 0) and its files; entry: the job's number
 )
 
 // The views of an image.

@@ -21,6 +21,20 @@ type Ops interface {
 	// changed afterwards.
 	Events() (text []byte, changed time.Time)
 
+	// Jobs returns the numbers of the jobs that run, wait, or have ended last, in rising order, and when one came or went
+	// (zero if none ever did).
+	Jobs() (numbers []uint32, changed time.Time)
+
+	// Job returns a job as JSON, and when that text last changed; ok is false if there is no such job. With fresh the text
+	// is of this moment or of one shortly before; without, it is the one that was last returned. The bytes are not changed
+	// afterwards.
+	Job(number uint32, fresh bool) (text []byte, changed time.Time, ok bool)
+
+	// WriteJob carries out what was written to a job's file: each line must be the word cancel. It does not wait for the
+	// job's end. The time of the job's text moves, whatever comes of it. Errors: imgsrc.ErrInvalid, ErrNotFound,
+	// ErrUnsupported (a job that cannot be cancelled).
+	WriteJob(number uint32, w Write) error
+
 	// ShortNames returns the full references that a name may stand for, the first choice first, with a tag each. None if
 	// it is no reference.
 	ShortNames(name string) []string

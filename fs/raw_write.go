@@ -27,6 +27,12 @@ func (f *FS) Write(cancel <-chan struct{}, in *fuse.WriteIn, data []byte) (uint3
 	if f.readOnly {
 		return 0, fuse.EROFS
 	}
+	if isJob(n) {
+		if err := f.writeJob(n, in.Caller, data); err != nil {
+			return 0, fuse.Status(errnoOf(err))
+		}
+		return uint32(len(data)), fuse.OK
+	}
 	if err := f.control.write(f.request(cancel), n, in.Caller, data, int64(in.Offset)); err != nil {
 		return 0, fuse.Status(errnoOf(err))
 	}

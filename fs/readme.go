@@ -25,6 +25,7 @@ const readmeHead = `Container images as files.
   registry/<host>/<repo>:<tag>
                        any image of a registry: asked for when it is followed, its layers when they are looked into
   events               what happened to this mount: JSON lines, oldest first
+  jobs/<n>             pushes that run, wait or have ended: JSON; write "cancel" to cancel one
 
 In each image's directory:
 
@@ -46,4 +47,6 @@ A link is a link: add a slash to read what it points to, and search where the im
   echo localhost:5000/web:2 > ids/<id>/push
                                           pushes it; the write returns when the push is done
   cat ids/<id>/error                      says why a write failed
+  jq . jobs/*                             how far the pushes are (so does imgfs jobs)
+  echo cancel > jobs/1                    cancels one
 `

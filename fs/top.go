@@ -15,6 +15,8 @@ const (
 	topReadme
 	topIDs
 	topEvents
+
+	topJobs = 8
 )
 
 // imagesEntry is images/ in viewNames, and registry/ in viewRemoteNames: the interned path "".
@@ -38,6 +40,7 @@ var topEntries = []struct {
 	{"images", imagesNode, syscall.S_IFDIR},
 	{"registry", registryNode, syscall.S_IFDIR},
 	{"events", makeNode(0, viewTop, topEvents), syscall.S_IFREG},
+	{"jobs", jobsNode, syscall.S_IFDIR},
 }
 
 // topView is the mountpoint, its files, and ids/.
@@ -60,6 +63,8 @@ func topEntryIno(n node) ino {
 		return imagesIno
 	case registryNode:
 		return registryIno
+	case jobsNode:
+		return jobsIno
 	}
 	return topIno(n.entry())
 }

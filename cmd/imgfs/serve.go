@@ -105,8 +105,14 @@ func (o *mountOptions) tls() *bool {
 // controls gives the tree its operations: the two packages do not know each other.
 type controls struct{ *ops.Ops }
 
-func (c controls) Do(ctx context.Context, w fs.Write) error {
-	return c.Ops.Do(ctx, ops.Request{
+func (c controls) Do(ctx context.Context, w fs.Write) error { return c.Ops.Do(ctx, request(w)) }
+
+func (c controls) WriteJob(number uint32, w fs.Write) error {
+	return c.Ops.WriteJob(number, request(w))
+}
+
+func request(w fs.Write) ops.Request {
+	return ops.Request{
 		Control: w.Control,
 		Image:   w.Image,
 		Lines:   w.Lines,
@@ -114,5 +120,5 @@ func (c controls) Do(ctx context.Context, w fs.Write) error {
 		UID:     w.UID,
 		PID:     w.PID,
 		Err:     w.Err,
-	})
+	}
 }

@@ -162,7 +162,9 @@ func TestJobIsKept(t *testing.T) {
 		}
 		_ = task.end(nil)
 		_, before, _ := o.Job(1, true)
-		o.TouchJob(1)
+		if err := o.WriteJob(1, Request{Lines: [][]string{{"stop"}}}); !errors.Is(err, imgsrc.ErrInvalid) {
+			t.Error(err)
+		}
 		if _, after, _ := o.Job(1, true); !after.After(before) {
 			t.Error("a write did not move the time")
 		}
@@ -214,13 +216,14 @@ func TestCancelJob(t *testing.T) {
 		img := smallImage(t)
 		o, _ := newOps(t, Options{Pushes: 1}, img)
 		begun := held(o, nil)
+		cancel := Request{Lines: [][]string{{"cancel"}}, UID: 5}
 		errs := make(chan error, 2)
 		for _, dest := range []string{"localhost:1/runs", "localhost:1/waits"} {
 			go func() { errs <- o.Do(t.Context(), pushTo(img, dest)) }()
 			synctest.Wait()
 		}
 		for _, number := range []uint32{2, 1} {
-			if err := o.CancelJob(number, 5); err != nil {
+			if err := o.WriteJob(number, cancel); err != nil {
 				t.Fatal(err)
 			}
 			err := <-errs
@@ -237,10 +240,10 @@ func TestCancelJob(t *testing.T) {
 		if begun.Load() != 1 {
 			t.Errorf("%d pushes have begun", begun.Load())
 		}
-		if err := o.CancelJob(1, 5); err != nil {
+		if err := o.WriteJob(1, cancel); err != nil {
 			t.Errorf("cancelling what has ended: %v", err)
 		}
-		if err := o.CancelJob(3, 5); !errors.Is(err, imgsrc.ErrNotFound) {
+		if err := o.WriteJob(3, cancel); !errors.Is(err, imgsrc.ErrNotFound) {
 			t.Errorf("cancelling what never was: %v", err)
 		}
 		if err := o.Do(t.Context(), pushTo(img, "localhost:1/runs")); err != nil || begun.Load() != 2 {

@@ -100,13 +100,11 @@ func (o *Ops) Job(number uint32, fresh bool) (text []byte, changed time.Time, ok
 	return s.text, s.changed, true
 }
 
-// TouchJob moves the time of a job's text: the kernel has put what was written to its file into its cache.
-func (o *Ops) TouchJob(number uint32) {
-	if t := o.tasks.get(number); t != nil {
-		t.mu.Lock()
-		defer t.mu.Unlock()
-		t.shown.changed = later(t.shown.changed)
-	}
+// touch moves the time of a job's text.
+func (t *task) touch() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.shown.changed = later(t.shown.changed)
 }
 
 // A shownTask is a job as it was last shown.
