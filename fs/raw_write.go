@@ -60,8 +60,11 @@ func (f *FS) Fsync(cancel <-chan struct{}, in *fuse.FsyncIn) fuse.Status { retur
 // FsyncDir has nothing to do either.
 func (f *FS) FsyncDir(cancel <-chan struct{}, in *fuse.FsyncIn) fuse.Status { return fuse.OK }
 
-// Create makes no files.
+// Create makes no files. A shell's > asks for it where a job is gone.
 func (f *FS) Create(cancel <-chan struct{}, in *fuse.CreateIn, name string, out *fuse.CreateOut) fuse.Status {
+	if node(in.NodeId) == jobsNode {
+		return fuse.ENOENT
+	}
 	return fuse.EROFS
 }
 

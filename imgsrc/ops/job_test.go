@@ -277,7 +277,7 @@ func TestPanic(t *testing.T) {
 	if err := o.Do(t.Context(), pushTo(img, "localhost:1/web")); err == nil || !strings.Contains(log.String(), "oh no") {
 		t.Errorf("%v, log %s", err, log)
 	}
-	if len(o.slots) != 0 {
-		t.Error("the slot is still taken")
+	if o.turns.free != o.opt.Pushes {
+		t.Error("the turn is still taken")
 	}
 }

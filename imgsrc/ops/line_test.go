@@ -166,7 +166,7 @@ func FuzzLine(f *testing.F) {
 		}
 		src := &tagging{fakeSource: &fakeSource{name: "containers-storage:", images: []imgsrc.Listed{{Image: img}}}}
 		o, log := newOpsOn(t, Options{PathInside: func(string) bool { return true }}, src)
-		o.slots = nil // what would be pushed waits for ever, and is cancelled
+		o.turns.free = 0 // what would be pushed waits for ever, and is cancelled
 		for _, control := range []string{"push", "tags"} {
 			r := Request{Control: control, Image: img.desc.ID, Lines: [][]string{words}}
 			if control == "push" {

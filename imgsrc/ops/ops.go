@@ -52,7 +52,7 @@ type Ops struct {
 	opt    Options
 	log    *slog.Logger
 	jobs   *jobs
-	slots  chan struct{} // one element for each push that runs
+	turns  turns // of the jobs that copy
 	tasks  tasks
 	events eventLog
 	errors lastErrors
@@ -77,7 +77,7 @@ func New(opt Options) *Ops {
 	if opt.PathInside == nil {
 		opt.PathInside = func(string) bool { return false }
 	}
-	o := &Ops{opt: opt, log: opt.Log, jobs: newJobs(opt.Log), slots: make(chan struct{}, opt.Pushes)}
+	o := &Ops{opt: opt, log: opt.Log, jobs: newJobs(opt.Log), turns: turns{free: opt.Pushes}}
 	o.copy = o.copyImage
 	return o
 }
@@ -157,7 +157,7 @@ type operation struct {
 func (op *operation) event() event {
 	return event{
 		Type: op.kind, Image: op.request.Image, Reference: redactWord(op.reference), User: &op.request.UID,
-		Duration: time.Since(op.start).Seconds(), Bytes: op.bytes, Job: op.job,
+		Duration: seconds(time.Since(op.start)), Bytes: op.bytes, Job: op.job,
 	}
 }
 

@@ -27,6 +27,7 @@ type task struct {
 	number uint32
 	queued time.Time
 	cancel context.CancelCauseFunc
+	turn   *turn // nil: it has not lined up
 	sent   atomic.Int64
 
 	mu       sync.Mutex // guards what follows; taken after tasks.mu
@@ -128,15 +129,20 @@ func (t *task) end(err error) error {
 	return err
 }
 
-// work does a job's work as soon as a slot is free, and ends the job.
+// work does a job's work when its turn has come, and ends the job.
 func (t *task) work(ctx context.Context, do func() error) error {
+	if t.turn == nil {
+		t.turn = t.o.turns.lineUp()
+	}
+	defer t.turn.leave()
+	defer t.endPanic()
 	select {
-	case t.o.slots <- struct{}{}:
+	case <-t.turn.come:
 	case <-ctx.Done():
+	}
+	if ctx.Err() != nil {
 		return t.end(context.Cause(ctx))
 	}
-	defer func() { <-t.o.slots }()
-	defer t.endPanic()
 	t.run()
 	err := do()
 	if err != nil && ctx.Err() != nil {
@@ -145,9 +151,11 @@ func (t *task) work(ctx context.Context, do func() error) error {
 	return t.end(err)
 }
 
-// background begins a job that nobody waits for, and has run do its work. The job can be seen when background returns.
+// background begins a job that nobody waits for, and has run do its work. When background returns the job can be seen and
+// has its place in the line.
 func (o *Ops) background(op operation, run func(context.Context, *task) error) {
 	ctx, t := o.begin(o.jobs.ctx, op)
+	t.turn = o.turns.lineUp()
 	o.jobs.background(func() error {
 		defer t.endPanic()
 		return run(ctx, t)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"strings"
 	"syscall"
@@ -293,4 +294,36 @@ func TestPanicEndsTheJob(t *testing.T) {
 	if j := jobOf(t, o, 1); j.State != taskFailed {
 		t.Errorf("%+v", j)
 	}
+}
+
+// TestTurns has more jobs than may work at once, one of which gives up.
+func TestTurns(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		img := smallImage(t)
+		o, _ := newOps(t, Options{Pushes: 2}, img)
+		held(o, nil)
+		for i := range 6 {
+			if err := o.Do(t.Context(), pushTo(img, fmt.Sprintf("localhost:1/%d", i), "wait=false")); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := o.WriteJob(4, Request{Lines: [][]string{{"cancel"}}}); err != nil {
+			t.Fatal(err)
+		}
+		for _, want := range []string{"running running queued cancelled queued queued", "done done running cancelled running queued", "done done done cancelled done running"} {
+			synctest.Wait()
+			var states []string
+			for n := range 6 {
+				states = append(states, string(jobOf(t, o, uint32(n+1)).State))
+			}
+			if got := strings.Join(states, " "); got != want {
+				t.Errorf("%s, want %s", got, want)
+			}
+			time.Sleep(time.Minute)
+		}
+		synctest.Wait()
+		if o.turns.free != 2 {
+			t.Errorf("%d turns are free", o.turns.free)
+		}
+	})
 }

@@ -166,6 +166,9 @@ type blobJSON struct {
 	State  string        `json:"state"`
 }
 
+// seconds is a duration as JSON has it, to the microsecond.
+func seconds(d time.Duration) float64 { return float64(d.Microseconds()) / 1e6 }
+
 // json describes the job at the moment now. mu is held.
 func (t *task) json(now time.Time) jobJSON {
 	j := jobJSON{
@@ -202,7 +205,7 @@ func (t *task) json(now time.Time) jobJSON {
 		ended := end.UTC()
 		j.Ended = &ended
 	}
-	j.Duration = end.Sub(t.started).Seconds()
+	j.Duration = seconds(end.Sub(t.started))
 	if j.Duration > 0 {
 		j.Rate = int64(float64(j.Bytes) / j.Duration)
 	}
