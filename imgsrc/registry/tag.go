@@ -259,7 +259,7 @@ func (c *crossing) parts(ctx context.Context, doc Document, depth int) error {
 		blobs = append(blobs, l.Digest)
 	}
 	for _, d := range blobs {
-		if d.Validate() != nil || !c.first(d) {
+		if !c.first(d) {
 			continue
 		}
 		err := c.client.mount(ctx, c.to, c.from, d)
@@ -275,9 +275,9 @@ func (c *crossing) parts(ctx context.Context, doc Document, depth int) error {
 	return nil
 }
 
-// first says whether d has not been taken yet, and there is room for it.
+// first says whether d is a digest that has not been taken yet, and there is room for it.
 func (c *crossing) first(d digest.Digest) bool {
-	if c.done[d] || len(c.done) >= maxCrossing {
+	if c.done[d] || d.Validate() != nil || len(c.done) >= maxCrossing {
 		return false
 	}
 	c.done[d] = true
@@ -286,14 +286,14 @@ func (c *crossing) first(d digest.Digest) bool {
 
 // manifest takes an image of an index.
 func (c *crossing) manifest(ctx context.Context, d digest.Digest, depth int) error {
-	if d.Validate() != nil || !c.first(d) {
+	if !c.first(d) {
 		return nil
 	}
 	doc, mediaType, err := c.client.original(ctx, c.from, d)
-	if errors.Is(err, imgsrc.ErrNotFound) {
-		return nil //nolint:nilerr // the registry decides
-	}
 	if err != nil {
+		if errors.Is(err, imgsrc.ErrNotFound) {
+			err = nil // the registry decides
+		}
 		return err
 	}
 	if err := c.parts(ctx, doc, depth); err != nil {
