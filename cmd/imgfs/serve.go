@@ -62,6 +62,7 @@ func (o *mountOptions) serve(ctx context.Context, a *app, specs []*spec, mountpo
 		ReadOnly:   o.flags.ReadOnly,
 		AuthFile:   o.authFile,
 		TLSVerify:  o.tls(),
+		Insecure:   registry.Trust(o.insecureNetworks),
 		PathInside: func(path string) bool { return strings.HasPrefix(path+"/", point.Path()+"/") },
 		Log:        log,
 	})

@@ -19,6 +19,7 @@ import (
 	"go.podman.io/storage"
 
 	"github.com/imgfs/imgfs/imgsrc"
+	"github.com/imgfs/imgfs/imgsrc/proxy"
 )
 
 // A failure is an error whose text says it all and whose condition is found with errors.Is. It does not wrap what it was
@@ -103,7 +104,7 @@ func unauthorized(err error) bool {
 		return code.ErrorCode() == errcode.ErrorCodeUnauthorized || code.ErrorCode() == errcode.ErrorCodeDenied
 	}
 	// An answer whose body is not what registries send has a type that only the library can name.
-	return strings.Contains(err.Error(), "StatusCode: 401,") || strings.Contains(err.Error(), "StatusCode: 403,")
+	return proxy.Unauthorized(err) || strings.Contains(err.Error(), "StatusCode: 401,") || strings.Contains(err.Error(), "StatusCode: 403,")
 }
 
 // rejected reports whether the signature policy refused.
@@ -132,6 +133,9 @@ func unsupported(err error) bool {
 func registryHint(err error, host string) string {
 	var record tls.RecordHeaderError
 	var certificate *tls.CertificateVerificationError
+	if blame := proxy.Blame(err, host); blame != "" {
+		return blame
+	}
 	switch c := condition(err); {
 	case rejected(err):
 		return localHint(err)

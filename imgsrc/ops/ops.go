@@ -18,9 +18,11 @@ type Options struct {
 	ReadOnly bool
 	// AuthFile holds the credentials for registries, in the format of containers-auth.json(5). Empty: where podman looks.
 	AuthFile string
-	// TLSVerify says whether registries must have a valid certificate. nil: as registries.conf says; a registry on this
-	// machine's loopback that it does not mention need not, as with CRI-O and Docker.
+	// TLSVerify says whether registries must have a valid certificate. nil: as registries.conf and Insecure say.
 	TLSVerify *bool
+	// Insecure reports whether a registry, which is given as HOST[:PORT], needs no certificate. nil: those on this machine's
+	// loopback, as with CRI-O and Docker.
+	Insecure func(host string) bool
 	// SignaturePolicy is the policy.json to go by. Empty: the system's.
 	SignaturePolicy string
 	// PathInside reports whether a path lies in this mount. It is given absolute, clean paths in which symbolic links are
@@ -73,6 +75,9 @@ func New(opt Options) *Ops {
 	}
 	if opt.Log == nil {
 		opt.Log = slog.New(slog.DiscardHandler)
+	}
+	if opt.Insecure == nil {
+		opt.Insecure = loopback
 	}
 	if opt.PathInside == nil {
 		opt.PathInside = func(string) bool { return false }

@@ -14,6 +14,7 @@ import (
 	"go.podman.io/image/v5/types"
 
 	"github.com/imgfs/imgfs/imgsrc"
+	"github.com/imgfs/imgfs/imgsrc/proxy"
 )
 
 // A pushJob is one push of one image.
@@ -91,7 +92,7 @@ func (o *Ops) copyImage(ctx context.Context, p pushJob) (err error) {
 		return err
 	}
 	sys := o.system(p.line)
-	to, err := p.line.dest.stage(staging{sys: sys, blobs: blobs, verify: o.verify(p.line)})
+	to, err := p.line.dest.stage(staging{sys: sys, blobs: blobs, verify: o.verify(p.line), insecure: o.opt.Insecure})
 	if to.discard != nil {
 		defer to.discard()
 	}
@@ -143,6 +144,7 @@ func (o *Ops) system(line pushLine) *types.SystemContext {
 		// The library's record of which registry has which blob is a database that takes cgo; without it the library would
 		// make the directory all the same. No directory can be made here, and the record is kept in memory.
 		BlobInfoCacheDir: os.DevNull,
+		DockerProxy:      proxy.For,
 	}
 	if line.authFile != "" {
 		sys.AuthFilePath = line.authFile

@@ -313,3 +313,51 @@ func TestRealm(t *testing.T) {
 		}
 	}
 }
+
+// A blob whose connection breaks when its token has expired goes on with a new one, where it stopped.
+func TestTokenExpiresInABlob(t *testing.T) {
+	srv := newServer(t)
+	img := big(t, srv)
+	tokens := newTokenServer(t, srv)
+	o := newSetup(t, srv.host+"/big:1")
+	o.login(t, srv.host, "tester:s3cret")
+	s := o.mustOpen(t)
+	m := named(t, s, srv.host+"/big:1")
+	if _, err := m.Config(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	guard, cut := srv.wrap, broken(img, 1_200_000, true, func(r *http.Request) {
+		tokens.revoke()
+		abort(r)
+	})
+	srv.front(func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+		guard(w, r, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { cut(w, r, next) }))
+	})
+	given := tokens.given.Load()
+	wantBlob(t, m, img)
+	if n := tokens.given.Load() - given; n < 2 {
+		t.Errorf("%d tokens were asked for on the way", n)
+	}
+	if got := s.fetchedOf(img.layers[0].Digest); got > img.layers[0].Size+img.layers[0].Size/10 {
+		t.Errorf("%d bytes were fetched of a blob of %d", got, img.layers[0].Size)
+	}
+	// Whoever may not read any more is told so.
+	srv.front(func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+		if isLayer(r, img) {
+			w.WriteHeader(http.StatusUnauthorized)
+			return
+		}
+		guard(w, r, next)
+	})
+	if _, err := newFresh(t, o).client.Blob(t.Context(), "big", img.layers[0].Digest, 0); !errors.Is(err, imgsrc.ErrDenied) {
+		t.Errorf("%v", err)
+	}
+}
+
+// newFresh opens the source once more, with nothing in its cache.
+func newFresh(t *testing.T, o *setup) *Source {
+	t.Helper()
+	o.CacheDir = t.TempDir()
+	o.newCache(t)
+	return o.mustOpen(t)
+}

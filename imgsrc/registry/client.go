@@ -9,7 +9,6 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
-	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
@@ -32,8 +31,7 @@ type Client struct {
 	host     string
 	sys      *types.SystemContext // where the configuration of containers/image lies
 	verify   *bool                // of Options.TLSVerify
-	trusted  []netip.Prefix       // networks that need no certificate
-	resolve  bool                 // names are looked up to find whether they are in trusted
+	trusts   func(host string) bool
 	certDirs []string
 	limits   limits
 	log      *slog.Logger

@@ -18,6 +18,8 @@ import (
 	"time"
 
 	"go.podman.io/image/v5/pkg/tlsclientconfig"
+
+	"github.com/imgfs/imgfs/imgsrc/proxy"
 )
 
 const userAgent = "imgfs"
@@ -64,7 +66,8 @@ func (c *Client) newEndpoint(host string, insecure bool) (*endpoint, error) {
 	e.http = &http.Client{
 		CheckRedirect: e.checkRedirect,
 		Transport: &http.Transport{
-			Proxy:                  http.ProxyFromEnvironment,
+			Proxy:                  proxy.ForRequest,
+			OnProxyConnectResponse: proxy.OnConnect,
 			DialContext:            (&net.Dialer{Timeout: c.limits.document, KeepAlive: 30 * time.Second}).DialContext,
 			TLSClientConfig:        certificates,
 			TLSHandshakeTimeout:    c.limits.document,
@@ -227,6 +230,14 @@ func (e *endpoint) roundTrip(ctx context.Context, scheme string, r *request, aut
 		}
 		return nil, sendFailure(r.doing(e), err, e.knownSecrets())
 	}
+	if resp.StatusCode == http.StatusProxyAuthRequired {
+		discard(resp)
+		by, _ := proxy.For(u)
+		if by == nil {
+			by = u // a registry that says it of itself
+		}
+		return nil, sendFailure(r.doing(e), &proxy.Refused{Proxy: proxy.Name(by), Status: resp.StatusCode}, nil)
+	}
 	return resp, nil
 }
 
@@ -260,7 +271,10 @@ func (e *endpoint) ping(ctx context.Context) (scheme string, err error) {
 	var f *failure
 	if err != nil && e.insecure && ctx.Err() == nil && errors.As(err, &f) && f.status == 0 && !errors.Is(err, syscall.ETIMEDOUT) {
 		var second error
-		if challenges, second = e.pingBy(ctx, "http"); second == nil || f.condition == nil {
+		challenges, second = e.pingBy(ctx, "http")
+		var f2 *failure
+		// Of two failures the one that has a name is told. Each scheme may have a proxy of its own.
+		if second == nil || f.condition == nil || errors.As(second, &f2) && f2.condition != nil {
 			scheme, err = "http", second
 		}
 	}

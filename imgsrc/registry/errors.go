@@ -18,6 +18,7 @@ import (
 	"unicode"
 
 	"github.com/imgfs/imgfs/imgsrc"
+	"github.com/imgfs/imgfs/imgsrc/proxy"
 )
 
 // A failure is a request that failed. Its text has been cleaned of credentials, and it does not wrap what it was made
@@ -61,10 +62,23 @@ func sendFailure(doing string, err error, secrets []string) error {
 		return err
 	}
 	var outer *url.Error
+	host := ""
 	if errors.As(err, &outer) { // its URL may be the one that the registry redirected to
+		if u, bad := url.Parse(outer.URL); bad == nil {
+			host = u.Host
+		}
 		err = outer.Err
 	}
 	f := &failure{text: doing + ": " + clean(err.Error(), secrets), condition: conditionOf(err)}
+	if blame := proxy.Blame(err, host); blame != "" {
+		f.text = doing + ": " + blame
+		if refused := (*proxy.Refused)(nil); errors.As(err, &refused) {
+			if f.temporary = refused.Status >= 500; refused.Status == http.StatusProxyAuthRequired {
+				f.status, f.condition = refused.Status, imgsrc.ErrDenied
+			}
+		}
+		return f
+	}
 	var dns *net.DNSError
 	var certificate *tls.CertificateVerificationError
 	var record tls.RecordHeaderError

@@ -1,6 +1,8 @@
 package registry
 
 import (
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -20,6 +22,7 @@ import (
 
 	"github.com/imgfs/imgfs/imgsrc"
 	"github.com/imgfs/imgfs/imgsrc/layer"
+	"github.com/imgfs/imgfs/test/needs"
 )
 
 func TestRefused(t *testing.T) {
@@ -176,14 +179,87 @@ func TestTLS(t *testing.T) {
 	}
 }
 
-func TestTrusted(t *testing.T) {
-	c := &Client{trusted: loopback}
-	for host, want := range map[string]bool{
-		"127.0.0.1": true, "127.9.9.9:5000": true, "localhost": true, "localhost:5000": true, "[::1]:5000": true,
-		"10.0.0.1": false, "example.org": false, "127.0.0.1.example.org": false, "localhost.example.org:5000": false,
+// A registry that asks for a client certificate gets the one of certs.d, and only that registry does.
+func TestClientCertificate(t *testing.T) {
+	needs.Programs(t, "openssl")
+	srv := newServer(t)
+	img := big(t, srv)
+	dir := t.TempDir()
+	needs.Run(t, "openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=client", "-keyout", dir+"/key.pem", "-out", dir+"/cert.pem")
+	text, err := os.ReadFile(dir + "/cert.pem")
+	if err != nil {
+		t.Fatal(err)
+	}
+	clients := x509.NewCertPool()
+	clients.AppendCertsFromPEM(text)
+	secure := httptest.NewUnstartedServer(srv)
+	secure.Config.ErrorLog = discardLog
+	secure.TLS = &tls.Config{ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: clients}
+	secure.StartTLS()
+	defer secure.Close()
+	host := strings.TrimPrefix(secure.URL, "https://")
+	yes := true
+	for name, test := range map[string]struct {
+		cert, key bool
+		ok        bool
+		text      string
+	}{
+		"with":        {true, true, true, ""},
+		"without":     {false, false, false, "certificate required"},
+		"without key": {true, false, false, "missing key client.key"},
 	} {
-		if got := c.isTrusted(host); got != want {
-			t.Errorf("%s: %v, want %v", host, got, want)
+		t.Run(name, func(t *testing.T) {
+			o := newSetup(t, host+"/big:1")
+			o.TLSVerify = &yes
+			trust(t, o, host, secure)
+			for file, put := range map[string]bool{"cert": test.cert, "key": test.key} {
+				if put {
+					needs.Run(t, "cp", dir+"/"+file+".pem", filepath.Join(o.test.certDirs[0], host, "client."+file))
+				}
+			}
+			s, err := o.open(t)
+			if !test.ok {
+				if err == nil || !strings.Contains(err.Error(), test.text) {
+					t.Errorf("%v", err)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer s.Close()
+			wantBlob(t, named(t, s, host+"/big:1"), img)
+		})
+	}
+}
+
+func TestTrust(t *testing.T) {
+	for networks, hosts := range map[string]map[string]bool{
+		"": {
+			"127.0.0.1": true, "127.9.9.9:5000": true, "localhost": true, "localhost:5000": true, "[::1]:5000": true,
+			"10.0.0.1": false, "example.org": false, "127.0.0.1.example.org": false, "localhost.example.org:5000": false,
+		},
+		"10.1.0.0/16 fd00::/8": {
+			"10.1.2.3": true, "10.1.2.3:5000": true, "10.2.0.1": false, "127.0.0.1": false, "localhost": false, "[fd00::1]:443": true,
+			"[::ffff:10.1.0.1]:5000": true, "no-such-host.invalid": false,
+		},
+		"127.0.0.0/8 ::1/128": {"localhost:5000": true},
+		"none":                {"127.0.0.1": false, "localhost": false},
+	} {
+		var all []netip.Prefix
+		if networks != "" {
+			all = []netip.Prefix{}
+		}
+		for _, text := range strings.Fields(networks) {
+			if text != "none" {
+				all = append(all, netip.MustParsePrefix(text))
+			}
+		}
+		trusts := Trust(all)
+		for host, want := range hosts {
+			if got := trusts(host); got != want {
+				t.Errorf("%s in %q: %v, want %v", host, networks, got, want)
+			}
 		}
 	}
 }

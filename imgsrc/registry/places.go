@@ -4,11 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"net/http"
-	"net/netip"
 	"net/url"
-	"slices"
 	"strings"
 	"time"
 
@@ -98,7 +95,7 @@ func (c *Client) endpoint(host string, insecure bool) (*endpoint, error) {
 	if c.verify != nil {
 		insecure = !*c.verify
 	} else {
-		insecure = insecure || c.isTrusted(host)
+		insecure = insecure || c.trusts(host)
 	}
 	e, err := c.newEndpoint(host, insecure)
 	if err != nil {
@@ -111,30 +108,6 @@ func (c *Client) endpoint(host string, insecure bool) (*endpoint, error) {
 	}
 	c.endpoints[key] = e
 	return e, nil
-}
-
-// isTrusted says whether a host lies in a network that needs no certificate, with all its addresses.
-func (c *Client) isTrusted(host string) bool {
-	name := host
-	if h, _, err := net.SplitHostPort(host); err == nil {
-		name = h
-	}
-	name = strings.Trim(name, "[]")
-	var addresses []netip.Addr
-	if ip, err := netip.ParseAddr(name); err == nil {
-		addresses = []netip.Addr{ip}
-	} else if name == "localhost" {
-		addresses = []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1})}
-	} else if c.resolve {
-		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
-		defer cancel()
-		if addresses, err = net.DefaultResolver.LookupNetIP(ctx, "ip", name); err != nil {
-			return false
-		}
-	}
-	return len(addresses) > 0 && !slices.ContainsFunc(addresses, func(a netip.Addr) bool {
-		return !slices.ContainsFunc(c.trusted, func(p netip.Prefix) bool { return p.Contains(a.Unmap()) })
-	})
 }
 
 // hasMirrors says whether anything but the registry itself is asked for a blob.

@@ -105,8 +105,6 @@ var _ imgsrc.Source = (*Source)(nil)
 // lookEvery is how often the registry is asked whether a tag has moved, at most.
 const lookEvery = time.Minute
 
-var loopback = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128")}
-
 // Open opens a source, and asks the registry whether it is there. Errors: imgsrc.ErrInvalid if Ref is none;
 // imgsrc.ErrNoSource if the registry has no such image or repository; imgsrc.ErrDenied; what the network says; offline,
 // imgsrc.ErrNoSource if nothing is kept of it.
@@ -156,11 +154,8 @@ func newSource(o Options) (*Source, error) {
 		sys.AuthFilePath = o.AuthFile
 	}
 	s.client = &Client{
-		host: host, sys: sys, verify: o.TLSVerify, trusted: o.Insecure, resolve: o.Insecure != nil, certDirs: o.test.certDirs,
+		host: host, sys: sys, verify: o.TLSVerify, trusts: Trust(o.Insecure), certDirs: o.test.certDirs,
 		limits: o.test.limits, log: o.Log, count: s.count, endpoints: map[string]*endpoint{},
-	}
-	if o.Insecure == nil {
-		s.client.trusted = loopback
 	}
 	s.flights = flight.New("registry", o.Log)
 	s.docs = openDocuments(o.CacheDir, o.Log)

@@ -90,6 +90,8 @@ var commands = map[string]func(ts *testscript.TestScript, neg bool, args []strin
 	"registry":   startRegistry, // registry [-auth|-held|-mirror ORIGIN] NAME: start one; sets $NAME to HOST:PORT. -held: uploads wait for release
 	"engine":     startEngine,   // engine: a Docker engine of this script's own; sets $DOCKER_HOST
 
+	"proxy":        startProxy,   // proxy [-user USER:PASSWORD] REGISTRY NAME: one that leads to a registry, whatever is asked for; sets $NAME to HOST:PORT
+	"proxied":      proxied,      // [!] proxied NAME TEXT: the proxy was asked for what has TEXT in it since the last look
 	"stopregistry": stopRegistry, // stopregistry NAME
 	"held":         held,         // held NAME: wait until an upload waits
 	"release":      release,      // release NAME: let all uploads go on

@@ -17,6 +17,8 @@ import (
 
 	"github.com/google/go-containerregistry/pkg/registry"
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/imgfs/imgfs/test/forward"
 )
 
 // The user and the password of a registry with -auth, and the password's hash as htpasswd -B makes it.
@@ -29,6 +31,7 @@ const (
 // A registryServer is Debian's docker-registry in a process of its own, or an embedded one that can hold uploads.
 type registryServer struct {
 	process *exec.Cmd
+	proxy   *forward.Proxy // what is none of the others, but leads to one
 	*holding
 	server *httptest.Server
 }
@@ -37,6 +40,10 @@ func (r *registryServer) stop() {
 	if r.process != nil {
 		_ = r.process.Process.Kill()
 		_ = r.process.Wait()
+		return
+	}
+	if r.proxy != nil {
+		r.proxy.Close()
 		return
 	}
 	r.open()
