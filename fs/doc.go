@@ -7,6 +7,7 @@
 //	  README              a cheat sheet, made from the tables below
 //	  ids/<id>/           one directory for each image
 //	  images/<reference>  relative links into ids/
+//	  oci/                all images as one OCI image layout (oci.go)
 //	  events              JSON lines
 //	  jobs/<n>            a JSON file for each job (jobs.go)
 //	  ids/<id>/           the rows of table (table.go), and
@@ -40,7 +41,8 @@
 //     their pages from one open to the next, and caches every listing.
 //   - What is computed from an image's manifest, config and layers alone never changes: its attributes, its pages and its
 //     names are the kernel's for good.
-//   - Live is the rest: ids/, images/, events, jobs/, an image's directory, and the rows of the table that depend on the catalog. Its
+//   - Live is the rest: ids/, images/, oci/index.json and the lists of oci/blobs/, events, jobs/, an image's directory, and the rows of
+//     the table that depend on the catalog. Its
 //     attributes have timeout 0. The kernel drops a file's pages when its size or modification time has moved, and a
 //     listing when the directory's modification time has; so each change moves the time, by a nanosecond if the clock has
 //     not moved. The kernel keeps the names in ids/ and in an image's directory for good and those in images/ for a second,
@@ -52,6 +54,8 @@
 //   - A link's node includes its target, or the target is the same always, so the kernel may keep what a link says.
 //   - What is computed from an image and the catalog is computed for each state of the catalog in which somebody asks. Its
 //     time moves only if it says something else than before.
+//
+// A blob of oci/ never changes, and is of 1970: it may be several images'. Its name is kept for a second.
 //
 // Of an image in a registry, diff.tar, diff/, changes and rootfs/ are listed only when the layers are here (remote.go).
 //

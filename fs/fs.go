@@ -78,6 +78,7 @@ type FS struct {
 	sizes    sync.Map               // sizeKey -> int64
 	flights  singleflight.Group
 	control  controls
+	oci      *ociTree
 }
 
 // imageKey tells images apart: an id whose first manifest changes is another image to the kernel, because everything
@@ -126,6 +127,7 @@ func New(o Options) *FS {
 	f.state.Store(&state{snap: &imgsrc.Snapshot{}, byID: map[string]*image{}, names: [spaces]*nameState{emptyNames(), emptyNames()}})
 	f.control.init(f)
 	f.initSpaces()
+	f.oci = newOCITree(f)
 	f.topViews = map[uint16]view{
 		viewTop:   topView{f},
 		viewNames: namesView{f.spaces[spaceImages]},
@@ -136,6 +138,9 @@ func New(o Options) *FS {
 
 		viewIDLinks: idLinksView{f},
 		viewJobs:    jobsView{f},
+
+		viewOCI:      ociView{f.oci},
+		viewOCIBlobs: ociBlobsView{f.oci},
 	}
 	f.views = map[uint16]view{
 		viewImage:       imageView{f},

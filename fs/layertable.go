@@ -29,6 +29,7 @@ const (
 	contentBlob
 	contentDiff
 	contentFiles
+	contentOCI // a blob of oci/, whose number is in the place of the layer's
 )
 
 var layerTable = []layerRow{

@@ -29,6 +29,11 @@ const (
 	viewJobs               // jobs/ (entry 0) and its files; entry: the job's number
 )
 
+const (
+	viewOCI      = 7 // oci/ and what has a name of its own in it: see ociRoot
+	viewOCIBlobs = 8 // its blobs; entry: a number
+)
+
 // The views of an image.
 const (
 	viewImage       = iota // the image's directory (entry 0) and its files (entry: the row's id)

@@ -24,6 +24,7 @@ const readmeHead = `Container images as files.
   images/<reference>   the same images by name: links into ids/ (images/docker.io/library/nginx:1.27)
   registry/<host>/<repo>:<tag>
                        any image of a registry: asked for when it is followed, its layers when they are looked into
+  oci/                 all of it once more, as one OCI image layout: what to back up, and what other tools read
   events               what happened to this mount: JSON lines, oldest first
   jobs/<n>             pushes that run, wait or have ended: JSON; write "cancel" to cancel one
 
@@ -42,6 +43,8 @@ A link is a link: add a slash to read what it points to, and search where the im
   ls images/NAME:TAG/rootfs/              its files
   grep -r PATTERN ids/                    all images
   rsync -a images/NAME:TAG/ DEST/         a copy of one
+  rsync -a oci/ BACKUP/                   all images, deduplicated; again, and only what is new is copied
+  skopeo copy oci:oci:NAME:TAG dir:/tmp/x any image with any tool that reads OCI layouts
   echo localhost/web:2 > ids/<id>/tags    tags it
   echo -localhost/web:1 > ids/<id>/tags   untags it
   echo localhost:5000/web:2 > ids/<id>/push

@@ -19,6 +19,9 @@ const (
 	topJobs = 8
 )
 
+// topOCI is oci/, which has a view of its own.
+const topOCI = 9
+
 // imagesEntry is images/ in viewNames, and registry/ in viewRemoteNames: the interned path "".
 const imagesEntry = 0
 
@@ -39,6 +42,7 @@ var topEntries = []struct {
 	{"ids", idsNode, syscall.S_IFDIR},
 	{"images", imagesNode, syscall.S_IFDIR},
 	{"registry", registryNode, syscall.S_IFDIR},
+	{"oci", ociNode, syscall.S_IFDIR},
 	{"events", makeNode(0, viewTop, topEvents), syscall.S_IFREG},
 	{"jobs", jobsNode, syscall.S_IFDIR},
 }
@@ -65,6 +69,8 @@ func topEntryIno(n node) ino {
 		return registryIno
 	case jobsNode:
 		return jobsIno
+	case ociNode:
+		return ociIno
 	}
 	return topIno(n.entry())
 }

@@ -90,13 +90,17 @@ func (img *image) tree(ctx context.Context, view uint16) (*tree, error) {
 
 // shared does work once for all who ask at the same time, in the mount's context.
 func (img *image) shared(ctx context.Context, key string, work func(context.Context) (any, error)) (any, error) {
-	done := img.f.flights.DoChan(key, func() (res any, err error) {
+	return img.f.shared(ctx, key, work)
+}
+
+func (f *FS) shared(ctx context.Context, key string, work func(context.Context) (any, error)) (any, error) {
+	done := f.flights.DoChan(key, func() (res any, err error) {
 		defer func() { // a panic here would end the mount
 			if r := recover(); r != nil {
 				res, err = nil, fmt.Errorf("panic: %v", r)
 			}
 		}()
-		return work(img.f.ctx)
+		return work(f.ctx)
 	})
 	select {
 	case <-ctx.Done():

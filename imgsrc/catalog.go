@@ -39,6 +39,9 @@ type Snapshot struct {
 	Entries []*Entry
 	// ModTime is when the youngest of the sources' listings changed, as far as they record it.
 	ModTime time.Time
+	// ModTimes are those of all the sources, in the catalog's order: zero for one that does not record it, or could not be listed
+	// yet.
+	ModTimes []time.Time
 
 	byID     map[string]*Entry
 	byName   map[string]*Entry
@@ -217,6 +220,7 @@ func (c *Catalog) merge() *Snapshot {
 		byID:       map[string]*Entry{},
 		byName:     map[string]*Entry{},
 		byDigest:   map[digest.Digest]*Entry{},
+		ModTimes:   make([]time.Time, len(c.lists)),
 
 		moreByDigest: map[digest.Digest][]*Entry{},
 		byRemoteName: map[string]*Entry{},
@@ -225,6 +229,7 @@ func (c *Catalog) merge() *Snapshot {
 		if list == nil {
 			continue
 		}
+		s.ModTimes[i] = list.ModTime
 		if list.ModTime.After(s.ModTime) {
 			s.ModTime = list.ModTime
 		}

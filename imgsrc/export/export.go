@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"iter"
+	"slices"
 
 	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
@@ -71,7 +72,7 @@ func (o *OCI) all(seen map[digest.Digest]bool, yield func(Blob) bool) bool {
 			return false
 		}
 	}
-	for _, b := range append(o.Blobs[:len(o.Blobs):len(o.Blobs)], o.documents()...) {
+	for _, b := range o.Files() {
 		if seen[b.Desc.Digest] {
 			continue
 		}
@@ -83,18 +84,19 @@ func (o *OCI) all(seen map[digest.Digest]bool, yield func(Blob) bool) bool {
 	return true
 }
 
-// documents are the original, if there is one, and the manifest.
-func (o *OCI) documents() []Blob {
+// Files are what an image itself needs in a layout, each digest once: its blobs, the original if there is one, and the manifest.
+// What an index lists is not among them.
+func (o *OCI) Files() []Blob {
+	files := slices.Clone(o.Blobs)
+	if o.Original != nil {
+		files = append(files, Blob{
+			Desc: v1.Descriptor{MediaType: "application/octet-stream", Digest: o.OriginalDigest(), Size: int64(len(o.Original))},
+			Open: opener(o.Original), From: Origin{Kind: Original},
+		})
+	}
 	desc := o.Desc
 	desc.Annotations = nil
-	own := Blob{Desc: desc, Open: opener(o.Manifest), From: Origin{Kind: Manifest}}
-	if o.Original == nil {
-		return []Blob{own}
-	}
-	return []Blob{{
-		Desc: v1.Descriptor{MediaType: "application/octet-stream", Digest: o.OriginalDigest(), Size: int64(len(o.Original))},
-		Open: opener(o.Original), From: Origin{Kind: Original},
-	}, own}
+	return unique(append(files, Blob{Desc: desc, Open: opener(o.Manifest), From: Origin{Kind: Manifest}}))
 }
 
 // OriginalDigest is the digest of Original's bytes; empty if there is none.
@@ -102,8 +104,17 @@ func (o *OCI) OriginalDigest() digest.Digest {
 	return digest.Digest(o.Desc.Annotations[AnnotationOriginal])
 }
 
-// A ChildFunc returns what an index lists under a digest, in OCI form. Error: one that wraps imgsrc.ErrNotFound if that is not
-// there.
+// leftOut are the errors of an image that cannot be had in OCI form. Any other says nothing of the image.
+var leftOut = []error{imgsrc.ErrDamaged, imgsrc.ErrNotFound, imgsrc.ErrAbsent, imgsrc.ErrUnsupported, imgsrc.ErrInvalid}
+
+// IsLeftOut says whether an error of Load or Convert means that the image is not to be had in OCI form. If not, it could not be
+// told: a registry did not answer, or a disk failed.
+func IsLeftOut(err error) bool {
+	return slices.ContainsFunc(leftOut, func(e error) bool { return errors.Is(err, e) })
+}
+
+// A ChildFunc returns what an index lists under a digest, in OCI form. An error that IsLeftOut, as imgsrc.ErrNotFound is, leaves
+// it out of the index; any other fails the conversion.
 type ChildFunc func(ctx context.Context, d digest.Digest) (*OCI, error)
 
 // Convert returns an image in OCI form. Facts are the image's; those of a [Load] will do. Child is asked for what an index

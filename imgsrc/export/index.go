@@ -15,7 +15,7 @@ import (
 	"github.com/imgfs/imgfs/imgsrc"
 )
 
-// index converts an index. An image of it that cannot be converted is one that is not there.
+// index converts an index. What it lists and cannot be converted is not there.
 func (c *conversion) index(ctx context.Context) (*OCI, error) {
 	ix := v1.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: v1.MediaTypeImageIndex, Manifests: []v1.Descriptor{}}
 	same := c.f.ManifestType() == v1.MediaTypeImageIndex
@@ -27,8 +27,8 @@ func (c *conversion) index(ctx context.Context) (*OCI, error) {
 		if o == nil {
 			var err error
 			if o, err = c.childOf(ctx, child.Digest); err != nil {
-				if ctx.Err() != nil {
-					return nil, ctx.Err()
+				if ctx.Err() != nil || !IsLeftOut(err) {
+					return nil, fmt.Errorf("manifest %s: %w", child.Digest, err)
 				}
 				missing = errors.Join(missing, err)
 				continue
