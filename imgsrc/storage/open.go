@@ -64,6 +64,10 @@ type Source struct {
 	indexes *lru[layerKey, *layerIndex] // guarded by indexMu
 
 	tagMu sync.Mutex // one write at a time
+
+	receiveMu sync.Mutex
+	received  int      // how many images are being received; guarded by receiveMu
+	strays    []string // layers that were made for images which then did not come; guarded by receiveMu
 }
 
 var _ imgsrc.Tagger = (*Source)(nil)

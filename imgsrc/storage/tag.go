@@ -73,13 +73,11 @@ func (s *Source) tag(ctx context.Context, id string, add, remove []string) error
 	if err := s.mayTag(ctx, id, remove); err != nil {
 		return err
 	}
-	store, err := cs.GetStore(s.writable())
+	store, free, err := s.openReal()
 	if err != nil {
-		return writeError(err)
+		return err
 	}
-	// GetStore keeps what it opens for the process. Free drops that, and unmounts nothing: shutting the store down would
-	// unmount what another process has mounted.
-	defer store.Free()
+	defer free()
 	if err := ctx.Err(); err != nil {
 		return err
 	}

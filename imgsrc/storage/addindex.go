@@ -1,0 +1,94 @@
+package storage
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+
+	"github.com/opencontainers/go-digest"
+	"go.podman.io/image/v5/manifest"
+	"go.podman.io/image/v5/transports"
+	istorage "go.podman.io/image/v5/storage"
+	cs "go.podman.io/storage"
+)
+
+// instancesKey is the big data in which podman and buildah keep where the images of a list are: a JSON object of
+// references by manifest digest, and the list's own id under the empty string.
+const instancesKey = "instances.json"
+
+// addIndex is [Source.AddIndex] in an open store.
+func addIndex(store cs.Store, name string, text []byte, images map[digest.Digest]string, from string) (string, error) {
+	list, err := manifest.ListFromBlob(text, manifest.GuessMIMEType(text))
+	if err != nil {
+		return "", err
+	}
+	d, err := manifest.Digest(text)
+	if err != nil {
+		return "", err
+	}
+	id, err := indexOf(store, d)
+	if err != nil {
+		return "", err
+	}
+	if id == "" {
+		img, err := store.CreateImage("", nil, "", "", &cs.ImageOptions{})
+		if err != nil {
+			return "", writeError(err)
+		}
+		id = img.ID
+	}
+	places := map[string]string{"": id}
+	for _, instance := range list.Instances() {
+		if images[instance] == "" {
+			places[instance.String()] = from + "@" + instance.String()
+			continue
+		}
+		ref, err := istorage.Transport.NewStoreReference(store, nil, images[instance])
+		if err != nil {
+			return "", err
+		}
+		places[instance.String()] = transports.ImageName(ref)
+	}
+	if err := fillIndex(store, id, name, text, places); err != nil {
+		if _, gone := store.DeleteImage(id, true); gone != nil {
+			err = errors.Join(err, fmt.Errorf("removing the unfinished index %s: %w", id, gone))
+		}
+		return "", writeError(err)
+	}
+	return id, nil
+}
+
+// indexOf returns the id of the image that is the index of this digest; empty if there is none. An image that was pulled
+// by an index has that digest too, and layers.
+func indexOf(store cs.Store, d digest.Digest) (string, error) {
+	all, err := store.ImagesByDigest(d)
+	if err != nil {
+		if errors.Is(err, cs.ErrImageUnknown) {
+			err = nil
+		}
+		return "", writeError(err)
+	}
+	for _, img := range all {
+		if img.TopLayer == "" && img.BigDataDigests[cs.ImageDigestBigDataKey] == d {
+			return img.ID, nil
+		}
+	}
+	return "", nil
+}
+
+func fillIndex(store cs.Store, id, name string, text []byte, places map[string]string) error {
+	if err := store.SetImageBigData(id, cs.ImageDigestBigDataKey, text, manifest.Digest); err != nil {
+		return err
+	}
+	instances, err := json.Marshal(places)
+	if err != nil {
+		return err
+	}
+	if err := store.SetImageBigData(id, instancesKey, instances, nil); err != nil {
+		return err
+	}
+	if name == "" {
+		return nil
+	}
+	return store.AddNames(id, []string{name})
+}

@@ -1,0 +1,220 @@
+package storage
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+
+	"github.com/opencontainers/go-digest"
+	"go.podman.io/image/v5/docker/reference"
+	istorage "go.podman.io/image/v5/storage"
+	"go.podman.io/image/v5/types"
+	cs "go.podman.io/storage"
+	"golang.org/x/sys/unix"
+
+	"github.com/imgfs/imgfs/imgsrc"
+)
+
+// openMu guards the library's list of the stores that this process has open, whose Free takes no lock itself.
+var openMu sync.Mutex
+
+// openReal opens the store for writing. The library keeps what it opens for the process; close drops that, and unmounts
+// nothing: shutting the store down would unmount what another process has mounted.
+func (s *Source) openReal() (store cs.Store, free func(), err error) {
+	openMu.Lock()
+	defer openMu.Unlock()
+	if store, err = cs.GetStore(s.writable()); err != nil {
+		return nil, nil, writeError(err)
+	}
+	return store, func() {
+		openMu.Lock()
+		defer openMu.Unlock()
+		store.Free()
+	}, nil
+}
+
+// MayReceive says why the store takes no images; nil if it does, as far as can be told without opening it.
+func (s *Source) MayReceive() error {
+	if os.Geteuid() != 0 {
+		return fmt.Errorf("%w: the layers of an ordinary user's store are unpacked in a user namespace, and this mount is served outside of one: "+
+			"use podman pull or podman load, or mount with podman unshare", imgsrc.ErrUnsupported)
+	}
+	err := unix.Access(s.imagesDir(0), unix.W_OK)
+	if errors.Is(err, unix.ENOENT) {
+		return nil
+	}
+	return writeError(err)
+}
+
+// Receive has copy copy one image into the store, to the reference that it is given: as name, a full reference as
+// CheckName returns them or one with a digest; without a name as id, which is then the config's hash. Nothing else may be
+// copied to that reference.
+//
+// The library puts each layer into the store as it comes, under the store's lock as podman pull does, and lists the image
+// last of all. Nobody else ever sees a part of it. If copy fails the layers that it has made are removed, unless an
+// image or a container has them by now; while others are received too that waits for the last of them, because they may
+// build on those layers. A layer that is being unpacked stops when ctx ends.
+//
+// Errors: those of copy; [imgsrc.ErrUnsupported], [imgsrc.ErrReadOnly]; ENOSPC also where only a text of the library's
+// says so.
+func (s *Source) Receive(ctx context.Context, name, id string, copy func(to types.ImageReference) error) error {
+	if err := s.receive(ctx, name, id, copy); err != nil {
+		if !errors.Is(err, syscall.ENOSPC) && strings.Contains(err.Error(), syscall.ENOSPC.Error()) {
+			err = fmt.Errorf("%w: %w", err, syscall.ENOSPC) // said by the process that unpacks
+		}
+		return err
+	}
+	return nil
+}
+
+func (s *Source) receive(ctx context.Context, name, id string, copy func(to types.ImageReference) error) (err error) {
+	if err := s.MayReceive(); err != nil {
+		return err
+	}
+	var named reference.Named
+	if name != "" {
+		if named, err = reference.ParseNamed(name); err != nil {
+			return invalid(name, err)
+		}
+		id = ""
+	}
+	real, free, err := s.openReal()
+	if err != nil {
+		return err
+	}
+	defer free()
+	temp, clean, err := tempDir()
+	if err != nil {
+		return err
+	}
+	defer clean()
+	store := &receiving{Store: real, ctx: ctx}
+	ref, err := istorage.Transport.NewStoreReference(store, named, id)
+	if err != nil {
+		return invalid(name, err)
+	}
+	s.receiveMu.Lock()
+	s.received++
+	s.receiveMu.Unlock()
+	defer func() {
+		s.receiveMu.Lock()
+		defer s.receiveMu.Unlock()
+		s.received--
+		if err != nil {
+			s.strays = append(s.strays, store.layers...)
+		}
+		if s.received == 0 {
+			removeLayers(real, s.strays)
+			s.strays = nil
+		}
+	}()
+	return copy(&destination{ref, temp})
+}
+
+// removeLayers removes layers that no image and no container has; the library refuses for the others. Parents come
+// before their children.
+func removeLayers(store cs.Store, ids []string) {
+	for _, id := range slices.Backward(ids) {
+		_ = store.DeleteLayer(id)
+	}
+}
+
+// AddIndex stores an index as podman stores a list of images: as an image of its own, without layers, that has the
+// name. Images are the ids of those of its images that the store has, by the digests of their manifests; the others
+// stay with the registry that the index is from, which from names ("docker://quay.io/a/b").
+func (s *Source) AddIndex(ctx context.Context, name string, text []byte, images map[digest.Digest]string, from string) (id string, err error) {
+	if err := s.MayReceive(); err != nil {
+		return "", err
+	}
+	store, free, err := s.openReal()
+	if err != nil {
+		return "", err
+	}
+	defer free()
+	if err := ctx.Err(); err != nil {
+		return "", err
+	}
+	return addIndex(store, name, text, images, from)
+}
+
+// A receiving store is the real one for one image that is received: it keeps the ids of the layers that were made for
+// it, and stops unpacking when ctx ends.
+type receiving struct {
+	cs.Store
+	ctx context.Context
+
+	mu     sync.Mutex
+	layers []string // a parent before its children
+}
+
+func (r *receiving) PutLayer(id, parent string, names []string, mountLabel string, writeable bool, options *cs.LayerOptions, diff io.Reader) (*cs.Layer, int64, error) {
+	if diff != nil {
+		diff = &ctxReader{r.ctx, diff}
+	}
+	layer, size, err := r.Store.PutLayer(id, parent, names, mountLabel, writeable, options, diff)
+	if err == nil {
+		r.made(layer)
+	} else if r.ctx.Err() != nil && !errors.Is(err, cs.ErrDuplicateID) {
+		err = context.Cause(r.ctx)
+	}
+	return layer, size, err
+}
+
+func (r *receiving) ApplyStagedLayer(args cs.ApplyStagedLayerOptions) (*cs.Layer, error) {
+	if r.ctx.Err() != nil {
+		return nil, context.Cause(r.ctx)
+	}
+	layer, err := r.Store.ApplyStagedLayer(args)
+	if err == nil {
+		r.made(layer)
+	}
+	return layer, err
+}
+
+// CreateImage is the last step but the name.
+func (r *receiving) CreateImage(id string, names []string, layer, metadata string, options *cs.ImageOptions) (*cs.Image, error) {
+	if r.ctx.Err() != nil {
+		return nil, context.Cause(r.ctx)
+	}
+	return r.Store.CreateImage(id, names, layer, metadata, options)
+}
+
+func (r *receiving) made(layer *cs.Layer) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.layers = append(r.layers, layer.ID)
+}
+
+// A ctxReader fails when its context ends.
+type ctxReader struct {
+	ctx context.Context
+	r   io.Reader
+}
+
+func (c *ctxReader) Read(p []byte) (int, error) {
+	if c.ctx.Err() != nil {
+		return 0, context.Cause(c.ctx)
+	}
+	return c.r.Read(p)
+}
+
+// A destination is a reference in the store whose blobs wait in a directory of ours.
+type destination struct {
+	types.ImageReference
+	temp string
+}
+
+func (d *destination) NewImageDestination(ctx context.Context, sys *types.SystemContext) (types.ImageDestination, error) {
+	own := types.SystemContext{}
+	if sys != nil {
+		own = *sys
+	}
+	own.BigFilesTemporaryDir = d.temp
+	return d.ImageReference.NewImageDestination(ctx, &own)
+}
