@@ -32,6 +32,7 @@ type controls struct {
 	f     *FS
 	mu    sync.Mutex
 	halve map[halfKey]*half
+	top   map[node]time.Time // when a write to one of the mountpoint's own controls last ended
 }
 
 // halfKey is where the second half of a line would come from.
@@ -46,14 +47,48 @@ type half struct {
 	timer *time.Timer
 }
 
-func (c *controls) init(f *FS) { c.f, c.halve = f, map[halfKey]*half{} }
+func (c *controls) init(f *FS) { c.f, c.halve, c.top = f, map[halfKey]*half{}, map[node]time.Time{} }
+
+// written is when a write to one of the mountpoint's own controls last ended; zero if none has.
+func (c *controls) written(n node) time.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.top[n]
+}
+
+// A target is the control that a write is for.
+type target struct {
+	control string // its name
+	image   string // the image's id; empty for the mountpoint's own
+	shows   bool   // what is written shows in the tree at once
+	written func() // moves its time, when a write has ended
+}
+
+// target returns the control at a node. Error: ErrNotFound if its image is gone.
+func (c *controls) target(n node) (target, error) {
+	if name := topControls[n.entry()]; n.image() == 0 && name != "" {
+		return target{control: name, shows: true, written: func() {
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			c.top[n] = later(latest(c.top[n], c.f.started), time.Now())
+		}}, nil
+	}
+	img, row := c.f.image(n.image()), rowByID[n.entry()]
+	if img == nil {
+		return target{}, imgsrc.ErrNotFound
+	}
+	return target{control: row.name, image: img.id, shows: row.live != nil, written: func() { img.written(row.id) }}, nil
+}
 
 // isControl says whether a node takes writes.
 func (f *FS) isControl(n node) bool {
 	if isJob(n) {
 		return true
 	}
-	if n.image() == 0 || n.view() != viewImage {
+	if n.image() == 0 {
+		return n.view() == viewTop && topControls[n.entry()] != ""
+	}
+	if n.view() != viewImage {
 		return false
 	}
 	row := rowByID[n.entry()]
@@ -62,12 +97,11 @@ func (f *FS) isControl(n node) bool {
 
 // write carries out the lines of one write(2). Its error is the write's.
 func (c *controls) write(ctx context.Context, n node, who fuse.Caller, data []byte, off int64) error {
-	img := c.f.image(n.image())
-	row := rowByID[n.entry()]
-	if img == nil {
-		return imgsrc.ErrNotFound
+	to, err := c.target(n)
+	if err != nil {
+		return err
 	}
-	defer img.written(row.id)
+	defer to.written()
 	key := halfKey{n, who.Uid, off}
 	before := c.take(key)
 	text := append(before, data...)
@@ -80,7 +114,7 @@ func (c *controls) write(ctx context.Context, n node, who fuse.Caller, data []by
 		return fmt.Errorf("reading a line of %d bytes: %w: longer than %d", rest, imgsrc.ErrInvalid, maxLine)
 	}
 	tail := bytes.Clone(text[len(text)-rest:])
-	err := c.run(ctx, img, row, who, text[:len(text)-rest])
+	err = c.run(ctx, to, who, text[:len(text)-rest])
 	switch {
 	case errors.Is(err, context.Canceled):
 		c.keep(key, before) // for the same write, should it come back
@@ -118,22 +152,22 @@ func (c *controls) keep(key halfKey, text []byte) {
 			delete(c.halve, key)
 		}
 		c.mu.Unlock()
-		if mine {
-			c.f.ops.Record("drop", c.f.imageName(key.node), fmt.Sprintf("half a line at offset %d of %s was never completed: %.80q",
-				key.next-int64(len(text)), rowByID[key.node.entry()].name, text))
+		if to, err := c.target(key.node); mine && err == nil {
+			c.f.ops.Record("drop", to.image, fmt.Sprintf("half a line at offset %d of %s was never completed: %.80q",
+				key.next-int64(len(text)), to.control, text))
 		}
 	})
 	c.halve[key] = h
 }
 
-func (c *controls) run(ctx context.Context, img *image, row *row, who fuse.Caller, text []byte) error {
+func (c *controls) run(ctx context.Context, to target, who fuse.Caller, text []byte) error {
 	lines, err := splitLines(string(text))
 	sum := sha256.Sum256(text)
 	w := Write{
-		Control: row.name,
-		Image:   img.id,
+		Control: to.control,
+		Image:   to.image,
 		Lines:   lines,
-		Key:     row.name + " " + img.id + " " + strconv.FormatUint(uint64(who.Uid), 10) + " " + hex.EncodeToString(sum[:]),
+		Key:     to.control + " " + to.image + " " + strconv.FormatUint(uint64(who.Uid), 10) + " " + hex.EncodeToString(sum[:]),
 		UID:     who.Uid,
 		PID:     who.Pid,
 		Err:     err,
@@ -142,7 +176,7 @@ func (c *controls) run(ctx context.Context, img *image, row *row, who fuse.Calle
 		return nil
 	}
 	err = c.f.ops.Do(ctx, w)
-	if row.live != nil {
+	if to.shows {
 		c.f.refresh(ctx) // what was written shows at once
 		c.f.settle(ctx)
 	}

@@ -73,8 +73,11 @@ func (v imageView) attr(ctx context.Context, n node, cheap bool) (attr, error) {
 }
 
 // lastError is the content of error: empty, or one line.
-func (img *image) lastError() ([]byte, time.Time) {
-	text, t := img.f.ops.LastError(img.id)
+func (img *image) lastError() ([]byte, time.Time) { return img.f.lastError(img.id) }
+
+// lastError is the content of the error of an image, or of the mountpoint's own.
+func (f *FS) lastError(id string) ([]byte, time.Time) {
+	text, t := f.ops.LastError(id)
 	if text != "" {
 		text += "\n"
 	}
@@ -110,15 +113,19 @@ func (img *image) controlAttr(row *row, e *imgsrc.Entry, i ino) attr {
 	t := img.writes[row.id]
 	names, created := img.names, img.createdAt
 	img.mu.Unlock()
-	a := fileAttr(i, 0, t)
+	size := int64(0)
 	if row.live != nil {
-		a.size = int64(len(row.live(e)))
-		a.mtime = latest(t, names)
+		size, t = int64(len(row.live(e))), latest(t, names)
 	} else if created != nil {
-		a.mtime = unlessZero(t, *created)
+		t = unlessZero(t, *created)
 	}
+	return img.f.controlAttr(i, size, t)
+}
+
+func (f *FS) controlAttr(i ino, size int64, t time.Time) attr {
+	a := fileAttr(i, size, t)
 	a.mode = syscall.S_IFREG | 0o644
-	if img.f.readOnly {
+	if f.readOnly {
 		a.mode = syscall.S_IFREG | 0o444
 	}
 	a.control = true

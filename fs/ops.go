@@ -40,14 +40,14 @@ type Ops interface {
 	ShortNames(name string) []string
 
 	// LastError returns the text of the last failed operation on the image with this id, empty if there was none, and
-	// when it changed.
+	// when it changed. Without an id it is that of the last pull or load.
 	LastError(id string) (text string, changed time.Time)
 }
 
 // Write is one write to a control file.
 type Write struct {
-	Control string     // the file's name: "tags", "push"
-	Image   string     // the id of the image whose control it is
+	Control string     // the file's name: "tags", "push", "pull", "load"
+	Image   string     // the id of the image whose control it is; empty for those of the mountpoint
 	Lines   [][]string // the words of each line; blank lines and comments are left out
 	Key     string     // equal for equal writes (file, user, bytes), and only for those
 	UID     uint32     // the writer

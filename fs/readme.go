@@ -25,6 +25,9 @@ const readmeHead = `Container images as files.
   registry/<host>/<repo>:<tag>
                        any image of a registry: asked for when it is followed, its layers when they are looked into
   oci/                 all of it once more, as one OCI image layout: what to back up, and what other tools read
+  pull                 write a reference to pull: REFERENCE [platform=OS/ARCH] [all=true] [dry-run=true] [wait=false]
+  load                 write the path of an archive, a layout, or a root file system's tar: PATH [name=REFERENCE] [wait=false]
+  error                the text of the last failed pull or load; empty after one that succeeded
   events               what happened to this mount: JSON lines, oldest first
   jobs/<n>             pushes that run, wait or have ended: JSON; write "cancel" to cancel one
 
@@ -52,4 +55,7 @@ A link is a link: add a slash to read what it points to, and search where the im
   cat ids/<id>/error                      says why a write failed
   jq . jobs/*                             how far the pushes are (so does imgfs jobs)
   echo cancel > jobs/1                    cancels one
+  echo quay.io/a/b:1 > pull               pulls an image; it is in ids/ when the write returns
+  echo ~/Downloads/image.tar > load       loads what docker save or podman save has written
+  cat error                               says why a pull or a load failed
 `

@@ -15,12 +15,17 @@ const (
 	topReadme
 	topIDs
 	topEvents
-
-	topJobs = 8
+	topPull
+	topLoad
+	topError
+	topJobs
 )
 
 // topOCI is oci/, which has a view of its own.
 const topOCI = 9
+
+// topControls are the controls of the mountpoint. They are always empty.
+var topControls = map[uint32]string{topPull: "pull", topLoad: "load"}
 
 // imagesEntry is images/ in viewNames, and registry/ in viewRemoteNames: the interned path "".
 const imagesEntry = 0
@@ -45,6 +50,9 @@ var topEntries = []struct {
 	{"oci", ociNode, syscall.S_IFDIR},
 	{"events", makeNode(0, viewTop, topEvents), syscall.S_IFREG},
 	{"jobs", jobsNode, syscall.S_IFDIR},
+	{"pull", makeNode(0, viewTop, topPull), syscall.S_IFREG},
+	{"load", makeNode(0, viewTop, topLoad), syscall.S_IFREG},
+	{"error", makeNode(0, viewTop, topError), syscall.S_IFREG},
 }
 
 // topView is the mountpoint, its files, and ids/.
@@ -89,6 +97,11 @@ func (v topView) attr(ctx context.Context, n node, cheap bool) (attr, error) {
 		a := fileAttr(i, int64(len(text)), latest(changed, v.f.started))
 		a.live = true
 		return a, nil
+	case topError:
+		text, changed := v.f.lastError("")
+		return fileAttr(i, int64(len(text)), latest(changed, v.f.started)).asLive(), nil
+	case topPull, topLoad:
+		return v.f.controlAttr(i, 0, latest(v.f.control.written(n), v.f.started)), nil
 	}
 	return attr{}, syscall.ENOENT
 }
@@ -204,6 +217,11 @@ func (v topView) read(ctx context.Context, n node, dest []byte, off int64) (fuse
 	case topEvents:
 		text, _ := v.f.ops.Events()
 		return readBytes(text, dest, off), nil
+	case topError:
+		text, _ := v.f.lastError("")
+		return readBytes(text, dest, off), nil
+	case topPull, topLoad:
+		return readBytes(nil, dest, off), nil
 	}
 	return nil, syscall.EISDIR
 }

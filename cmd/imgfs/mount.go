@@ -32,6 +32,8 @@ type mountOptions struct {
 	insecure     []string // of --insecure-registry
 	offline      bool
 
+	signaturePolicy string // of --signature-policy
+
 	insecureNetworks []netip.Prefix // what insecure says; nil: the default
 
 	flags    mount.Flags     // what words say
@@ -92,6 +94,7 @@ Words that only fstab(5) gives a meaning are ignored.
 	f.StringVar(&o.authFile, "authfile", "", "credentials for registries (default: where podman looks)")
 	f.BoolVar(&o.tlsVerify, "tls-verify", true, "ask registries for a valid certificate (default: as registries.conf says)")
 	f.StringArrayVar(&o.insecure, "insecure-registry", nil, "a network (CIDR) in which registries need no certificate, and HTTP will do; may be repeated (default: loopback)")
+	f.StringVar(&o.signaturePolicy, "signature-policy", "", "the policy.json that says what may be pulled, loaded and pushed (default: the user's, else the system's)")
 	f.BoolVar(&o.offline, "offline", false, "ask no registry: what the cache has is all there is")
 	f.StringVar(&o.cacheDir, "cache-dir", defaultCacheDir(), "where decompressed layers are kept; empty: nowhere")
 	f.Var(&o.cacheSize, "cache-size", "how much may be kept there, in bytes or with K, M, G or T; 0: no bound")
@@ -123,7 +126,7 @@ func (o *mountOptions) parse() error {
 		}
 		o.insecureNetworks = append(o.insecureNetworks, network.Masked())
 	}
-	for _, path := range []*string{&o.authFile, &o.cacheDir, &o.log.file} {
+	for _, path := range []*string{&o.authFile, &o.signaturePolicy, &o.cacheDir, &o.log.file} {
 		if *path == "" {
 			continue
 		}
@@ -133,9 +136,9 @@ func (o *mountOptions) parse() error {
 		}
 		*path = abs
 	}
-	if o.authFile != "" {
-		if _, err := os.Stat(o.authFile); errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("--authfile %s: there is no such file", o.authFile)
+	for flag, file := range map[string]string{"authfile": o.authFile, "signature-policy": o.signaturePolicy} {
+		if _, err := os.Stat(file); file != "" && errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("--%s %s: there is no such file", flag, file)
 		}
 	}
 	return nil

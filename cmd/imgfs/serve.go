@@ -58,13 +58,17 @@ func (o *mountOptions) serve(ctx context.Context, a *app, specs []*spec, mountpo
 		return sourceFailed(ctx, err)
 	}
 	operations := ops.New(ops.Options{
-		Catalog:    catalog,
-		ReadOnly:   o.flags.ReadOnly,
-		AuthFile:   o.authFile,
-		TLSVerify:  o.tls(),
-		Insecure:   registry.Trust(o.insecureNetworks),
-		PathInside: func(path string) bool { return strings.HasPrefix(path+"/", point.Path()+"/") },
-		Log:        log,
+		Catalog:  catalog,
+		ReadOnly: o.flags.ReadOnly,
+		AuthFile: o.authFile,
+
+		SignaturePolicy: o.signaturePolicy,
+		TLSVerify:       o.tls(),
+		Insecure:        registry.Trust(o.insecureNetworks),
+		Platform:        o.platform,
+		Open:            func(ctx context.Context, place string) (imgsrc.Source, error) { return openPlace(ctx, place, env) },
+		PathInside:      func(path string) bool { return strings.HasPrefix(path+"/", point.Path()+"/") },
+		Log:             log,
 	})
 	defer closing(log, "operations", func() error {
 		ctx, cancel := context.WithTimeout(context.Background(), closeTime)

@@ -186,6 +186,18 @@ func parseSource(arg string) (*spec, error) {
 		imgsrc.ErrNoSource)
 }
 
+// openPlace opens what is to be loaded: a path that is no store, or a place with its transport.
+func openPlace(ctx context.Context, place string, env sourceEnv) (imgsrc.Source, error) {
+	s, err := parseSource(place)
+	switch {
+	case err != nil:
+		return nil, err
+	case strings.HasPrefix(s.name, "containers-storage:"):
+		return nil, fmt.Errorf("%w: %s is a whole store: mount it, and push its images", imgsrc.ErrNoSource, place)
+	}
+	return s.open(ctx, env)
+}
+
 func transportNames() string {
 	var names []string
 	for _, t := range transports {

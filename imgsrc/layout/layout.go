@@ -92,6 +92,9 @@ func Open(ctx context.Context, o Options) (*Source, error) {
 	return s, nil
 }
 
+// LayoutDir is the layout's directory. Whoever adds an image to it does so by the rules of package indexjson.
+func (s *Source) LayoutDir() string { return s.dir }
+
 func nameOf(place, ref string) string {
 	if ref != "" {
 		return place + ":" + ref

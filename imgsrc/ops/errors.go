@@ -71,7 +71,7 @@ func condition(err error) error {
 		return imgsrc.ErrDenied
 	case unsupported(err):
 		return imgsrc.ErrUnsupported
-	case errors.Is(err, storage.ErrImageUnknown), errors.Is(err, storage.ErrLayerUnknown):
+	case unknown(err), errors.Is(err, storage.ErrImageUnknown), errors.Is(err, storage.ErrLayerUnknown):
 		return imgsrc.ErrNotFound
 	}
 	var dns *net.DNSError

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"strings"
 	"sync"
 	"time"
 
@@ -23,6 +24,10 @@ type Options struct {
 	// Insecure reports whether a registry, which is given as HOST[:PORT], needs no certificate. nil: those on this machine's
 	// loopback, as with CRI-O and Docker.
 	Insecure func(host string) bool
+	// Platform is which image of an index is pulled or loaded. Zero: the one for this machine.
+	Platform imgsrc.Platform
+	// Open opens a path, or TRANSPORT:PLACE, as the source that it would be for a mount. nil: nothing can be loaded.
+	Open func(ctx context.Context, place string) (imgsrc.Source, error)
 	// SignaturePolicy is the policy.json to go by. Empty: the system's.
 	SignaturePolicy string
 	// PathInside reports whether a path lies in this mount. It is given absolute, clean paths in which symbolic links are
@@ -41,7 +46,7 @@ type Options struct {
 // Request is one write to a control file.
 type Request struct {
 	Control string     // the file's name: "tags", "push"
-	Image   string     // the id of the image whose control it is
+	Image   string     // the id of the image whose control it is; empty for pull and load
 	Lines   [][]string // the words of each line; blank lines and comments are left out
 	Key     string     // equal for equal writes, and only for those; empty: this request is never joined
 	UID     uint32     // the writer
@@ -79,6 +84,11 @@ func New(opt Options) *Ops {
 	if opt.Insecure == nil {
 		opt.Insecure = loopback
 	}
+	if opt.Open == nil {
+		opt.Open = func(_ context.Context, place string) (imgsrc.Source, error) {
+			return nil, fail(imgsrc.ErrUnsupported, "%s: nothing can be loaded here", quote(place))
+		}
+	}
 	if opt.PathInside == nil {
 		opt.PathInside = func(string) bool { return false }
 	}
@@ -102,6 +112,10 @@ func (o *Ops) Do(ctx context.Context, r Request) error {
 			return o.tags(ctx, r)
 		case "push":
 			return o.push(ctx, r)
+		case "pull":
+			return o.pull(ctx, r)
+		case "load":
+			return o.load(ctx, r)
 		}
 		op := operation{kind: r.Control, doing: "writing " + r.Control + " of", request: r, start: time.Now()}
 		return o.done(op, fail(imgsrc.ErrInvalid, "there is no such control"))
@@ -125,8 +139,8 @@ func (o *Ops) Record(status, image, text string) {
 // Past 1 MiB the older half is dropped. The bytes are never changed afterwards.
 func (o *Ops) Events() (text []byte, changed time.Time) { return o.events.read() }
 
-// LastError returns the text of the last failed operation on the image with this id, empty if there was none or one has
-// succeeded since, and when that changed (zero if it never did).
+// LastError returns the text of the last failed operation on the image with this id, without one of the last pull or load,
+// empty if there was none or one has succeeded since, and when that changed (zero if it never did).
 func (o *Ops) LastError(id string) (text string, changed time.Time) { return o.errors.get(id) }
 
 // Close cancels what is running or queued and waits until it is gone, or until ctx ends, whose error it then returns.
@@ -157,11 +171,16 @@ type operation struct {
 	start     time.Time
 	bytes     int64  // sent
 	job       uint32 // its number; 0: it was none
+	arrived   string // the id of the image that came of it
 }
 
 func (op *operation) event() event {
+	image := op.request.Image
+	if image == "" {
+		image = op.arrived
+	}
 	return event{
-		Type: op.kind, Image: op.request.Image, Reference: redactWord(op.reference), User: &op.request.UID,
+		Type: op.kind, Image: image, Reference: redactWord(op.reference), User: &op.request.UID,
 		Duration: seconds(time.Since(op.start)), Bytes: op.bytes, Job: op.job,
 	}
 }
@@ -178,6 +197,9 @@ func (o *Ops) done(op operation, err error) error {
 		return nil
 	}
 	prefix := fmt.Sprintf("%s %.12s", op.doing, op.request.Image)
+	if op.request.Image == "" {
+		prefix = strings.TrimSpace(op.doing + " " + redactWord(op.reference))
+	}
 	if op.to != "" {
 		prefix += " to " + op.to
 	}

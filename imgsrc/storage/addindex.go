@@ -7,8 +7,8 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	"go.podman.io/image/v5/manifest"
-	"go.podman.io/image/v5/transports"
 	istorage "go.podman.io/image/v5/storage"
+	"go.podman.io/image/v5/transports"
 	cs "go.podman.io/storage"
 )
 
@@ -30,7 +30,8 @@ func addIndex(store cs.Store, name string, text []byte, images map[digest.Digest
 	if err != nil {
 		return "", err
 	}
-	if id == "" {
+	made := id == ""
+	if made {
 		img, err := store.CreateImage("", nil, "", "", &cs.ImageOptions{})
 		if err != nil {
 			return "", writeError(err)
@@ -50,8 +51,10 @@ func addIndex(store cs.Store, name string, text []byte, images map[digest.Digest
 		places[instance.String()] = transports.ImageName(ref)
 	}
 	if err := fillIndex(store, id, name, text, places); err != nil {
-		if _, gone := store.DeleteImage(id, true); gone != nil {
-			err = errors.Join(err, fmt.Errorf("removing the unfinished index %s: %w", id, gone))
+		if made {
+			if _, gone := store.DeleteImage(id, true); gone != nil {
+				err = errors.Join(err, fmt.Errorf("removing the unfinished index %s: %w", id, gone))
+			}
 		}
 		return "", writeError(err)
 	}

@@ -1,0 +1,229 @@
+package ops
+
+import (
+	"context"
+	"errors"
+	"os"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/docker/distribution/registry/api/errcode"
+	"github.com/opencontainers/go-digest"
+	"go.podman.io/image/v5/copy"
+	"go.podman.io/image/v5/docker"
+	"go.podman.io/image/v5/docker/reference"
+	"go.podman.io/image/v5/pkg/sysregistriesv2"
+	"go.podman.io/image/v5/transports"
+	"go.podman.io/image/v5/types"
+
+	"github.com/imgfs/imgfs/imgsrc"
+)
+
+// An arrival is one image that is to be put into a source of this mount.
+type arrival struct {
+	to    Receiver
+	name  string // as CheckName returns it; empty: none
+	id    string // by which it is put there without a name
+	ref   types.ImageReference
+	sys   *types.SystemContext // of the place that it comes from
+	all   bool                 // with all images of the index that it is
+	task  *task
+	watch *watchdog
+}
+
+// receive copies an image into the source that takes it, if the signature policy lets it through, and returns its id
+// there; empty if the source does not say.
+func (o *Ops) receive(ctx context.Context, a arrival) (id string, err error) {
+	policy, err := o.policy()
+	if err != nil {
+		return "", err
+	}
+	defer func() { _ = policy.Destroy() }()
+	err = a.to.Receive(ctx, a.name, a.id, func(to types.ImageReference) error {
+		var resolved types.ImageReference
+		sys := *a.sys // of the destination: which platform is wanted is checked there once more
+		options := &copy.Options{SourceCtx: a.sys, DestinationCtx: &sys, ReportResolvedReference: &resolved}
+		if a.all {
+			options.ImageListSelection = copy.CopyAllImages
+		}
+		stop := watchArrival(options, a.task, a.watch)
+		_, err := copy.Image(ctx, policy, to, a.ref, options)
+		stop()
+		id = idOf(resolved)
+		return err
+	})
+	if err != nil && ctx.Err() != nil {
+		err = context.Cause(ctx)
+	}
+	return id, shorter(err, a.ref)
+}
+
+// shorter leaves out of an error's text what the operation says already.
+func shorter(err error, ref types.ImageReference) error {
+	if err == nil {
+		return nil
+	}
+	text := err.Error()
+	for _, prefix := range []string{"initializing source " + transports.ImageName(ref) + ": ", "Source image rejected: "} {
+		text = strings.Replace(text, prefix, "", 1)
+	}
+	if text == err.Error() {
+		return err
+	}
+	return &reworded{text, err}
+}
+
+// A reworded error is another one with a text of its own.
+type reworded struct {
+	text string
+	err  error
+}
+
+func (r *reworded) Error() string { return r.text }
+func (r *reworded) Unwrap() error { return r.err }
+
+// watchArrival makes the library report its progress, and passes it on to the task. The watchdog watches as long as bytes of
+// a blob are still to come, and until the first one does; what comes between, and last, is the work of the store.
+func watchArrival(options *copy.Options, t *task, watch *watchdog) (stop func()) {
+	reports := make(chan types.ProgressProperties)
+	options.Progress, options.ProgressInterval = reports, time.Second/4
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		coming := map[digest.Digest]int64{} // what is left of each blob
+		var resume func()
+		for report := range reports {
+			d := report.Artifact.Digest
+			blob := t.blob(d, report.Artifact.Size)
+			switch report.Event {
+			case types.ProgressEventNewArtifact:
+				coming[d] = report.Artifact.Size
+				blob.begun()
+			case types.ProgressEventSkipped:
+				blob.skipped()
+			}
+			if n := int64(report.OffsetUpdate); n > 0 {
+				t.sends(n)
+				blob.add(int(n))
+				coming[d] -= n
+			}
+			if report.Event == types.ProgressEventDone {
+				blob.finished()
+				delete(coming, d)
+			}
+			if report.Artifact.Size > 0 && coming[d] <= 0 {
+				delete(coming, d)
+			}
+			watch.touch()
+			if idle := len(coming) == 0; idle && resume == nil {
+				resume = watch.pause()
+			} else if !idle && resume != nil {
+				resume()
+				resume = nil
+			}
+		}
+		if resume != nil {
+			resume()
+		}
+	}()
+	return func() {
+		close(reports)
+		<-done
+	}
+}
+
+// fetching returns what the library needs to know to fetch from the registry host.
+func (o *Ops) fetching(named reference.Named, authFile string, verify types.OptionalBool) (*types.SystemContext, error) {
+	sys := &types.SystemContext{
+		AuthFilePath:            o.opt.AuthFile,
+		BlobInfoCacheDir:        os.DevNull, // see system
+		DockerRegistryUserAgent: "imgfs",
+	}
+	if authFile != "" {
+		sys.AuthFilePath = authFile
+	}
+	configured, err := sysregistriesv2.FindRegistry(sys, named.Name())
+	if err != nil {
+		return nil, err
+	}
+	if configured != nil && configured.Blocked {
+		return nil, fail(imgsrc.ErrDenied, "registries.conf blocks %s", configured.Prefix)
+	}
+	if verify == types.OptionalBoolUndefined && o.opt.TLSVerify != nil {
+		verify = types.NewOptionalBool(*o.opt.TLSVerify)
+	}
+	switch {
+	case verify != types.OptionalBoolUndefined:
+		sys.DockerInsecureSkipTLSVerify = types.NewOptionalBool(verify == types.OptionalBoolFalse)
+	case configured == nil && o.opt.Insecure(reference.Domain(named)):
+		sys.DockerInsecureSkipTLSVerify = types.OptionalBoolTrue
+	}
+	return sys, nil
+}
+
+// unknown reports whether a registry said that it has no such repository, or no such image.
+func unknown(err error) bool {
+	var code errcode.ErrorCoder
+	var status docker.UnexpectedHTTPStatusError
+	switch {
+	case errors.As(err, &code):
+		switch code.ErrorCode().String() {
+		case "MANIFEST_UNKNOWN", "NAME_UNKNOWN":
+			return true
+		}
+	case errors.As(err, &status):
+		return status.StatusCode == 404
+	}
+	text := err.Error()
+	return strings.Contains(text, "StatusCode: 404,") || strings.Contains(text, "no image found in ")
+}
+
+// arrivalHint says what to do about an error of fetching from the registry host.
+func arrivalHint(err error, host string) string {
+	switch c := condition(err); {
+	case rejected(err):
+		return "the signature policy (policy.json) does not let this image in"
+	case errors.Is(c, imgsrc.ErrNotFound) && strings.Contains(err.Error(), "no image found in "):
+		return "name one of the platforms that it has with platform=os/architecture"
+	case errors.Is(c, imgsrc.ErrNotFound):
+		return "check the name and the tag"
+	case errors.Is(c, syscall.ENOSPC):
+		return "make room where the images are, or where TMPDIR is (/var/tmp)"
+	}
+	return registryHint(err, host)
+}
+
+// show makes what has arrived visible in the tree, and returns its id.
+func (o *Ops) show(ctx context.Context, to imgsrc.Source, id, name string) string {
+	snapshot, err := o.opt.Catalog.Refresh(context.WithoutCancel(ctx))
+	if err != nil {
+		o.log.Warn("listing what has arrived", "source", to.Name(), "error", redact(err.Error()))
+	}
+	if id == "" && name != "" {
+		if entry := snapshot.ByName(name); entry != nil {
+			id = entry.ID
+		}
+	}
+	return id
+}
+
+// came says which image has come, and of what.
+func (t *task) came(id, reference string) {
+	if t == nil {
+		return
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.operation.arrived, t.reference = id, reference
+}
+
+// becomes says that the operation has turned out to be of another kind.
+func (t *task) becomes(kind string) {
+	if t == nil {
+		return
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.kind = kind
+}

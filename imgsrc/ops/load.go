@@ -1,0 +1,375 @@
+package ops
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"go.podman.io/image/v5/docker/reference"
+	"go.podman.io/image/v5/image"
+	"go.podman.io/image/v5/manifest"
+	"go.podman.io/image/v5/types"
+
+	"github.com/imgfs/imgfs/imgsrc"
+)
+
+// load carries out a write to load.
+func (o *Ops) load(ctx context.Context, r Request) error {
+	op := operation{kind: "load", doing: "loading", request: r, start: time.Now()}
+	resolve := o.resolver(r)
+	lines, err := parseArrivals(r.Lines, loadKeys, resolve, func(p *pullLine, word string) (err error) {
+		if p.place, err = resolve(word); err != nil {
+			return err
+		}
+		info, err := os.Stat(p.place)
+		if err == nil && !info.IsDir() && !info.Mode().IsRegular() {
+			err = fail(imgsrc.ErrInvalid, "%s is neither a file nor a directory", quote(word))
+		}
+		return err
+	})
+	return o.arrivals(ctx, op, lines, err, o.loadPlace)
+}
+
+// loadPlace loads what is at a path, or in another place on this machine.
+func (o *Ops) loadPlace(ctx context.Context, p pullLine, to Receiver, t *task) error {
+	if info, err := os.Stat(p.place); err == nil && info.Mode().IsRegular() {
+		root, err := findRootfs(ctx, p.place)
+		if err != nil {
+			return err
+		}
+		if root != nil {
+			return o.importRootfs(ctx, p, root, to, t)
+		}
+	}
+	src, err := o.opt.Open(ctx, p.place)
+	if err != nil {
+		return notLoadable(err)
+	}
+	defer src.Close()
+	list, err := src.List(ctx)
+	if err != nil {
+		return err
+	}
+	if len(list.Problems) > 0 {
+		return fmt.Errorf("nothing was loaded: %w", list.Problems[0])
+	}
+	images, err := o.chosen(ctx, src, list, p, to)
+	if err != nil {
+		return err
+	}
+	for _, img := range images {
+		if err := verified(ctx, img); err != nil {
+			return fmt.Errorf("nothing was loaded: %w", err)
+		}
+	}
+	for i, img := range images {
+		id, err := o.loadOne(ctx, img, to, t)
+		if err != nil && i > 0 && ctx.Err() == nil {
+			return fmt.Errorf("after %d of %d images: %w", i, len(images), err)
+		}
+		if err != nil {
+			return err
+		}
+		t.came(id, p.text)
+	}
+	return nil
+}
+
+// notLoadable says of a path that is no source that it is nothing to load either.
+func notLoadable(err error) error {
+	if errors.Is(err, imgsrc.ErrNoSource) {
+		return fail(imgsrc.ErrInvalid, "%s", strings.TrimPrefix(err.Error(), imgsrc.ErrNoSource.Error()+": "))
+	}
+	return err
+}
+
+// A loadable is one image of what is loaded.
+type loadable struct {
+	imgsrc.Held
+	names []string // as the receiver stores them
+	list  *imgsrc.Listing
+}
+
+// chosen returns the images that are to be loaded, with the names that they get. An index counts as the image for the
+// platform that is meant, as with podman load, and what only an index lists does not count by itself. Artifacts are left
+// out if there is something else.
+func (o *Ops) chosen(_ context.Context, src imgsrc.Source, list *imgsrc.Listing, p pullLine, to Receiver) ([]loadable, error) {
+	listed := map[digest.Digest]bool{}
+	for _, img := range list.Images {
+		for _, d := range img.Desc().Lists {
+			listed[d] = true
+		}
+	}
+	var all []loadable
+	at := map[digest.Digest]int{}
+	for _, img := range list.Images {
+		d := img.Desc()
+		if listed[d.Digest] && len(img.Names) == 0 {
+			continue
+		}
+		if d.Damaged != nil {
+			return nil, fmt.Errorf("nothing was loaded: %w", d.Damaged)
+		}
+		if i, there := at[d.Digest]; there {
+			all[i].names = append(all[i].names, img.Names...)
+			continue
+		}
+		at[d.Digest] = len(all)
+		all = append(all, loadable{imgsrc.Held{Listed: img, Source: src}, slices.Clone(img.Names), list})
+	}
+	if len(all) > 1 {
+		all = slices.DeleteFunc(all, func(l loadable) bool { return l.Desc().Config == "" && l.Desc().Lists == nil && !isSchema1(l.Desc()) })
+	}
+	if len(all) == 0 {
+		return nil, fail(imgsrc.ErrInvalid, "there is no image in it")
+	}
+	if p.name != "" && len(all) > 1 {
+		return nil, fail(imgsrc.ErrInvalid, "name=%s: there are %d images in it", p.name, len(all))
+	}
+	for i := range all {
+		if p.name != "" {
+			name, err := to.CheckName(p.name)
+			if err != nil {
+				return nil, err
+			}
+			all[i].names = []string{name}
+			continue
+		}
+		all[i].names = o.storable(all[i].names, to)
+	}
+	return all, nil
+}
+
+func isSchema1(d imgsrc.Desc) bool {
+	return d.MediaType == manifest.DockerV2Schema1MediaType || d.MediaType == manifest.DockerV2Schema1SignedMediaType
+}
+
+// storable returns names as they are stored. One that cannot be is left out: the image is loaded all the same.
+func (o *Ops) storable(names []string, to Receiver) []string {
+	var all []string
+	for _, name := range names {
+		full, err := to.CheckName(name)
+		if err != nil {
+			o.log.Warn("loading", "name", name, "error", redact(err.Error()))
+			o.Record("load-warning", "", fmt.Sprintf("the name %s was left out: %s", quote(name), err))
+			continue
+		}
+		if !slices.Contains(all, full) {
+			all = append(all, full)
+		}
+	}
+	return all
+}
+
+// verified has every blob of an image checked before anything of it is written: sources verify a blob as a whole
+// before they give the first of its bytes.
+func verified(ctx context.Context, img loadable) error {
+	images := []imgsrc.Image{img}
+	if lists := img.Desc().Lists; lists != nil {
+		images = nil
+		for _, other := range img.list.Images {
+			if slices.Contains(lists, other.Desc().Digest) && other.Desc().Damaged == nil {
+				images = append(images, other)
+			}
+		}
+	}
+	for _, one := range images {
+		facts, err := imgsrc.Load(ctx, one)
+		if err != nil {
+			return err
+		}
+		if err := errors.Join(facts.ManifestErr, ignoreAbsent(facts.ConfigErr)); err != nil {
+			return err
+		}
+		for n, l := range facts.Layers {
+			content, err := one.Blob(ctx, l.Digest)
+			if errors.Is(err, imgsrc.ErrAbsent) {
+				continue
+			}
+			if err == nil {
+				_, err = content.ReadAt(ctx, make([]byte, 1), 0)
+				if errors.Is(err, io.EOF) {
+					err = nil
+				}
+				err = errors.Join(err, content.Close())
+			}
+			if err != nil {
+				return fmt.Errorf("layer %d (%s): %w", n, l.Digest, err)
+			}
+		}
+	}
+	return nil
+}
+
+func ignoreAbsent(err error) error {
+	if errors.Is(err, imgsrc.ErrAbsent) {
+		return nil
+	}
+	return err
+}
+
+// loadOne loads one image under all its names.
+func (o *Ops) loadOne(ctx context.Context, img loadable, to Receiver, t *task) (id string, err error) {
+	src := &source{held: img.Held, task: t, reading: func() func() { return func() {} }, instance: func(d digest.Digest) imgsrc.Image {
+		for _, other := range img.list.Images {
+			if other.Desc().Digest == d {
+				return other
+			}
+		}
+		return nil
+	}}
+	if err := checkLoadable(ctx, src); err != nil {
+		return "", err
+	}
+	if id = img.Desc().ID; o.has(ctx, to, id) {
+		// The same config and the same layers, by their digests: another manifest of them would only change the digest that
+		// the image has there.
+		if err := o.allowed(ctx, src); err != nil {
+			return "", err
+		}
+		return id, o.addNames(ctx, to, id, img.names)
+	}
+	a := arrival{to: to, id: id, ref: src, sys: &types.SystemContext{BlobInfoCacheDir: os.DevNull}, task: t, watch: new(watchdog)}
+	o.choose(a.sys, nil)
+	if len(img.names) > 0 {
+		a.name = img.names[0]
+	} else if img.Desc().Lists != nil {
+		if src.held, err = o.platformOf(ctx, src, img, a.sys); err != nil {
+			return "", err
+		}
+		a.id = src.held.Desc().ID
+	}
+	if id, err = o.receive(ctx, a); err != nil {
+		return "", err
+	}
+	if id = o.show(ctx, to, id, a.name); id == "" {
+		id = a.id
+	}
+	if len(img.names) < 2 {
+		return id, nil
+	}
+	return id, o.addNames(ctx, to, id, img.names[1:])
+}
+
+// has says whether a source has the image with this id already.
+func (o *Ops) has(ctx context.Context, to Receiver, id string) bool {
+	snapshot, err := o.opt.Catalog.Refresh(ctx)
+	if err != nil {
+		o.log.Debug("listing before loading", "error", redact(err.Error()))
+	}
+	entry := snapshot.ByID(id)
+	return entry != nil && slices.ContainsFunc(entry.Held, func(h imgsrc.Held) bool { return h.Source.Name() == to.Name() && h.Desc().Damaged == nil })
+}
+
+// allowed fails if the signature policy does not let an image in.
+func (o *Ops) allowed(ctx context.Context, src *source) error {
+	policy, err := o.policy()
+	if err != nil {
+		return err
+	}
+	defer func() { _ = policy.Destroy() }()
+	_, err = policy.IsRunningImageAllowed(ctx, image.UnparsedInstance(src, nil))
+	return err
+}
+
+// platformOf returns the image of an index for the platform that is meant.
+func (o *Ops) platformOf(ctx context.Context, src *source, img loadable, sys *types.SystemContext) (imgsrc.Held, error) {
+	text, mediaType, err := src.GetManifest(ctx, nil)
+	if err != nil {
+		return imgsrc.Held{}, err
+	}
+	list, err := manifest.ListFromBlob(text, mediaType)
+	if err != nil {
+		return imgsrc.Held{}, fail(imgsrc.ErrDamaged, "reading index %s: %s", img.Desc().Digest, err)
+	}
+	d, err := list.ChooseInstance(sys)
+	if err != nil {
+		return imgsrc.Held{}, err
+	}
+	for _, other := range img.list.Images {
+		if other.Desc().Digest == d {
+			return imgsrc.Held{Listed: other, Source: img.Source}, nil
+		}
+	}
+	return imgsrc.Held{}, fail(imgsrc.ErrNotFound, "image %s of the index is not in it", d)
+}
+
+// addNames gives names to an image that is there.
+func (o *Ops) addNames(ctx context.Context, to Receiver, id string, names []string) error {
+	tagger, ok := to.(imgsrc.Tagger)
+	entry := o.opt.Catalog.Snapshot().ByID(id)
+	if !ok || entry == nil || len(names) == 0 {
+		return nil
+	}
+	for _, held := range entry.Held {
+		if held.Source.Name() != to.Name() {
+			continue
+		}
+		if err := tagger.Tag(ctx, held.Desc(), names, nil); err != nil {
+			return err
+		}
+		o.show(ctx, to, id, "")
+		return nil
+	}
+	return nil
+}
+
+// checkLoadable fails for an artifact, of which a store could make nothing.
+func checkLoadable(ctx context.Context, src *source) error {
+	if src.held.Desc().Lists != nil {
+		return nil
+	}
+	facts, err := imgsrc.Load(ctx, src.held)
+	if err != nil {
+		return err
+	}
+	if facts.Kind == imgsrc.KindArtifact {
+		return fail(imgsrc.ErrUnsupported, "it is an artifact, and no image")
+	}
+	return nil
+}
+
+// arrivalLocalHint says what to do about an error of loading.
+func arrivalLocalHint(err error) string {
+	switch {
+	case rejected(err):
+		return "the signature policy (policy.json) does not let this image in"
+	case errors.Is(err, syscall.ENOSPC):
+		return "make room where the images are, or where TMPDIR is (/var/tmp)"
+	case errors.Is(err, fs.ErrPermission):
+		return "it must be readable for the user of the mount"
+	}
+	return ""
+}
+
+// nameOfFile makes a name of a file's: localhost/NAME:latest, without extensions of archives.
+func nameOfFile(base string) (string, error) {
+	name := strings.ToLower(base)
+	for _, ext := range []string{".gz", ".bz2", ".xz", ".zst", ".zstd", ".tgz", ".tbz", ".tbz2", ".txz", ".tzst"} {
+		if cut, ok := strings.CutSuffix(name, ext); ok {
+			name = cut
+			break
+		}
+	}
+	name = strings.TrimSuffix(name, ".tar")
+	name = strings.Map(func(r rune) rune {
+		if r >= 'a' && r <= 'z' || r >= '0' && r <= '9' || r == '.' || r == '_' || r == '-' {
+			return r
+		}
+		return '-'
+	}, name)
+	name = strings.Trim(name, "._-")
+	full := "localhost/" + name + ":latest"
+	if _, err := reference.ParseNamed(full); err != nil {
+		return "", fail(imgsrc.ErrInvalid, "no name for an image can be made of %s: give one with name=", quote(base))
+	}
+	return full, nil
+}

@@ -1,0 +1,280 @@
+package ops
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"go.podman.io/image/v5/docker"
+	"go.podman.io/image/v5/docker/reference"
+	"go.podman.io/image/v5/image"
+	"go.podman.io/image/v5/manifest"
+	"go.podman.io/image/v5/signature"
+	"go.podman.io/image/v5/types"
+
+	"github.com/imgfs/imgfs/imgsrc"
+)
+
+// pull carries out a write to pull.
+func (o *Ops) pull(ctx context.Context, r Request) error {
+	op := operation{kind: "pull", doing: "pulling", request: r, start: time.Now()}
+	resolve := o.resolver(r)
+	lines, err := o.parsePulls(r.Lines, resolve)
+	return o.arrivals(ctx, op, lines, err, func(ctx context.Context, p pullLine, to Receiver, t *task) error {
+		if p.place != "" {
+			return o.loadPlace(ctx, p, to, t)
+		}
+		return o.pullFirst(ctx, p, to, t)
+	})
+}
+
+// arrivals has one line of a write to pull or load carried out after the other; what was wrong with parsing them is err.
+func (o *Ops) arrivals(ctx context.Context, op operation, lines []pullLine, err error, work func(context.Context, pullLine, Receiver, *task) error) error {
+	if refused := o.refuse(op.request); refused != nil {
+		err = refused
+	}
+	var to Receiver
+	if err == nil {
+		to, err = o.receiver()
+	}
+	if err != nil {
+		return o.done(op, err)
+	}
+	for _, line := range lines {
+		op := op
+		op.reference = line.text
+		if line.dryRun {
+			op.kind = "pull-dry-run"
+		}
+		if len(line.candidates) > 0 {
+			host := reference.Domain(line.candidates[len(line.candidates)-1])
+			op.hint = func(err error) string { return arrivalHint(err, host) }
+		} else {
+			op.hint = arrivalLocalHint
+		}
+		run := func(ctx context.Context, t *task) error {
+			return t.work(ctx, func() error { return work(ctx, line, to, t) })
+		}
+		if !line.wait {
+			o.background(op, run)
+		} else if err := run(o.begin(ctx, op)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// pullFirst pulls the first of the candidates that can be had.
+func (o *Ops) pullFirst(ctx context.Context, p pullLine, to Receiver, t *task) error {
+	var errs []error
+	for _, named := range p.candidates {
+		err := o.pullOne(ctx, p, named, to, t)
+		if err == nil || ctx.Err() != nil {
+			return err
+		}
+		t.retry(err)
+		if len(p.candidates) == 1 {
+			return err
+		}
+		errs = append(errs, fmt.Errorf("%s: %w", named, err))
+	}
+	return noneOf(errs)
+}
+
+// noneOf is the failure of all candidates. Its condition is the first that is more than that there is no such image.
+func noneOf(errs []error) error {
+	var texts []string
+	var cond error
+	for _, err := range errs {
+		texts = append(texts, err.Error())
+		if c := condition(err); cond == nil || errors.Is(cond, imgsrc.ErrNotFound) && c != nil {
+			cond = c
+		}
+	}
+	return fail(cond, "none of %d registries has it: %s", len(errs), strings.Join(texts, "; "))
+}
+
+// pullOne pulls one reference.
+func (o *Ops) pullOne(ctx context.Context, p pullLine, named reference.Named, to Receiver, t *task) (err error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	watch := &watchdog{limit: o.opt.Timeout, bite: cancel, begun: time.Now()}
+	go watch.watch(ctx)
+	defer func() {
+		if err != nil && ctx.Err() != nil {
+			err = context.Cause(ctx) // why, and not where it was noticed
+		}
+	}()
+	sys, err := o.fetching(named, p.authFile, p.tlsVerify)
+	if err != nil {
+		return err
+	}
+	o.choose(sys, p.platform)
+	ref, err := docker.NewReference(named)
+	if err != nil {
+		return notReference(named.String(), err)
+	}
+	name, err := to.CheckName(named.String())
+	if _, digested := named.(reference.Digested); digested { // podman keeps such a name too; nobody types it as a tag
+		name, err = named.String(), nil
+	}
+	if err != nil {
+		return err
+	}
+	if p.dryRun {
+		return shorter(o.askWhether(ctx, ref, sys), ref)
+	}
+	a := arrival{to: to, name: name, ref: ref, sys: sys, task: t, watch: watch}
+	var id string
+	if into, apart := to.(indexReceiver); p.all && apart {
+		id, err = o.pullAll(ctx, a, into, named)
+	} else {
+		a.all = p.all
+		id, err = o.receive(ctx, a)
+	}
+	if err != nil {
+		return err
+	}
+	t.came(o.show(ctx, to, id, name), named.String())
+	return nil
+}
+
+// choose makes the library take a platform's image of an index.
+func (o *Ops) choose(sys *types.SystemContext, platform *imgsrc.Platform) {
+	if platform == nil {
+		platform = &o.opt.Platform
+	}
+	sys.OSChoice, sys.ArchitectureChoice, sys.VariantChoice = platform.OS, platform.Architecture, platform.Variant
+}
+
+// askWhether asks whether an image could be pulled: for its manifest, and whether the signature policy lets it in.
+func (o *Ops) askWhether(ctx context.Context, ref types.ImageReference, sys *types.SystemContext) error {
+	return o.withIndex(ctx, ref, sys, func(src types.ImageSource, policy *signature.PolicyContext, text []byte, mediaType string) error {
+		if !manifest.MIMETypeIsMultiImage(mediaType) {
+			return nil
+		}
+		list, err := manifest.ListFromBlob(text, mediaType)
+		if err != nil {
+			return fail(imgsrc.ErrDamaged, "reading the index: %s", err)
+		}
+		instance, err := list.ChooseInstance(sys)
+		if err != nil {
+			return err
+		}
+		unparsed := image.UnparsedInstance(src, &instance)
+		if _, err := policy.IsRunningImageAllowed(ctx, unparsed); err != nil {
+			return err
+		}
+		_, _, err = unparsed.Manifest(ctx)
+		return err
+	})
+}
+
+// withIndex calls do with the manifest or index that ref means, if the policy allows it.
+func (o *Ops) withIndex(ctx context.Context, ref types.ImageReference, sys *types.SystemContext, do func(src types.ImageSource, policy *signature.PolicyContext, text []byte, mediaType string) error) error {
+	policy, err := o.policy()
+	if err != nil {
+		return err
+	}
+	defer func() { _ = policy.Destroy() }()
+	src, err := ref.NewImageSource(ctx, sys)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = src.Close() }()
+	top := image.UnparsedInstance(src, nil)
+	if _, err := policy.IsRunningImageAllowed(ctx, top); err != nil {
+		return err
+	}
+	text, mediaType, err := top.Manifest(ctx)
+	if err != nil {
+		return err
+	}
+	return do(src, policy, text, mediaType)
+}
+
+// pullAll pulls all images of an index one by one, and then the index. What is no image (the attestations that builders
+// put beside them) stays in the registry.
+func (o *Ops) pullAll(ctx context.Context, a arrival, into indexReceiver, named reference.Named) (id string, err error) {
+	var index []byte
+	var instances []instance
+	err = o.withIndex(ctx, a.ref, a.sys, func(src types.ImageSource, _ *signature.PolicyContext, text []byte, mediaType string) error {
+		if !manifest.MIMETypeIsMultiImage(mediaType) {
+			return nil
+		}
+		index = text
+		list, err := manifest.ListFromBlob(text, mediaType)
+		if err != nil {
+			return fail(imgsrc.ErrDamaged, "reading the index: %s", err)
+		}
+		instances, err = instancesOf(ctx, src, list)
+		return err
+	})
+	if err != nil {
+		return "", shorter(err, a.ref)
+	}
+	if index == nil {
+		return o.receive(ctx, a) // a single image
+	}
+	repo := reference.TrimNamed(named)
+	ids := map[digest.Digest]string{}
+	for _, it := range instances {
+		digested, err := reference.WithDigest(repo, it.digest)
+		if err != nil {
+			return "", err
+		}
+		one := a
+		if one.ref, err = docker.NewReference(digested); err != nil {
+			return "", err
+		}
+		sys := *a.sys
+		sys.OSChoice, sys.ArchitectureChoice, sys.VariantChoice = it.os, it.architecture, it.variant
+		one.sys, one.name, one.id = &sys, "", it.config.Encoded()
+		if ids[it.digest], err = o.receive(ctx, one); err != nil {
+			return "", fmt.Errorf("image %s of the index: %w", it.digest, err)
+		}
+	}
+	return into.AddIndex(ctx, a.name, index, ids, "docker://"+repo.Name())
+}
+
+// An instance is an image of an index.
+type instance struct {
+	digest                    digest.Digest
+	config                    digest.Digest
+	os, architecture, variant string
+}
+
+// instancesOf returns the images of an index, without what is none.
+func instancesOf(ctx context.Context, src types.ImageSource, list manifest.List) ([]instance, error) {
+	var all []instance
+	for _, d := range list.Instances() {
+		entry, err := list.Instance(d)
+		if err != nil {
+			return nil, fail(imgsrc.ErrDamaged, "reading the index: %s", err)
+		}
+		platform := entry.ReadOnly.Platform
+		if platform != nil && platform.OS == "unknown" {
+			continue
+		}
+		text, mediaType, err := src.GetManifest(ctx, &d)
+		if err != nil {
+			return nil, err
+		}
+		m, err := manifest.FromBlob(text, mediaType)
+		if err != nil {
+			return nil, fail(imgsrc.ErrDamaged, "reading manifest %s: %s", d, err)
+		}
+		it := instance{digest: d, config: m.ConfigInfo().Digest}
+		if it.config.Validate() != nil {
+			return nil, fail(imgsrc.ErrUnsupported, "image %s of the index has no config", d)
+		}
+		if platform != nil {
+			it.os, it.architecture, it.variant = platform.OS, platform.Architecture, platform.Variant
+		}
+		all = append(all, it)
+	}
+	return all, nil
+}
