@@ -3,6 +3,7 @@ package ops
 import (
 	"context"
 	"errors"
+	"net/http"
 	"os"
 	"strings"
 	"syscall"
@@ -173,7 +174,7 @@ func unknown(err error) bool {
 			return true
 		}
 	case errors.As(err, &status):
-		return status.StatusCode == 404
+		return status.StatusCode == http.StatusNotFound
 	}
 	text := err.Error()
 	return strings.Contains(text, "StatusCode: 404,") || strings.Contains(text, "no image found in ")
