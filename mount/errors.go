@@ -20,6 +20,8 @@ var (
 	ErrOverlap = errors.New("the mountpoint overlaps what the mount reads")
 	// ErrNotMount: nothing is mounted there.
 	ErrNotMount = errors.New("not a mount")
+	// ErrDead: the process that served the mount is gone.
+	ErrDead = errors.New("the process that served it is gone")
 	// ErrBusy: files of the mount are in use.
 	ErrBusy = errors.New("busy")
 	// ErrServing: the mount is gone, but the process that served it is not.

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -33,18 +32,9 @@ func Unmount(ctx context.Context, mountpoint string, lazy bool) error {
 	if err != nil {
 		return err
 	}
-	e, err := mountAt(path)
+	e, err := ourMountAt(path)
 	if err != nil {
 		return err
-	}
-	if e == nil {
-		if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("no such directory: %w", ErrNotMount)
-		}
-		return ErrNotMount
-	}
-	if !e.ours() {
-		return fmt.Errorf("a file system of type %s is mounted there: %w", e.fsType, ErrForeign)
 	}
 	st, dead, err := isDead(path, e)
 	if err != nil {

@@ -36,6 +36,7 @@ var exitCodes = []struct {
 	{mount.ErrForeign, exitMountpoint},
 	{mount.ErrOverlap, exitMountpoint},
 	{mount.ErrNotMount, exitMountpoint},
+	{mount.ErrDead, exitMountpoint},
 	{mount.ErrNoFUSE, exitNoFUSE},
 	{mount.ErrDenied, exitDenied},
 	{imgsrc.ErrDenied, exitDenied},

@@ -82,3 +82,16 @@ func countImages(ctx context.Context, mounts []mount.State) []string {
 	wg.Wait()
 	return counts
 }
+
+// completeMount completes a mountpoint of this user.
+func completeMount(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
+	mounts, err := mount.List()
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveError
+	}
+	var points []string
+	for _, m := range mounts {
+		points = append(points, m.Mountpoint)
+	}
+	return points, cobra.ShellCompDirectiveNoFileComp
+}

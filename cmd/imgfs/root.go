@@ -29,6 +29,7 @@ where ls, cat, jq, grep, diff, cp and rsync read them, and echo tags and pushes.
 		newMountCommand(a),
 		newUmountCommand(),
 		newListCommand(a),
+		newJobsCommand(a),
 		newVersionCommand(a),
 	)
 	cmd.InitDefaultCompletionCmd()

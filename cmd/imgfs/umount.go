@@ -29,18 +29,8 @@ func newUmountCommand() *cobra.Command {
 			}
 			return nil
 		},
-		RunE: func(cmd *cobra.Command, args []string) error { return o.run(cmd, args[0]) },
-		ValidArgsFunction: func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
-			mounts, err := mount.List()
-			if err != nil {
-				return nil, cobra.ShellCompDirectiveError
-			}
-			var points []string
-			for _, m := range mounts {
-				points = append(points, m.Mountpoint)
-			}
-			return points, cobra.ShellCompDirectiveNoFileComp
-		},
+		RunE:              func(cmd *cobra.Command, args []string) error { return o.run(cmd, args[0]) },
+		ValidArgsFunction: completeMount,
 	}
 	cmd.Flags().BoolVarP(&o.lazy, "lazy", "l", false, "detach it even if files are open; the process ends when they are closed")
 	return cmd
