@@ -154,3 +154,17 @@ type Tagger interface {
 	// name that is to be removed; ErrReadOnly; ErrNoSpace from the system.
 	Tag(ctx context.Context, img Desc, add, remove []string) error
 }
+
+// A Remover is a source that images can be removed from.
+type Remover interface {
+	Source
+	// Remove takes an image out of the source, with all its names. manifests are those that the source lists under the
+	// image's id, and names the names that they have: an image that has got another one meanwhile is left alone. What other
+	// images need of it stays. Somebody who reads the image may be cut off with ErrNotFound. Errors: ErrInUse if a container
+	// was made from it, another image is not whole without it, or it has a name beside those; ErrNotFound if it is gone;
+	// ErrReadOnly.
+	Remove(ctx context.Context, manifests []Desc, names []string) error
+	// Intermediates says whether an image without a name is kept for those that were made from it, and is to go with the
+	// last of them.
+	Intermediates() bool
+}
