@@ -21,6 +21,13 @@
 // are never held against each other. A job is shown as JSON, made at most four times a second and only for who reads it.
 // The last hundred jobs that have ended stay to be read. Cancelling one ends its context, with a cause that says by whom.
 //
+// # Names and removal
+//
+// A write to tags changes names in the first of the image's sources that takes them. What ln, mv and rm ask for ("link") is
+// the same, but of a registry's names or of the other sources' only, as the link's place says, and in a source that has
+// what is to go. "remove" takes an image out of all sources that are an imgsrc.Remover, and after it, in a store, the images
+// without a name that it was made from.
+//
 // # Pushing
 //
 // A push is a copy.Image of go.podman.io/image with a source of this package's own over imgsrc.Image. Where the image's

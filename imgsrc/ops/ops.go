@@ -43,14 +43,16 @@ type Options struct {
 	Log *slog.Logger
 }
 
-// Request is one write to a control file.
+// Request is one write to a control file, or what ln, mv and rm ("link") and rmdir ("remove") ask for.
 type Request struct {
-	Control string     // the file's name: "tags", "push"
+	// Control is the file's name: "tags", "push", "pull", "load"; or "link", with lines as for tags, or "remove".
+	Control string
 	Image   string     // the id of the image whose control it is; empty for pull and load
 	Lines   [][]string // the words of each line; blank lines and comments are left out
 	Key     string     // equal for equal writes, and only for those; empty: this request is never joined
 	UID     uint32     // the writer
 	PID     uint32     // the writer; 0 if it cannot be seen from here
+	Remote  bool       // of a link: its name is one in a registry
 	Err     error      // why Lines could not be made out: Do records it and fails with it
 }
 
@@ -109,7 +111,11 @@ func (o *Ops) Do(ctx context.Context, r Request) error {
 	return o.jobs.do(ctx, r.Key, func(ctx context.Context) error {
 		switch r.Control {
 		case "tags":
-			return o.tags(ctx, r)
+			return o.tags(ctx, r, o.tag)
+		case "link":
+			return o.tags(ctx, r, o.link)
+		case "remove":
+			return o.remove(ctx, r)
 		case "push":
 			return o.push(ctx, r)
 		case "pull":

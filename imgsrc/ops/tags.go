@@ -11,10 +11,10 @@ import (
 	"github.com/imgfs/imgfs/imgsrc"
 )
 
-// tags carries out a write to an image's tags.
-func (o *Ops) tags(ctx context.Context, r Request) error {
+// tags carries out a write to an image's tags, or what else changes its names.
+func (o *Ops) tags(ctx context.Context, r Request, change func(context.Context, Request) (add, remove []string, err error)) error {
 	op := operation{kind: "tag", doing: "tagging", request: r, start: time.Now()}
-	add, remove, err := o.tag(ctx, r)
+	add, remove, err := change(ctx, r)
 	if err != nil {
 		if ctx.Err() != nil {
 			err = context.Cause(ctx)
