@@ -66,6 +66,18 @@
 // change cannot be asked for meanwhile. A control's time moves when a write ends, whatever came of it, because the
 // kernel has put the written text into its cache. Half a line is kept for two seconds (control.go).
 //
+// # Names that are made
+//
+// A link that somebody makes below images/ or registry/ gives the image that its target leads to a name, and a renamed one
+// another name (links_change.go). What the target leads to is found out within the tree (target.go): the kernel, which
+// could say, holds a lock of the directory until it has the answer. For the same reason the caller's own directories are
+// never waited for, and a caller that is interrupted gets up to 0.9 s: it could not tell a name that it has just made
+// from one that was there. What no source stores is in memory (made.go): empty directories, and links with names that a
+// program made up. The kernel moves a renamed link's node to its new name; moves.go keeps what that says true.
+//
+// Removing takes Options.AllowRemove. Files in an image's directory cannot be removed, so that no rm -r ever gets as far
+// as removing the directory; rmdir alone does.
+//
 // # Locks
 //
 // FS.mu orders the states of the tree. Reads take no lock but a cache's for the moment of a look-up: the state, the list of

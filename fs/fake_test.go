@@ -116,7 +116,7 @@ func (c fakeContent) ReadAt(_ context.Context, p []byte, off int64) (int, error)
 func (fakeContent) Close() error { return nil }
 
 // tarOf is a layer with one file, called file, that holds text.
-func tarOf(t *testing.T, text string) []byte {
+func tarOf(t testing.TB, text string) []byte {
 	t.Helper()
 	var b bytes.Buffer
 	w := tar.NewWriter(&b)
@@ -134,7 +134,7 @@ func tarOf(t *testing.T, text string) []byte {
 }
 
 // makeImage makes an image that differs from others by its author.
-func makeImage(t *testing.T, author string, layers ...string) *fakeImage {
+func makeImage(t testing.TB, author string, layers ...string) *fakeImage {
 	t.Helper()
 	img := &fakeImage{}
 	created := createdAt
@@ -163,7 +163,7 @@ func makeImage(t *testing.T, author string, layers ...string) *fakeImage {
 	return img
 }
 
-func mustJSON(t *testing.T, v any) []byte {
+func mustJSON(t testing.TB, v any) []byte {
 	t.Helper()
 	b, err := json.Marshal(v)
 	if err != nil {
@@ -243,6 +243,20 @@ func (o *fakeOps) ShortNames(name string) []string {
 	return []string{"localhost/" + name, name, "docker.io/library/" + name, "docker.io/" + name}
 }
 
+// CheckName knows names with a tag, in lower case; those without a registry are below localhost.
+func (o *fakeOps) CheckName(_, name string, _ bool) (string, error) {
+	if !strings.Contains(name, ":") {
+		name += ":latest"
+	}
+	if strings.ContainsAny(name, "% ") || strings.ToLower(name) != name || strings.HasPrefix(name, ".") || strings.Contains(name, "/.") {
+		return "", imgsrc.ErrInvalid
+	}
+	if !strings.Contains(name, "/") {
+		name = "localhost/" + name
+	}
+	return name, nil
+}
+
 // lines are the first words of all the lines written so far.
 func (o *fakeOps) lines() []string {
 	o.mu.Lock()
@@ -257,7 +271,7 @@ func (o *fakeOps) lines() []string {
 }
 
 // layerCache makes a cache that keeps nothing on the disk.
-func layerCache(t *testing.T) *layer.Cache {
+func layerCache(t testing.TB) *layer.Cache {
 	t.Helper()
 	c, err := layer.OpenCache("", 0, nil)
 	if err != nil {
@@ -271,7 +285,7 @@ func layerCache(t *testing.T) *layer.Cache {
 	return c
 }
 
-func newTree(t *testing.T, images ...imgsrc.Listed) (*FS, *fakeSource, *fakeOps) {
+func newTree(t testing.TB, images ...imgsrc.Listed) (*FS, *fakeSource, *fakeOps) {
 	t.Helper()
 	src := &fakeSource{}
 	src.set(images...)

@@ -23,10 +23,13 @@ type Options struct {
 	Remotes  Remotes         // finds images in registries; nil: none
 	Layers   *layer.Cache    // where layers are indexed
 	Platform imgsrc.Platform // which image of an index is meant where none is named
-	ReadOnly bool            // no control takes a write
+	ReadOnly bool            // no control takes a write, and no names are made
 	UID, GID uint32          // who mounts: the owner of what does not come out of a layer, and the only one who may write
 	Owner    Owner           // what to show instead
 	Log      *slog.Logger
+
+	AllowRemove bool   // rm of a name untags, and rmdir of an image removes it
+	Mountpoint  string // an absolute path without symbolic links; empty: links' targets cannot begin with it
 }
 
 // Owner replaces what stat shows of every file; it changes nothing about who may write. nil leaves it as it is.
@@ -48,6 +51,9 @@ type FS struct {
 	readme     []byte
 	readmeTime time.Time
 	started    time.Time
+
+	allowRemove bool
+	mountpoint  string
 
 	ctx    context.Context // ends with the mount; shared work runs on it
 	cancel context.CancelFunc
@@ -106,6 +112,8 @@ func New(o Options) *FS {
 		layers:        o.Layers,
 		platform:      o.Platform,
 		readOnly:      o.ReadOnly,
+		allowRemove:   o.AllowRemove,
+		mountpoint:    o.Mountpoint,
 		uid:           o.UID,
 		gid:           o.GID,
 		owner:         o.Owner,
@@ -285,9 +293,10 @@ func (f *FS) imageName(n node) string {
 
 // goneEntry is a name in a directory that the kernel may have cached for good and that is there no more.
 type goneEntry struct {
-	dir  node
-	name string
-	done chan struct{} // instead of a name: closed when it is its turn
+	dir   node
+	name  string
+	moved *moved        // the link that was moved there; nil if none was
+	done  chan struct{} // instead of a name: closed when it is its turn
 }
 
 // forget has the kernel told, later: to tell it from a request's handler may wait for the lock that the request's own
@@ -332,6 +341,9 @@ func (f *FS) forgetNames(ctx context.Context) {
 				close(g.done)
 			} else if server := f.server.Load(); server != nil {
 				server.EntryNotify(uint64(g.dir), g.name)
+			}
+			if g.moved != nil {
+				f.arrived(g.moved)
 			}
 		}
 	}

@@ -25,7 +25,9 @@ type nameSpace struct {
 	of func(*imgsrc.Entry) []string
 	// find is asked for a path that is not listed. It returns the id of the image that is meant, or that the path is a
 	// directory, or neither.
-	find func(ctx context.Context, snap *imgsrc.Snapshot, path string) (id string, dir bool, err error)
+	find  func(ctx context.Context, snap *imgsrc.Snapshot, path string) (id string, dir bool, err error)
+	made  imgsrc.Made // guarded by FS.mu; replaced whole
+	moves moves
 }
 
 // The name spaces.
@@ -51,6 +53,7 @@ func (f *FS) initSpaces() {
 // nameState is the tree of names below one of these directories in one state of the catalog.
 type nameState struct {
 	tree *imgsrc.NameTree
+	made imgsrc.Made
 	// base is when the names last changed before the mount; changed holds the later changes, by path, of directories and
 	// links.
 	base    time.Time
@@ -59,7 +62,7 @@ type nameState struct {
 }
 
 func emptyNames() *nameState {
-	return &nameState{tree: imgsrc.NewNameTree(func(func(string, string) bool) {})}
+	return &nameState{tree: imgsrc.NewNameTree(func(func(string, string) bool) {}, imgsrc.Made{})}
 }
 
 // nameState builds the tree of a snapshot's names; what differs from the old one gets now as its time.
@@ -73,7 +76,8 @@ func (sp *nameSpace) state(snap *imgsrc.Snapshot, old *nameState, first bool, no
 					}
 				}
 			}
-		}),
+		}, sp.made),
+		made:    sp.made,
 		base:    old.base,
 		changed: map[string]time.Time{},
 	}
@@ -186,7 +190,7 @@ func (sp *nameSpace) node(path string, c imgsrc.NameChild) node {
 	if c.Dir {
 		return sp.dirNode(path)
 	}
-	return makeNode(0, sp.links, sp.index.number(path+linkSeparator+c.ID))
+	return makeNode(0, sp.links, sp.index.number(sp.moves.latest(path+linkSeparator+c.ID)))
 }
 
 func (sp *nameSpace) dirNode(path string) node { return makeNode(0, sp.dirs, sp.index.number(path)) }
@@ -225,7 +229,9 @@ func (v namesView) attr(ctx context.Context, n node, cheap bool) (attr, error) {
 	if err != nil {
 		return attr{}, err
 	}
-	return dirAttr(v.inoOf(path), s.time(path), true), nil
+	a := dirAttr(v.inoOf(path), s.time(path), true)
+	v.f.takesWrites(&a, !v.f.readOnly)
+	return a, nil
 }
 
 func (v namesView) lookup(ctx context.Context, dir node, name string) (found, error) {
@@ -296,7 +302,9 @@ type linksView struct{ *nameSpace }
 // target returns a link's path, and the id and relative path of the image it leads to.
 func (v linksView) target(n node) (path, target string, err error) {
 	s, ok := v.index.name(n.entry())
+	s = v.moves.of(n, s)
 	path, id, isLink := strings.Cut(s, linkSeparator)
+	id, _, _ = strings.Cut(id, linkSeparator)
 	if !ok || !isLink {
 		return "", "", syscall.ENOENT
 	}

@@ -39,18 +39,25 @@ type Ops interface {
 	// it is no reference.
 	ShortNames(name string) []string
 
+	// CheckName returns a name as the source stores it that would take it for the image with this id: a registry if remote
+	// is set, and only other sources if not. Without an id it is whichever source takes it. Errors: imgsrc.ErrInvalid if it
+	// can be a name in none of them, imgsrc.ErrUnsupported if there is none.
+	CheckName(id, name string, remote bool) (string, error)
+
 	// LastError returns the text of the last failed operation on the image with this id, empty if there was none, and
 	// when it changed. Without an id it is that of the last pull or load.
 	LastError(id string) (text string, changed time.Time)
 }
 
-// Write is one write to a control file.
+// Write is one write to a control file, or what ln, mv and rm ("link") or rmdir ("remove") ask for.
 type Write struct {
-	Control string     // the file's name: "tags", "push", "pull", "load"
+	// Control is the file's name: "tags", "push", "pull", "load"; or "link", with lines as for tags, or "remove", without.
+	Control string
 	Image   string     // the id of the image whose control it is; empty for those of the mountpoint
 	Lines   [][]string // the words of each line; blank lines and comments are left out
 	Key     string     // equal for equal writes (file, user, bytes), and only for those
 	UID     uint32     // the writer
 	PID     uint32     // the writer; 0 if it cannot be seen from here
+	Remote  bool       // of a link: its name is one in a registry
 	Err     error      // why Lines could not be made out: Do records it and fails with it
 }

@@ -73,45 +73,6 @@ func (f *FS) Mknod(cancel <-chan struct{}, in *fuse.MknodIn, name string, out *f
 	return fuse.EROFS
 }
 
-// Mkdir makes no directories.
-func (f *FS) Mkdir(cancel <-chan struct{}, in *fuse.MkdirIn, name string, out *fuse.EntryOut) fuse.Status {
-	return fuse.EROFS
-}
-
-// Symlink makes no links.
-func (f *FS) Symlink(cancel <-chan struct{}, h *fuse.InHeader, target, name string, out *fuse.EntryOut) fuse.Status {
-	return fuse.EROFS
-}
-
-// Link makes no links.
-func (f *FS) Link(cancel <-chan struct{}, in *fuse.LinkIn, name string, out *fuse.EntryOut) fuse.Status {
-	return fuse.EROFS
-}
-
-// Rename moves nothing.
-func (f *FS) Rename(cancel <-chan struct{}, in *fuse.RenameIn, oldName, newName string) fuse.Status {
-	return fuse.EROFS
-}
-
-// Unlink removes nothing: not even for an rm -rf of the mountpoint.
-func (f *FS) Unlink(cancel <-chan struct{}, h *fuse.InHeader, name string) fuse.Status {
-	return f.refuseRemoval(h)
-}
-
-// Rmdir removes nothing.
-func (f *FS) Rmdir(cancel <-chan struct{}, h *fuse.InHeader, name string) fuse.Status {
-	return f.refuseRemoval(h)
-}
-
-// refuseRemoval tells what could be removed, if this mount allowed it, from what never can.
-func (f *FS) refuseRemoval(h *fuse.InHeader) fuse.Status {
-	dir := node(h.NodeId)
-	if dir == idsNode || dir.image() == 0 && dir.view() == viewNames {
-		return fuse.EPERM
-	}
-	return fuse.EROFS
-}
-
 // SetXAttr sets no attributes.
 func (f *FS) SetXAttr(cancel <-chan struct{}, in *fuse.SetXAttrIn, name string, data []byte) fuse.Status {
 	return fuse.Status(syscall.EROFS)

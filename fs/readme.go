@@ -50,6 +50,9 @@ A link is a link: add a slash to read what it points to, and search where the im
   skopeo copy oci:oci:NAME:TAG dir:/tmp/x any image with any tool that reads OCI layouts
   echo localhost/web:2 > ids/<id>/tags    tags it
   echo -localhost/web:1 > ids/<id>/tags   untags it
+  ln -s base:1 images/localhost/web:2     tags it too; ln -sfn takes the name from another image, mv gives it another
+                                          name, mkdir makes room for names; with --allow-remove rm untags, and
+                                          rmdir ids/<id> removes the image
   echo localhost:5000/web:2 > ids/<id>/push
                                           pushes it; the write returns when the push is done
   cat ids/<id>/error                      says why a write failed

@@ -15,7 +15,7 @@ import (
 
 // findShort finds what is not listed below images/.
 func (f *FS) findShort(ctx context.Context, snap *imgsrc.Snapshot, path string) (id string, dir bool, err error) {
-	if id, ok := f.unlisted(snap, path); ok {
+	if id, _, ok := f.named(snap, path); ok {
 		return id, false, nil
 	}
 	return "", f.isInfix(ctx, snap, path), nil
@@ -24,30 +24,34 @@ func (f *FS) findShort(ctx context.Context, snap *imgsrc.Snapshot, path string) 
 // isHidden says whether a path is one that shells and desktops look for everywhere, and that no image has.
 func isHidden(path string) bool { return strings.HasPrefix(path, ".") }
 
-// unlisted returns the id of the image that a path below images/ means, although no image has it as its name.
-func (f *FS) unlisted(snap *imgsrc.Snapshot, path string) (id string, ok bool) {
+// named returns the id of the image that a path below images/ means, although no image has it as its name, and the name
+// that the image has; none if the path says its digest.
+func (f *FS) named(snap *imgsrc.Snapshot, path string) (id, name string, ok bool) {
 	if isHidden(path) {
-		return "", false
+		return "", "", false
 	}
 	repo, d, byDigest := strings.Cut(path, "@")
 	candidates := f.ops.ShortNames(repo)
 	if byDigest {
-		return imageByDigest(snap, repo, candidates, digest.Digest(d))
+		id, ok = imageByDigest(snap, repo, candidates, digest.Digest(d))
+		return id, "", ok
 	}
 	for _, name := range candidates {
 		if e := snap.ByName(name); e != nil {
-			return e.ID, true
+			return e.ID, name, true
 		}
 	}
-	name := path
-	if !strings.Contains(name, ":") {
-		name += ":latest"
+	typed := path
+	if !strings.Contains(typed, ":") {
+		typed += ":latest"
 	}
 	ids := map[string][]string{}
 	snap.EachName(func(full string, e *imgsrc.Entry) {
-		if full == name || strings.HasSuffix(full, "/"+name) {
+		if full == typed || strings.HasSuffix(full, "/"+typed) {
 			ids[e.ID] = append(ids[e.ID], full)
-			id = e.ID
+			if id != e.ID || full < name {
+				id, name = e.ID, full
+			}
 		}
 	})
 	if len(ids) > 1 {
@@ -58,7 +62,7 @@ func (f *FS) unlisted(snap *imgsrc.Snapshot, path string) (id string, ok bool) {
 		slices.Sort(names)
 		f.log.Warn("looking up an ambiguous name", "name", path, "candidates", strings.Join(names, " "))
 	}
-	return id, len(ids) == 1
+	return id, name, len(ids) == 1
 }
 
 // imageByDigest finds an image with a manifest of this digest and a name in this repository, which may be short.

@@ -31,7 +31,7 @@ func TestUnlistedNames(t *testing.T) {
 		"web@sha256:0":            "",
 		"docker.io/library/nginx": web.desc.ID,
 	} {
-		if id, ok := f.unlisted(f.state.Load().snap, path); id != want && ok || ok != (want != "") {
+		if id, _, ok := f.named(f.state.Load().snap, path); id != want && ok || ok != (want != "") {
 			t.Errorf("images/%s: %.12s, %v; want %.12s", path, id, ok, want)
 		}
 	}

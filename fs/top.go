@@ -91,7 +91,9 @@ func (v topView) attr(ctx context.Context, n node, cheap bool) (attr, error) {
 	case topReadme:
 		return fileAttr(i, int64(len(v.f.readme)), v.f.readmeTime), nil
 	case topIDs:
-		return dirAttr(i, v.f.refresh(ctx).idsTime, true), nil
+		a := dirAttr(i, v.f.refresh(ctx).idsTime, true)
+		v.f.takesWrites(&a, v.f.allowRemove && !v.f.readOnly)
+		return a, nil
 	case topEvents:
 		text, changed := v.f.ops.Events()
 		a := fileAttr(i, int64(len(text)), latest(changed, v.f.started))

@@ -24,10 +24,19 @@ type NameChild struct {
 	ID   string // of the image that the link leads to; empty for a directory
 }
 
-// NewNameTree makes the tree of the names that it is given, each with the id of its image. Names that can be no file
-// name (empty, or with NUL) are left out. Of two equal names the first counts.
-func NewNameTree(names iter.Seq2[string, string]) *NameTree {
+// Made is what somebody has put into a NameTree that no name accounts for.
+type Made struct {
+	Dirs  map[string]bool   // paths of directories
+	Links map[string]string // the ids of images, by path; a name's own link goes before
+}
+
+// NewNameTree makes the tree of the names that it is given, each with the id of its image, and of what was made. Names
+// that can be no file name (empty, or with NUL) are left out. Of two equal names the first counts.
+func NewNameTree(names iter.Seq2[string, string], made Made) *NameTree {
 	t := &NameTree{dirs: map[string][]NameChild{"": nil}, long: map[string]string{}}
+	for path := range made.Dirs {
+		t.makeDir(path)
+	}
 	for name, id := range names {
 		path, ok := pathOf(name)
 		if !ok {
@@ -39,6 +48,11 @@ func NewNameTree(names iter.Seq2[string, string]) *NameTree {
 			t.addLong(path, id)
 			continue
 		}
+		t.dirs[dir] = append(t.dirs[dir], NameChild{Name: base, ID: id})
+	}
+	for path, id := range made.Links {
+		dir, base := splitPath(path)
+		t.makeDir(dir)
 		t.dirs[dir] = append(t.dirs[dir], NameChild{Name: base, ID: id})
 	}
 	for dir, children := range t.dirs {

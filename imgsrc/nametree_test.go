@@ -59,12 +59,18 @@ func TestNameTree(t *testing.T) {
 		{"", "none"},
 		{"a\x00", "none"},
 		{"..", "11"},
-	}))
+	}), Made{
+		Dirs:  map[string]bool{"h.io/made/empty": true, "localhost": true},
+		Links: map[string]string{"h.io/a:v1": "not the name's", "h.io/made/temp": "12"},
+	})
 	for path, want := range map[string][]string{
 		"":          {"%2E%2E=11", "h.io/", "latest=7", "localhost/", "localhost:=5", "localhost::=4", "x%2Fy:z=8"},
-		"h.io":      {"a/", "a:=2", "a:v1=3"},
+		"h.io":      {"a/", "a:=2", "a:v1=3", "made/"},
+		"h.io/made": {"empty/", "temp=12"},
 		"h.io/a":    {"b:c=1"},
-		"localhost": {"web:1=6"},
+
+		"h.io/made/empty": {},
+		"localhost":       {"web:1=6"},
 	} {
 		if got := show(t, tree, path); !slices.Equal(got, want) {
 			t.Errorf("Dir(%q) = %q, want %q", path, got, want)
@@ -100,7 +106,7 @@ func TestNameTree(t *testing.T) {
 func TestNameTreeDisplacedTooLong(t *testing.T) {
 	// A repository's last part of 250 bytes would be a directory of a longer one; the host keeps the whole below 255.
 	repo := strings.Repeat("r", 249)
-	tree := NewNameTree(pairs([][2]string{{"h.io/" + repo, "1"}, {"h.io/" + repo + ":x", "2"}}))
+	tree := NewNameTree(pairs([][2]string{{"h.io/" + repo, "1"}, {"h.io/" + repo + ":x", "2"}}), Made{})
 	if got := show(t, tree, "h.io"); !slices.Equal(got, []string{repo + "=1", repo + ":x=2"}) {
 		t.Errorf("Dir = %q", got)
 	}
@@ -111,7 +117,7 @@ func TestNameTreeDisplacedTooLong(t *testing.T) {
 }
 
 func TestNameTreeEmpty(t *testing.T) {
-	tree := NewNameTree(pairs(nil))
+	tree := NewNameTree(pairs(nil), Made{})
 	if c, ok := tree.Dir(""); !ok || len(c) != 0 {
 		t.Errorf("Dir = %v, %v", c, ok)
 	}
@@ -125,8 +131,8 @@ func TestNameTreeProperties(t *testing.T) {
 		for i := range rapid.IntRange(0, 30).Draw(t, "count") {
 			names[drawName(t, "name")] = fmt.Sprint(i)
 		}
-		tree := NewNameTree(maps.All(names))
-		again := NewNameTree(maps.All(names)) // another order
+		tree := NewNameTree(maps.All(names), Made{})
+		again := NewNameTree(maps.All(names), Made{}) // another order
 		want := 0
 		for name := range names {
 			if _, ok := pathOf(name); ok {
@@ -178,13 +184,13 @@ func BenchmarkNewNameTree(b *testing.B) {
 	list := tenThousand()
 	b.ReportAllocs()
 	for b.Loop() {
-		NewNameTree(pairs(list))
+		NewNameTree(pairs(list), Made{})
 	}
 }
 
 func BenchmarkNameTreeLookup(b *testing.B) {
 	list := tenThousand()
-	tree := NewNameTree(pairs(list))
+	tree := NewNameTree(pairs(list), Made{})
 	b.ReportAllocs()
 	for i := 0; b.Loop(); i++ {
 		if _, ok := tree.Lookup(list[i%len(list)][0]); !ok {

@@ -21,6 +21,9 @@ type Flags struct {
 	// them as the images have them. This package only parses them: the file system carries them out.
 	UID, GID, Umask *uint32
 
+	// AllowRemove is allow_remove: names and images can be removed. This package only parses it.
+	AllowRemove bool
+
 	// Platform is the value of platform=, as it was written; empty if there is none. This package does not look into it.
 	Platform string
 }
@@ -76,6 +79,8 @@ func (f *Flags) set(word string) error {
 		f.ReadOnly = true
 	case "rw":
 		f.ReadOnly = false
+	case "allow_remove":
+		f.AllowRemove = true
 	case "allow_other":
 		f.AllowOther = true
 	case "noxattr":

@@ -18,6 +18,8 @@ func TestParseOptions(t *testing.T) {
 		{words: "rw"},
 		{words: "ro", want: Flags{ReadOnly: true}},
 		{words: "ro,rw"},
+		{words: "allow_remove", want: Flags{AllowRemove: true}},
+		{words: "allow_remove=1", err: ErrOption},
 		{words: "rw,ro", want: Flags{ReadOnly: true}},
 		{words: "ro,allow_other,noxattr,noexec", want: Flags{ReadOnly: true, AllowOther: true, NoXattr: true, NoExec: true}},
 		{words: "noexec,exec,nosuid,nodev"},

@@ -36,6 +36,8 @@ type mountOptions struct {
 
 	insecureNetworks []netip.Prefix // what insecure says; nil: the default
 
+	allowRemove bool
+
 	flags    mount.Flags     // what words say
 	platform imgsrc.Platform // what platformText or words say
 }
@@ -59,6 +61,7 @@ whose process was killed is replaced.
 
 Words for -o, separated by commas:
   ro             the controls take no writes (as --read-only)
+  allow_remove   rm of a name untags, and rmdir of ids/ID removes the image (as --allow-remove)
   allow_other    other users may read too, each as the modes in the images allow
   noxattr        no extended attributes
   uid=, gid=, umask=
@@ -88,7 +91,8 @@ Words that only fstab(5) gives a meaning are ignored.
 	f := cmd.Flags()
 	f.SortFlags = false
 	f.BoolVarP(&o.foreground, "foreground", "f", false, "serve in this process instead of in the background")
-	f.BoolVar(&o.readOnly, "read-only", false, "take no writes: no tags, no pushes")
+	f.BoolVar(&o.readOnly, "read-only", false, "take no writes: no tags, no names, no pushes")
+	f.BoolVar(&o.allowRemove, "allow-remove", false, "rm of a name untags, rmdir of ids/ID removes the image; without it both are refused")
 	f.StringArrayVarP(&o.words, "options", "o", nil, "mount options, as in fstab(5)")
 	f.StringVar(&o.platformText, "platform", "", "os/architecture[/variant]: which image of an index is meant (default: for this machine)")
 	f.StringVar(&o.authFile, "authfile", "", "credentials for registries (default: where podman looks)")
@@ -113,6 +117,7 @@ func (o *mountOptions) parse() error {
 		}
 	}
 	o.flags.ReadOnly = o.flags.ReadOnly || o.readOnly
+	o.flags.AllowRemove = o.flags.AllowRemove || o.allowRemove
 	if err := o.parsePlatform(); err != nil {
 		return err
 	}

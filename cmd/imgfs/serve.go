@@ -86,6 +86,9 @@ func (o *mountOptions) serve(ctx context.Context, a *app, specs []*spec, mountpo
 		GID:      uint32(os.Getegid()),
 		Owner:    fs.Owner{UID: o.flags.UID, GID: o.flags.GID, Umask: o.flags.Umask},
 		Log:      log,
+
+		AllowRemove: o.flags.AllowRemove,
+		Mountpoint:  point.Path(),
 	})
 	following, stop := context.WithCancel(ctx)
 	var wg sync.WaitGroup
@@ -124,6 +127,7 @@ func request(w fs.Write) ops.Request {
 		Key:     w.Key,
 		UID:     w.UID,
 		PID:     w.PID,
+		Remote:  w.Remote,
 		Err:     w.Err,
 	}
 }
