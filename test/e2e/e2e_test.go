@@ -87,13 +87,13 @@ var commands = map[string]func(ts *testscript.TestScript, neg bool, args []strin
 	"checktree":  checkTree,     // checktree MOUNTPOINT: all that the digests, ids and sizes in ids/ promise; prints how many images and layers
 	"hasjson":    hasJSON,       // hasjson FILE FILTER: jq's filter gives neither false nor null
 	"randread":   randRead,      // randread FILE DIGEST: eight readers at random offsets get the bytes that DIGEST is of
-	"registry":   startRegistry, // registry [-auth|-held|-mirror ORIGIN] NAME: start one; sets $NAME to HOST:PORT. -held: uploads wait for release
+	"registry":   startRegistry, // registry [-auth|-held|-stuck|-mirror ORIGIN] NAME: start one; sets $NAME to HOST:PORT. -held: uploads wait for release; -stuck: downloads, after the first half
 	"engine":     startEngine,   // engine: a Docker engine of this script's own; sets $DOCKER_HOST
 
 	"proxy":        startProxy,   // proxy [-user USER:PASSWORD] REGISTRY NAME: one that leads to a registry, whatever is asked for; sets $NAME to HOST:PORT
 	"proxied":      proxied,      // [!] proxied NAME TEXT: the proxy was asked for what has TEXT in it since the last look
 	"stopregistry": stopRegistry, // stopregistry NAME
-	"held":         held,         // held NAME: wait until an upload waits
-	"release":      release,      // release NAME: let all uploads go on
-	"abandoned":    abandoned,    // abandoned NAME: wait until the client has given up every upload that waited
+	"held":         held,         // held NAME: wait until an upload or a download waits
+	"release":      release,      // release NAME: let all of them go on
+	"abandoned":    abandoned,    // abandoned NAME: wait until the client has given up all that waited
 }

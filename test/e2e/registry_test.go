@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -62,10 +63,10 @@ func startRegistry(ts *testscript.TestScript, neg bool, args []string) {
 	case 3:
 		kind, origin, name = args[0], args[1], args[2]
 	}
-	usage(ts, neg, args, name != "" && (kind == "" || kind == "-auth" || kind == "-held") == (origin == "") && (origin == "" || kind == "-mirror"),
-		"registry [-auth|-held|-mirror ORIGIN] NAME")
-	if kind == "-held" {
-		h := &holding{next: registry.New(registry.Logger(log.New(io.Discard, "", 0))), gate: make(chan struct{})}
+	usage(ts, neg, args, name != "" && (kind == "" || kind == "-auth" || kind == "-held" || kind == "-stuck") == (origin == "") && (origin == "" || kind == "-mirror"),
+		"registry [-auth|-held|-stuck|-mirror ORIGIN] NAME")
+	if kind == "-held" || kind == "-stuck" {
+		h := &holding{next: registry.New(registry.Logger(log.New(io.Discard, "", 0))), gate: make(chan struct{}), downloads: kind == "-stuck"}
 		server := httptest.NewServer(h)
 		s.registries[name] = &registryServer{holding: h, server: server}
 		ts.Setenv(name, strings.TrimPrefix(server.URL, "http://"))
@@ -119,22 +120,44 @@ func freeAddress(ts *testscript.TestScript) string {
 }
 
 // holding is a registry in which whatever sends the bytes of a blob waits at a gate: until the gate is opened, or the
-// client is gone.
+// client is gone. With downloads it is the registry itself that waits, after the first half of a blob.
 type holding struct {
-	next    http.Handler
-	gate    chan struct{}
-	let     sync.Once    // closes gate
-	waiting atomic.Int32 // uploads at the gate
-	given   atomic.Int32 // uploads that were given up there
+	next      http.Handler
+	downloads bool
+	gate      chan struct{}
+	let       sync.Once    // closes gate
+	waiting   atomic.Int32 // uploads or downloads at the gate
+	given     atomic.Int32 // those that were given up there
 }
 
 func (h *holding) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if (r.Method == http.MethodPatch || r.Method == http.MethodPut) && strings.Contains(r.URL.Path, "/blobs/uploads/") {
+	if h.downloads && r.Method == http.MethodGet && strings.Contains(r.URL.Path, "/blobs/sha256:") {
+		h.half(w, r)
+		return
+	}
+	if !h.downloads && (r.Method == http.MethodPatch || r.Method == http.MethodPut) && strings.Contains(r.URL.Path, "/blobs/uploads/") {
 		if !h.hold(r) {
 			return
 		}
 	}
 	h.next.ServeHTTP(w, r)
+}
+
+// half answers with the first half of a blob, and with the second when the gate is open.
+func (h *holding) half(w http.ResponseWriter, r *http.Request) {
+	answer := httptest.NewRecorder()
+	h.next.ServeHTTP(answer, r)
+	body := answer.Body.Bytes()
+	for name, values := range answer.Header() {
+		w.Header()[name] = values
+	}
+	w.Header().Set("Content-Length", strconv.Itoa(len(body)))
+	w.WriteHeader(answer.Code)
+	_, _ = w.Write(body[:len(body)/2])
+	_ = http.NewResponseController(w).Flush()
+	if h.hold(r) {
+		_, _ = w.Write(body[len(body)/2:])
+	}
 }
 
 // hold returns when the gate is open, or false when the client is gone.
@@ -158,7 +181,7 @@ func (h *holding) hold(r *http.Request) bool {
 func holdingRegistry(ts *testscript.TestScript, args []string) *registryServer {
 	r := of(ts).registries[args[0]]
 	if r == nil || r.holding == nil {
-		ts.Fatalf("%s is not a registry that was started with -held", args[0])
+		ts.Fatalf("%s is not a registry that was started with -held or -stuck", args[0])
 	}
 	return r
 }
@@ -166,7 +189,7 @@ func holdingRegistry(ts *testscript.TestScript, args []string) *registryServer {
 func held(ts *testscript.TestScript, neg bool, args []string) {
 	usage(ts, neg, args, len(args) == 1, "held NAME")
 	r := holdingRegistry(ts, args)
-	poll(ts, "an upload", func() bool { return r.waiting.Load() > 0 })
+	poll(ts, "an upload or a download", func() bool { return r.waiting.Load() > 0 })
 }
 
 func release(ts *testscript.TestScript, neg bool, args []string) {
@@ -177,7 +200,7 @@ func release(ts *testscript.TestScript, neg bool, args []string) {
 func abandoned(ts *testscript.TestScript, neg bool, args []string) {
 	usage(ts, neg, args, len(args) == 1, "abandoned NAME")
 	r := holdingRegistry(ts, args)
-	poll(ts, "the end of all uploads", func() bool { return r.waiting.Load() == 0 && r.given.Load() > 0 })
+	poll(ts, "the end of all uploads and downloads", func() bool { return r.waiting.Load() == 0 && r.given.Load() > 0 })
 }
 
 func (h *holding) open() { h.let.Do(func() { close(h.gate) }) }
