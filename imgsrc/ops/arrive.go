@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/http"
 	"os"
+	"regexp"
 	"strings"
 	"syscall"
 	"time"
@@ -60,12 +61,15 @@ func (o *Ops) receive(ctx context.Context, a arrival) (id string, err error) {
 	return id, shorter(err, a.ref)
 }
 
+// spoolText is where a blob was kept in the meantime, which is of no use to anybody.
+var spoolText = regexp.MustCompile(`writing blob: (storing blob to file "[^"]*": (happened during read: )?|adding layer with blob "[^ ]*": )`)
+
 // shorter leaves out of an error's text what the operation says already.
 func shorter(err error, ref types.ImageReference) error {
 	if err == nil {
 		return nil
 	}
-	text := err.Error()
+	text := spoolText.ReplaceAllString(err.Error(), "")
 	for _, prefix := range []string{"initializing source " + transports.ImageName(ref) + ": ", "Source image rejected: "} {
 		text = strings.Replace(text, prefix, "", 1)
 	}

@@ -45,7 +45,8 @@ func findRootfs(ctx context.Context, file string) (*rootfs, error) {
 	sum := digest.Canonical.Digester()
 	counted := &countingReader{r: io.TeeReader(in, sum.Hash())}
 	tr := tar.NewReader(counted)
-	for n := 0; ; n++ {
+	n := 0
+	for ; ; n++ {
 		h, err := tr.Next()
 		if err == io.EOF {
 			break
@@ -57,11 +58,14 @@ func findRootfs(ctx context.Context, file string) (*rootfs, error) {
 			return nil, nil
 		}
 	}
-	if _, err := io.Copy(io.Discard, counted); err != nil {
-		return nil, notTar(file, 1, err)
-	}
 	if counted.n == 0 {
 		return nil, fail(imgsrc.ErrInvalid, "%s is empty", quote(file))
+	}
+	if counted.tail != [tarBlock]byte{} { // the reader takes the end of the file for the end of the archive as well
+		return nil, notTar(file, n, io.ErrUnexpectedEOF)
+	}
+	if _, err := io.Copy(io.Discard, counted); err != nil {
+		return nil, notTar(file, n, err)
 	}
 	r.diffID, r.size = sum.Digest(), counted.n
 	return r, nil
@@ -74,7 +78,7 @@ func notTar(file string, n int, err error) error {
 		return err
 	case errors.Is(err, imgsrc.ErrDamaged):
 		return fail(imgsrc.ErrDamaged, "%s is damaged: %s", quote(file), err)
-	case n == 0 && errors.Is(err, tar.ErrHeader):
+	case n == 0 && (errors.Is(err, tar.ErrHeader) || errors.Is(err, io.ErrUnexpectedEOF)):
 		return fail(imgsrc.ErrInvalid, "%s is neither an archive of images nor a tar of a root file system", quote(file))
 	case errors.Is(err, io.ErrUnexpectedEOF):
 		return fail(imgsrc.ErrDamaged, "%s is cut short, after %d files", quote(file), n)
@@ -105,14 +109,25 @@ type twoClosers struct {
 
 func (c *twoClosers) Close() error { return errors.Join(c.ReadCloser.Close(), c.below.Close()) }
 
+// tarBlock is what a tar's length is a multiple of. At its end are two such blocks of zeros.
+const tarBlock = 512
+
+// A countingReader knows how much has been read through it, and what came last.
 type countingReader struct {
-	r io.Reader
-	n int64
+	r    io.Reader
+	n    int64
+	tail [tarBlock]byte
 }
 
 func (c *countingReader) Read(p []byte) (int, error) {
 	n, err := c.r.Read(p)
 	c.n += int64(n)
+	if n >= tarBlock {
+		copy(c.tail[:], p[n-tarBlock:n])
+	} else if n > 0 {
+		copy(c.tail[:], c.tail[n:])
+		copy(c.tail[tarBlock-n:], p[:n])
+	}
 	return n, err
 }
 
