@@ -64,12 +64,16 @@ func (o *Ops) receive(ctx context.Context, a arrival) (id string, err error) {
 // spoolText is where a blob was kept in the meantime, which is of no use to anybody.
 var spoolText = regexp.MustCompile(`writing blob: (storing blob to file "[^"]*": (happened during read: )?|adding layer with blob "[^ ]*": )`)
 
+// rejectedText names the image, which the operation does as well.
+var rejectedText = regexp.MustCompile(`Running image \S+ is rejected by policy\.`)
+
 // shorter leaves out of an error's text what the operation says already.
 func shorter(err error, ref types.ImageReference) error {
 	if err == nil {
 		return nil
 	}
 	text := spoolText.ReplaceAllString(err.Error(), "")
+	text = rejectedText.ReplaceAllString(text, "rejected")
 	for _, prefix := range []string{"initializing source " + transports.ImageName(ref) + ": ", "Source image rejected: "} {
 		text = strings.Replace(text, prefix, "", 1)
 	}
