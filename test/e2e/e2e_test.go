@@ -71,7 +71,7 @@ func condition(cond string) (bool, error) {
 // commands are what scripts can do beyond testscript's own commands.
 var commands = map[string]func(ts *testscript.TestScript, neg bool, args []string){
 	"need":       need,          // need PROGRAM...: skip without them; fail where CI=true
-	"layout":     layout,        // layout SET DIR: make an OCI layout; SET is sample, odd, formats, stargz, many=N, files=N or big=BYTES
+	"layout":     layout,        // layout SET DIR: make an OCI layout; SET is sample, odd, formats, stargz, lazy, many=N, files=N or big=BYTES
 	"store":      store,         // store DRIVER: a containers-storage of this script's own; sets $STORE and what podman, buildah and skopeo use
 	"likepodman": likePodman,    // likepodman MOUNTPOINT: ids/ says of each image what podman inspect says
 	"mounted":    mounted,       // mounted MOUNTPOINT: something that was mounted with exec is unmounted at the end of the script

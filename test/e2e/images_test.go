@@ -24,6 +24,8 @@ func layout(ts *testscript.TestScript, neg bool, args []string) {
 		err = images.Sample(l)
 	case "stargz":
 		err = images.Stargz(l)
+	case "lazy":
+		err = images.Lazy(l)
 	case "formats":
 		err = images.Formats(l)
 	case "odd":

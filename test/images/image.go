@@ -27,6 +27,8 @@ const (
 
 	// EStargz is gzip too, in members that can be read on their own.
 	EStargz Compression = "estargz"
+	// ZstdChunked is zstd in frames that can be read on their own.
+	ZstdChunked Compression = "zstd:chunked"
 )
 
 // A Layer is one layer, or a step of the history without one.
@@ -161,8 +163,11 @@ func (l *Layout) writeLayer(layer Layer, how Compression, docker bool) (digest.D
 	if layer.SpoilTar != nil || layer.SpoilBlob != nil {
 		return l.writeSpoilt(layer)
 	}
-	if how == EStargz {
+	switch how {
+	case EStargz:
 		return l.writeStargz(layer)
+	case ZstdChunked:
+		return l.writeChunked(layer)
 	}
 	f, err := os.CreateTemp(l.blobs(), ".layer-")
 	if err != nil {
@@ -172,7 +177,7 @@ func (l *Layout) writeLayer(layer Layer, how Compression, docker bool) (digest.D
 	defer f.Close()
 	blob, diff := digest.Canonical.Digester(), digest.Canonical.Digester()
 	packed := io.MultiWriter(f, blob.Hash())
-	zw, suffix, err := compressor(packed, how)
+	zw, suffix, err := compress(packed, how)
 	if err != nil {
 		return "", v1.Descriptor{}, err
 	}
@@ -201,7 +206,7 @@ func (l *Layout) writeLayer(layer Layer, how Compression, docker bool) (digest.D
 	return diff.Digest(), desc, os.Chmod(l.path(desc.Digest), 0o644)
 }
 
-func compressor(w io.Writer, how Compression) (io.WriteCloser, string, error) {
+func compress(w io.Writer, how Compression) (io.WriteCloser, string, error) {
 	switch how {
 	case Gzip, "":
 		return gzip.NewWriter(w), "gzip", nil
