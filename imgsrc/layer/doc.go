@@ -26,6 +26,16 @@
 // out, and the log says how many. Several indexes are made at a time, but those of more than some 300,000 files one by
 // one.
 //
+// # Tables of contents
+//
+// An eStargz or zstd:chunked layer ends with a table of contents, and its files are compressed in chunks of their own, each
+// with its digest. A TOCRef reads the table from a blob of which only ranges are at hand, and verifies it against what the
+// manifest says of it; its entries are emitted as those of a tar are, so that index and merge are the same code, and the
+// Chunks say where in the blob a body lies and verify what is unpacked from there. A table without a digest in the manifest
+// is not used, nor one that leaves something open: names that are not UTF-8 (JSON has them otherwise), chunks without a
+// sha256 digest or of more than 64 MiB, more than 128 MiB of JSON. What such a table says less than the tar are parts of
+// seconds, with eStargz.
+//
 // # The cache
 //
 // Random access to a compressed layer needs its uncompressed bytes, so a Cache decompresses a layer once into a file,
@@ -58,6 +68,9 @@
 //	v1/index-<form>/<algorithm>/<hex> an index, by its imgsrc.FilesKey: the layer's digest, or if there is a Place the
 //	                                  sha256 of the digest, a space and the Place
 //	v1/part/<kind>-<algorithm>-<hex>  a file that is being made
+//
+// Other directories there are other packages' (registry's blobs, and parts of blobs): they count, by what they occupy on the
+// disk, and are evicted as these are.
 //
 // The format is append-only: these names keep their meaning for good, and another format goes to another directory
 // beside v1, which older programs leave alone. v1/sums-diff and v1/sums-blob are earlier programs': checksums in place of

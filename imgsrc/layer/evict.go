@@ -5,6 +5,7 @@ import (
 	"io/fs"
 	"os"
 	"slices"
+	"syscall"
 	"time"
 
 	"github.com/imgfs/imgfs/imgsrc/cachefile"
@@ -46,8 +47,9 @@ func (c *Cache) evict(free int64) {
 				return nil
 			}
 			if err == nil {
-				files = append(files, file{path, kind == diffKind || kind == blobKind, fi.Size(), fi.ModTime()})
-				total += fi.Size()
+				size := occupied(fi)
+				files = append(files, file{path, kind == diffKind || kind == blobKind, size, fi.ModTime()})
+				total += size
 			}
 			return err
 		})
@@ -80,6 +82,21 @@ func (c *Cache) evict(free int64) {
 // sweeps is how often the cache is looked through while as much is written as it may hold: what other processes write
 // meanwhile is above the limit for that long.
 const sweeps = 64
+
+// occupied is how many bytes a file takes: of one with holes less than its length.
+func occupied(fi fs.FileInfo) int64 {
+	if st, ok := fi.Sys().(*syscall.Stat_t); ok {
+		return min(fi.Size(), st.Blocks*512)
+	}
+	return fi.Size()
+}
+
+// Wrote counts bytes that somebody else has added to the cache's directory, and evicts what is above the limit.
+func (c *Cache) Wrote(bytes int64) {
+	if c.dir != nil {
+		c.wrote(bytes)
+	}
+}
 
 // wrote counts bytes that were added to the cache, and evicts what is above the limit, if that may be.
 func (c *Cache) wrote(bytes int64) {

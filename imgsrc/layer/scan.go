@@ -47,12 +47,14 @@ func (t *tarFiles) Root(ctx context.Context) (*imgsrc.File, error) {
 
 var errFirst = errors.New("the first entry is enough")
 
-// RootOf returns the first entry of those that entries lists, if it is for the root directory, and else nil.
+// RootOf returns the first entry of those that entries lists, if it is for the root directory, and else nil. The marks of
+// eStargz do not count.
 func RootOf(entries func(emit func(*imgsrc.File) error) error) (root *imgsrc.File, err error) {
 	err = entries(func(f *imgsrc.File) error {
-		if parts, ok := splitPath(nil, f.Name); ok && len(parts) == 0 && f.Type == '5' {
-			root = f
+		if isStargzMark(f) {
+			return nil
 		}
+		root = AsRoot(f)
 		return errFirst
 	})
 	if err != nil && !errors.Is(err, errFirst) {
@@ -61,8 +63,19 @@ func RootOf(entries func(emit func(*imgsrc.File) error) error) (root *imgsrc.Fil
 	return root, nil
 }
 
+// AsRoot returns an entry if it is for the root directory, and else nil.
+func AsRoot(f *imgsrc.File) *imgsrc.File {
+	if parts, ok := splitPath(nil, f.Name); !ok || len(parts) > 0 || f.Type != '5' {
+		return nil
+	}
+	return f
+}
+
 // TarForm is the form of files whose bodies lie in an uncompressed tar.
 const TarForm = "tar"
+
+// TOCForm is the form of files that a table of contents lists, and whose bodies lie compressed in the blob.
+const TOCForm = "toc"
 
 func (t *tarFiles) Key() imgsrc.FilesKey { return t.key }
 func (t *tarFiles) Close() error         { return t.content.Close() }
@@ -217,7 +230,7 @@ func fileOf(h *tar.Header, head []byte) (*imgsrc.File, error) {
 	}
 	for key, value := range h.PAXRecords {
 		name, ok := strings.CutPrefix(key, xattrPrefix)
-		if ok && hasNamespace(name) && len(name) <= maxXattrName && len(value) <= maxXattr {
+		if ok && isXattr(name, len(value)) {
 			f.Xattrs = append(f.Xattrs, imgsrc.Xattr{Name: name, Value: value})
 		}
 	}
@@ -239,6 +252,11 @@ func fileOf(h *tar.Header, head []byte) (*imgsrc.File, error) {
 		return f, mapSparse(f, strings.FieldsFunc(numbers, func(r rune) bool { return r == ',' }))
 	}
 	return f, nil
+}
+
+// isXattr says whether a kernel takes an extended attribute of this name and with as many bytes.
+func isXattr(name string, size int) bool {
+	return hasNamespace(name) && len(name) <= maxXattrName && size <= maxXattr
 }
 
 // hasNamespace says whether a kernel takes this for the name of an extended attribute (xattr(7)).

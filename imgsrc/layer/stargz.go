@@ -22,20 +22,24 @@ type stargzFilter struct {
 }
 
 func (s *stargzFilter) add(f *imgsrc.File) error {
-	name := strings.TrimPrefix(path.Clean("/"+f.Name), "/")
 	if s.toc { // it was not the last: then it is a file like others
 		if err := s.release(); err != nil {
 			return err
 		}
 	}
-	if f.Type != '0' || !stargzMarks[name] {
+	if !isStargzMark(f) {
 		return s.pass(f)
 	}
 	held := *f
 	s.held = append(s.held, &held)
-	s.toc = name == stargzTOC
+	s.toc = rootName(f) == stargzTOC
 	return nil
 }
+
+// isStargzMark says whether an entry may be one that only belongs to eStargz.
+func isStargzMark(f *imgsrc.File) bool { return f.Type == '0' && stargzMarks[rootName(f)] }
+
+func rootName(f *imgsrc.File) string { return strings.TrimPrefix(path.Clean("/"+f.Name), "/") }
 
 func (s *stargzFilter) release() error {
 	s.toc = false

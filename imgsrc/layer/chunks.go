@@ -1,0 +1,181 @@
+package layer
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"fmt"
+	"io"
+	"slices"
+	"sync"
+
+	"github.com/klauspost/compress/zstd"
+
+	"github.com/imgfs/imgfs/imgsrc"
+	"github.com/imgfs/imgfs/imgsrc/layer/inflate"
+)
+
+const (
+	// maxChunk is how many bytes a chunk may have, with what stands before it in its stream: it is in memory as a whole.
+	maxChunk = 64 << 20
+	// maxChunks is how many chunks a layer may have.
+	maxChunks = 1<<32 - 1
+	// slack is how many bytes a compressed stream may have beyond twice what is in it.
+	slack = 64 << 10
+)
+
+// A chunk is bytes of a file that lie together in the blob, and are compressed on their own.
+type chunk struct {
+	off, end int64 // where in the blob
+	inner    int64 // uncompressed bytes from off to the chunk
+	at, size int64 // which bytes of the file
+	zeros    bool  // none are in the blob
+	sum      [sumLen]byte
+}
+
+// Chunks is where in a blob the bodies of a layer's files lie. It is immutable.
+type Chunks struct {
+	list   []chunk
+	starts []int64 // where compressed streams begin, in order, and at last where they end
+}
+
+// Memory is what it occupies, in bytes.
+func (t *Chunks) Memory() int64 { return int64(len(t.list))*88 + int64(len(t.starts))*8 }
+
+// Range is where in the blob chunk n lies: none of it, if that is empty.
+func (t *Chunks) Range(n int) (from, to int64) { return t.list[n].off, t.list[n].end }
+
+// Size is how many bytes chunk n has when it is unpacked, with what stands before it in its stream.
+func (t *Chunks) Size(n int) int64 { return t.list[n].inner + t.list[n].size }
+
+// Snap returns the last place that is no further than at, and where nothing would be cut in two.
+func (t *Chunks) Snap(at int64) int64 {
+	i, found := slices.BinarySearch(t.starts, at)
+	if found || i == 0 {
+		return at
+	}
+	return t.starts[i-1]
+}
+
+// Of calls each with the numbers of the chunks that have a body's bytes, from an offset on, until it returns false. What
+// is a body of another layer is not asked for.
+func (t *Chunks) Of(b imgsrc.Body, from int64, each func(n int) bool) error {
+	first, count := int(b.Where&maxChunks), int(b.Where>>32)
+	if b.Size == 0 {
+		return nil
+	}
+	if first > len(t.list) || count > len(t.list)-first || count == 0 {
+		return fmt.Errorf("%w: %q is not in the table of contents", imgsrc.ErrDamaged, b.Path)
+	}
+	i, found := slices.BinarySearchFunc(t.list[first:first+count], from, func(c chunk, at int64) int {
+		switch {
+		case c.at+c.size <= at:
+			return -1
+		case c.at > at:
+			return 1
+		}
+		return 0
+	})
+	if !found {
+		return nil
+	}
+	for n := first + i; n < first+count && each(n); n++ {
+	}
+	return nil
+}
+
+// Read reads from a body as Files.ReadBody does. unpacked returns a chunk's bytes.
+func (t *Chunks) Read(ctx context.Context, b imgsrc.Body, p []byte, off int64, unpacked func(ctx context.Context, n int) ([]byte, error)) (int, error) {
+	if off < 0 || off >= b.Size {
+		return 0, io.EOF
+	}
+	var end error
+	if int64(len(p)) > b.Size-off {
+		p, end = p[:b.Size-off], io.EOF
+	}
+	done := 0
+	var err error
+	if bad := t.Of(b, off, func(n int) bool {
+		c := &t.list[n]
+		at := off + int64(done) - c.at
+		if at < 0 || at >= c.size || done == len(p) {
+			return false
+		}
+		if c.zeros {
+			k := int(min(int64(len(p)-done), c.size-at))
+			clear(p[done : done+k])
+			done += k
+			return true
+		}
+		var body []byte
+		if body, err = unpacked(ctx, n); err != nil {
+			return false
+		}
+		done += copy(p[done:], body[at:])
+		return true
+	}); bad != nil {
+		return 0, bad
+	}
+	if err == nil && done == len(p) {
+		err = end
+	} else if err == nil {
+		err = io.EOF
+	}
+	return done, err
+}
+
+// Unpack returns the bytes of chunk n, out of those that the blob has at its range. Error: imgsrc.ErrDamaged if they are
+// not what the table of contents says.
+func (t *Chunks) Unpack(n int, packed []byte) (b []byte, err error) {
+	c := &t.list[n]
+	defer func() {
+		if r := recover(); r != nil { // bytes from outside are met here
+			err = fmt.Errorf("panic: %v", r)
+		}
+		if err != nil {
+			err = fmt.Errorf("the %d bytes at %d of the blob: %w: %w", len(packed), c.off, imgsrc.ErrDamaged, err)
+		}
+	}()
+	var z io.Reader
+	switch Detect(packed[:min(len(packed), HeadLen)]) {
+	case Gzip:
+		r := inflaters.Get().(*inflate.Reader)
+		r.Reset(bytes.NewReader(packed))
+		defer func() {
+			r.Reset(nil)
+			inflaters.Put(r)
+		}()
+		z = r
+	case Zstd:
+		r, ok := chunkDecoders.Get().(*zstd.Decoder)
+		if !ok {
+			if r, err = zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(maxWindow), zstd.WithDecoderLowmem(true)); err != nil {
+				return nil, err
+			}
+		}
+		if err := r.Reset(bytes.NewReader(packed)); err != nil {
+			return nil, err
+		}
+		defer func() {
+			_ = r.Reset(nil)
+			chunkDecoders.Put(r)
+		}()
+		z = r
+	default:
+		return nil, fmt.Errorf("no gzip and no zstd begins there")
+	}
+	if _, err := io.CopyN(io.Discard, z, c.inner); err != nil {
+		return nil, err
+	}
+	b = make([]byte, c.size)
+	if _, err := io.ReadFull(z, b); err != nil {
+		return nil, err
+	}
+	if sha256.Sum256(b) != c.sum {
+		return nil, fmt.Errorf("they do not match the chunk's digest")
+	}
+	return b, nil
+}
+
+// chunkDecoders are kept, because making one costs more than most chunks.
+var chunkDecoders sync.Pool
