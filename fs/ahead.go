@@ -6,6 +6,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/imgfs/imgfs/imgsrc"
 	"github.com/imgfs/imgfs/imgsrc/layer"
 )
 
@@ -154,7 +155,7 @@ func (t *tree) batch(first uint32) *batch {
 	}
 	for size := int64(0); b.next < t.Len(); b.next++ {
 		p, ok := t.Place(b.next)
-		if !ok || p.Size == 0 || p.Size > aheadFile || t.Inode(b.next) != b.next || !here[p.Layer] {
+		if !ok || p.Size == 0 || p.Size > aheadFile || t.Inode(b.next) != b.next || !here[p.Layer] && !t.isNear(p) {
 			continue
 		}
 		if size += p.Size; size > aheadBytes {
@@ -165,6 +166,17 @@ func (t *tree) batch(first uint32) *batch {
 		}
 	}
 	return b
+}
+
+// isNear says whether a file of a layer that is not here can be read without fetching anything.
+func (t *tree) isNear(p layer.Place) bool {
+	files := t.img.f.files.use(contentKey{t.img.slot, t.base + p.Layer, contentFiles})
+	if files == nil {
+		return false
+	}
+	defer files.release()
+	partial, ok := files.it.(imgsrc.Partial)
+	return ok && files.it.Key() == t.keys[p.Layer] && partial.Near(p.Body)
 }
 
 // load reads the files of a batch, several at a time: they may lie on a disk.

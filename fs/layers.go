@@ -14,6 +14,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/imgfs/imgfs/imgsrc"
+	"github.com/imgfs/imgfs/imgsrc/layer"
 )
 
 // probed says whether the source has something of a layer.
@@ -91,6 +92,19 @@ func (l layerFile) bytes(ctx context.Context) ([]byte, error) {
 		*ok = p.ok
 		if kind == contentDiff {
 			state.WhyNot = p.why
+		}
+	}
+	if state.Files {
+		files, err := l.img.openFiles(ctx, l.n)
+		switch {
+		case err == nil:
+			state.TOC = files.Key().Form == layer.TOCForm
+			err = files.Close()
+		case ctx.Err() == nil && !errors.Is(err, imgsrc.ErrNotFound):
+			err = nil // reading them says so
+		}
+		if err != nil {
+			return nil, err
 		}
 	}
 	return imgsrc.LayerInfoJSON(l.r.facts, l.n, state)
@@ -278,7 +292,11 @@ func (v layersView) attr(ctx context.Context, n node, cheap bool) (attr, error) 
 		return attr{}, errCostly
 	}
 	b, err := l.bytes(ctx)
-	return fileAttr(l.ino, int64(len(b)), l.r.created), err
+	a := fileAttr(l.ino, int64(len(b)), l.r.created)
+	if _, remote := l.img.remote(); remote && l.row.info { // what it says of the files is corrected if they cannot be had so
+		a = a.asLive()
+	}
+	return a, err
 }
 
 func (v layersView) lookup(ctx context.Context, dir node, name string) (found, error) {

@@ -155,8 +155,18 @@ func (img *image) makeTree(ctx context.Context, view uint16) (*tree, error) {
 // diffRow is the row of layerTable that is a tree.
 var diffRow = &layerTable[slices.IndexFunc(layerTable, func(r layerRow) bool { return r.diff })]
 
-// indexes returns what the image's layers from first to end hold.
-func (img *image) indexes(ctx context.Context, first, end int) ([]*layer.Index, []imgsrc.FilesKey, error) {
+// indexes returns what the image's layers from first to end hold. A source may find only while it reads a layer that it must
+// do so in another way: then it is asked again.
+func (img *image) indexes(ctx context.Context, first, end int) (all []*layer.Index, keys []imgsrc.FilesKey, err error) {
+	for range end - first + 1 {
+		if all, keys, err = img.tryIndexes(ctx, first, end); !errors.Is(err, syscall.EAGAIN) {
+			break
+		}
+	}
+	return all, keys, err
+}
+
+func (img *image) tryIndexes(ctx context.Context, first, end int) ([]*layer.Index, []imgsrc.FilesKey, error) {
 	r, err := img.render(ctx)
 	if err != nil {
 		return nil, nil, err

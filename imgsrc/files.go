@@ -28,6 +28,13 @@ type Files interface {
 	io.Closer
 }
 
+// Partial is implemented by Files whose bodies are fetched when they are read.
+type Partial interface {
+	Files
+	// Near says whether a body can be read without fetching anything. It does no I/O, and may be wrong.
+	Near(b Body) bool
+}
+
 // A FilesKey names the entries of a layer.
 type FilesKey struct {
 	Form   string        // how bodies are found: a word of [a-z]

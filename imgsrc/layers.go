@@ -12,6 +12,7 @@ type LayerState struct {
 	Diff   bool   // the uncompressed tar
 	Files  bool   // the files
 	WhyNot string // why one of them is missing; empty if that needs no explanation
+	TOC    bool   // the files are shown as the layer's table of contents has them, and not as its tar
 }
 
 func (f *Facts) layer(n int) (*LayerFacts, error) {
@@ -101,9 +102,13 @@ func LayerInfoJSON(f *Facts, n int, s LayerState) ([]byte, error) {
 		Diff        bool              `json:"diff"`
 		Files       bool              `json:"files"`
 		WhyNot      string            `json:"whyNot,omitempty"`
+		Metadata    string            `json:"metadata,omitempty"`
 	}{
 		Digest: string(l.Digest), DiffID: string(l.DiffID), MediaType: l.MediaType, Annotations: l.Annotations,
 		Blob: s.Blob, Diff: s.Diff, Files: s.Files, WhyNot: s.WhyNot,
+	}
+	if s.TOC {
+		info.Metadata = "toc"
 	}
 	if l.Size >= 0 {
 		info.Size = &l.Size

@@ -251,8 +251,10 @@ func (c *Client) BlobRange(ctx context.Context, repo string, d digest.Digest, of
 }
 
 func (c *Client) blobRange(ctx context.Context, p place, d digest.Digest, offset, n int64) ([]byte, error) {
-	ctx, cancel := context.WithTimeout(ctx, c.limits.stall)
-	defer cancel()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(context.Canceled)
+	stall := time.AfterFunc(c.limits.stall, func() { cancel(errStalled) })
+	defer stall.Stop()
 	r := p.request(http.MethodGet, "/blobs/"+d.String())
 	r.header.Set("Range", fmt.Sprintf("bytes=%d-%d", offset, offset+n-1))
 	r.want = []int{http.StatusOK, http.StatusPartialContent, http.StatusRequestedRangeNotSatisfiable}
@@ -266,7 +268,7 @@ func (c *Client) blobRange(ctx context.Context, p place, d digest.Digest, offset
 		return nil, nil
 	case http.StatusOK:
 		if offset > 0 {
-			return nil, &failure{text: r.doing(p.endpoint) + ": the server knows no ranges", condition: imgsrc.ErrUnsupported}
+			return nil, &failure{text: r.doing(p.endpoint) + ": the server knows no ranges", status: resp.StatusCode, condition: imgsrc.ErrUnsupported}
 		}
 	default:
 		b := &body{off: offset, total: -1}
@@ -274,9 +276,19 @@ func (c *Client) blobRange(ctx context.Context, p place, d digest.Digest, offset
 			return nil, &failure{text: r.doing(p.endpoint) + ": " + err.Error(), condition: imgsrc.ErrDamaged}
 		}
 	}
-	part, err := io.ReadAll(io.LimitReader(resp.Body, n))
-	c.counted(d, len(part))
-	if err != nil {
+	var part []byte
+	buf := make([]byte, min(n, 256<<10))
+	for err == nil && int64(len(part)) < n {
+		var k int
+		stall.Reset(c.limits.stall)
+		k, err = resp.Body.Read(buf[:min(n-int64(len(part)), int64(len(buf)))])
+		part = append(part, buf[:k]...)
+		c.counted(d, k)
+	}
+	if err != nil && err != io.EOF {
+		if errors.Is(context.Cause(ctx), errStalled) {
+			err = errStalled
+		}
 		return nil, sendFailure(r.doing(p.endpoint), err, p.knownSecrets())
 	}
 	return part, nil

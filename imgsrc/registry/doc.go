@@ -33,7 +33,8 @@
 // # What must hold
 //
 //   - No byte of a manifest, a config or a layer is returned that was not verified against its digest, and none of a
-//     layer before all of it was. Only Files.Root is not verified, where the layer is not in the cache: it asks for the
+//     layer before all of it was, or else against the digest of its chunk in a table of contents whose own digest is in the
+//     manifest. Only Files.Root is not verified, where the layer is not in the cache: it asks for the
 //     beginning of it.
 //   - Every answer is bounded, in bytes (manifests and configs 4 MiB, a blob what its descriptor says) and in time: ten
 //     seconds for a document, thirty without a byte for a blob. Requests are repeated a few times when a connection
@@ -46,8 +47,23 @@
 //     in no error and no log, even if a server repeats them.
 //   - While nobody looks at the stamp, the registry is left alone; otherwise it is asked at most once a minute.
 //
+// # Layers with a table of contents
+//
+// Of eStargz and zstd:chunked layers (see lazy) Files asks for the table, and for the chunks of what is read, by ranges of
+// the blob: a little more than is wanted, and the more the longer a reader goes on at one place, up to 4 MiB (see ranges).
+// Who has read a third of a blob, or a quarter from its beginning on, gets it as a whole, from where the parts end; so does
+// whoever wants the blob or the tar. What came stays in the cache, and is verified chunk by chunk whenever it is read.
+//
+//   - What is shown of a layer does not change while the source is open. If its blob or its tar is in the cache when
+//     somebody first looks into it, its files are those of the tar; otherwise those of the table, until the source is
+//     closed, also when the blob has come. FilesKey.Form says which. They can differ: eStargz has times to the second.
+//   - A table that cannot be had (the registry knows no ranges, or sends others), that is not what its digest says, or that
+//     leaves something open (see package layer) is given up for the tar before anything of it was shown.
+//   - A chunk that is not what the table says is asked for again, and then taken from the whole blob, which is verified: it
+//     may have been a mirror's. If it is wrong there too, table and blob contradict each other: that file is ErrDamaged.
+//
 // # The cache
 //
-// Manifests, configs and the last listing are kept below manifests (see documents), blobs beside the decompressed layers
-// of package layer (see blobs), so that they share its bound. Offline, these are all there is.
+// Manifests, configs and the last listing are kept below manifests (see documents), blobs and parts of blobs beside the
+// decompressed layers of package layer (see blobs and ranges), so that they share its bound. Offline, these are all there is.
 package registry

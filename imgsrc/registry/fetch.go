@@ -145,6 +145,9 @@ func (x *blob) fill(ctx context.Context, f *os.File) error {
 	if x.size >= 0 && have > x.size || x.size < 0 {
 		have = 0
 	}
+	if have == 0 && x.size > 0 {
+		have = x.blobs.source.seed(x.digest, f)
+	}
 	err = x.fillFrom(ctx, f, have, false)
 	if errors.Is(err, imgsrc.ErrDamaged) && (have > 0 || x.blobs.source.client.hasMirrors(x.repo, x.digest)) {
 		x.blobs.source.log.Warn("fetching blob again", "source", x.blobs.source.Name(), "blob", x.digest, "error", err)

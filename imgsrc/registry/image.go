@@ -268,7 +268,7 @@ func (m *image) layer(ctx context.Context, n int) (l imgsrc.LayerFacts, err erro
 	return l, nil
 }
 
-// Files implements imgsrc.Image: the entries of the tar that Diff opens.
+// Files implements imgsrc.Image: the entries of the tar that Diff opens, or those of a table of contents.
 func (m *image) Files(ctx context.Context, n int) (imgsrc.Files, error) {
 	l, err := m.layer(ctx, n)
 	if err != nil {
@@ -278,7 +278,11 @@ func (m *image) Files(ctx context.Context, n int) (imgsrc.Files, error) {
 	if key.Digest == "" {
 		key.Digest = l.Digest
 	}
-	return &layerFiles{Files: layer.TarFiles(m.diff(l), key, nil), image: m, layer: l}, nil
+	whole := &layerFiles{Files: layer.TarFiles(m.diff(l), key, nil), image: m, layer: l}
+	if z := m.source.lazy(m.repo, l); z != nil {
+		return &lazyFiles{image: m, lazy: z, tar: whole}, nil
+	}
+	return whole, nil
 }
 
 // layerFiles are the entries of the tar that Diff opens, of which the first can be had without all of it.

@@ -18,6 +18,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	"go.podman.io/image/v5/docker/reference"
 	"go.podman.io/image/v5/types"
+	"golang.org/x/sync/semaphore"
 
 	"github.com/imgfs/imgfs/imgsrc"
 	"github.com/imgfs/imgfs/imgsrc/flight"
@@ -94,6 +95,14 @@ type Source struct {
 	fetchedMu  sync.Mutex
 	fetched    map[digest.Digest]*atomic.Int64
 
+	// Layers that are read by their tables of contents, the parts of blobs that came for that, and their chunks.
+	lazyMu    sync.Mutex
+	lazies    map[lazyKey]*lazy
+	parts     map[digest.Digest]*ranges
+	tocs      chan struct{}
+	unpacking *semaphore.Weighted
+	unpacked  *unpackedChunks
+
 	foreign sync.Map // of hasForeign
 	warned  sync.Map // what was left out of a listing, and said
 
@@ -141,6 +150,8 @@ func newSource(o Options) (*Source, error) {
 	s := &Source{
 		cache: o.Cache, onlyAsked: o.Asked, offline: o.Offline, platform: o.Platform, every: o.test.every, log: o.Log,
 		watchers: map[chan struct{}]bool{}, fetched: map[digest.Digest]*atomic.Int64{},
+		lazies: map[lazyKey]*lazy{}, parts: map[digest.Digest]*ranges{}, tocs: make(chan struct{}, parallelTOCs),
+		unpacking: semaphore.NewWeighted(unpackBytes), unpacked: newUnpacked(),
 	}
 	host, err := s.parse(o.Ref)
 	if err != nil {
@@ -322,6 +333,12 @@ func (s *Source) moved() {
 // Close stops what is under way, and closes all files. Contents that are open fail with fs.ErrClosed.
 func (s *Source) Close() error {
 	s.flights.Close()
+	s.unpacked.close()
+	s.lazyMu.Lock()
+	for _, r := range s.parts {
+		r.close()
+	}
+	s.lazyMu.Unlock()
 	s.blobs.close()
 	s.client.close()
 	return s.docs.close()

@@ -1,0 +1,144 @@
+package registry
+
+import (
+	"context"
+	"io"
+	"os"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/imgfs/imgfs/imgsrc/cachefile"
+)
+
+// Whoever reads a good part of a blob gets the rest faster in one piece.
+
+// streamAhead is how far behind what has arrived of a blob something may lie for a reader to wait for it.
+const streamAhead = 8 << 20
+
+// readsOnLocked says whether a reader is going through the blob: a quarter of it from its beginning on, which the whole then
+// goes on from, or a third of it in any order.
+func (r *ranges) readsOnLocked() bool {
+	return r.got.first() > r.size/4 || r.got.total() > r.size/3
+}
+
+// blob returns the whole blob, which is fetched when somebody waits for it.
+func (r *ranges) blob() (*blob, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.blobLocked()
+}
+
+func (r *ranges) blobLocked() (*blob, error) {
+	if r.x != nil {
+		return r.x, nil
+	}
+	x, err := r.source.blobs.use(r.repo, r.digest, r.size)
+	if err != nil {
+		return nil, err
+	}
+	r.x = x
+	return x, nil
+}
+
+// fetchWhole begins to fetch the whole blob, if it is time for that.
+func (r *ranges) fetchWhole() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.coming || r.failed || r.source.offline || !r.readsOnLocked() {
+		return
+	}
+	x, err := r.blobLocked()
+	if err != nil {
+		return // there is nothing to wait for: parts are asked for, as before
+	}
+	r.coming = r.source.flights.Start(new(int), func(ctx context.Context) (any, error) {
+		h, err := x.wait(ctx, -1)
+		if err == nil {
+			x.done(h)
+		} else if ctx.Err() == nil {
+			r.source.log.Warn("fetching a blob as a whole, of which parts were read", "source", r.source.Name(), "blob", r.digest, "error", err)
+		}
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		r.coming, r.failed = false, err != nil
+		if err == nil {
+			r.unnameLocked()
+		}
+		return nil, nil
+	})
+}
+
+// unnameLocked removes the file's name when the whole blob has one: who has opened it can read on.
+func (r *ranges) unnameLocked() {
+	b := r.source.blobs
+	if r.file != nil && hasFile(b.dir, blobPath(r.digest)) {
+		cachefile.Remove(b.dir, rangesPath(r.digest), r.file, r.source.log)
+	}
+}
+
+// fromBlob returns a part of the whole blob, if that is here or will soon have come so far. Not ok if it is better asked
+// for. With all set it waits until all of the blob has come, and was verified.
+func (r *ranges) fromBlob(ctx context.Context, from, to int64, all bool) (b []byte, ok bool, err error) {
+	r.mu.Lock()
+	coming := r.coming
+	r.mu.Unlock()
+	if !all && !coming && !r.source.blobs.hasBlob(r.digest) {
+		return nil, false, nil
+	}
+	x, err := r.blob()
+	if err != nil {
+		return nil, false, err
+	}
+	last := to - 1
+	switch {
+	case all:
+		last = -1
+	case !x.isNear(to):
+		return nil, false, nil
+	}
+	h, err := x.wait(ctx, last)
+	if err != nil {
+		return nil, false, err
+	}
+	defer x.done(h)
+	b = make([]byte, to-from)
+	if n, err := h.ReadAt(b, from); n < len(b) {
+		return nil, false, err
+	}
+	return b, true, nil
+}
+
+// isNear says whether a blob has come as far as an offset, or will have soon. A file of the cache that has not been opened
+// is near.
+func (x *blob) isNear(at int64) bool {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.whole || !x.busy || at <= x.arrived+streamAhead
+}
+
+// seed writes what is there of a blob, from its beginning on, into the file of one that is to be fetched, and returns how
+// many bytes that is.
+func (s *Source) seed(d digest.Digest, f *os.File) int64 {
+	s.lazyMu.Lock()
+	r := s.parts[d]
+	if r != nil {
+		r.users++
+	}
+	s.lazyMu.Unlock()
+	if r == nil {
+		return 0
+	}
+	defer s.releaseRanges(r)
+	r.mu.Lock()
+	from, n := r.file, r.got.first()
+	r.mu.Unlock()
+	if from == nil || n == 0 {
+		return 0
+	}
+	done, err := io.Copy(io.NewOffsetWriter(f, 0), io.NewSectionReader(from, 0, n))
+	if err != nil {
+		s.log.Debug("beginning a blob with the parts that are there", "blob", d, "error", err)
+		return 0
+	}
+	return done
+}
