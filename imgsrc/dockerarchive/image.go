@@ -1,6 +1,7 @@
 package dockerarchive
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -16,8 +17,9 @@ import (
 	"github.com/imgfs/imgfs/imgsrc/layer"
 )
 
-// describe makes an image of an entry. Error: that its config cannot be read, without which nothing is known of it.
-func (s *Source) describe(ctx context.Context, it item) (*described, error) {
+// describe makes an image of an entry; hashes are the digests of files that had to be hashed for others. Error: that its
+// config cannot be read, without which nothing is known of it.
+func (s *Source) describe(ctx context.Context, it item, hashes map[string]digest.Digest) (*described, error) {
 	config, _, err := blobs.ReadFile(s.tar, it.Config, imgsrc.MaxManifest)
 	if err != nil {
 		return nil, fmt.Errorf("%w: reading its config: %w", imgsrc.ErrDamaged, err)
@@ -29,7 +31,7 @@ func (s *Source) describe(ctx context.Context, it item) (*described, error) {
 	s.lies(d, it.Config)
 	made, err := s.makeManifest(ctx, it, manifest.Schema2Descriptor{
 		MediaType: manifest.DockerV2Schema2ConfigMediaType, Size: int64(len(config)), Digest: d,
-	}, config)
+	}, config, hashes)
 	desc := imgsrc.Desc{ID: d.Encoded(), Config: d, MediaType: manifest.DockerV2Schema2MediaType}
 	if err != nil {
 		if ctx.Err() != nil {
@@ -63,7 +65,7 @@ func (s *Source) there(config string) error {
 }
 
 // makeManifest makes the manifest that the format does not have.
-func (s *Source) makeManifest(ctx context.Context, it item, config manifest.Schema2Descriptor, text []byte) ([]byte, error) {
+func (s *Source) makeManifest(ctx context.Context, it item, config manifest.Schema2Descriptor, text []byte, hashes map[string]digest.Digest) ([]byte, error) {
 	var parsed struct {
 		RootFS struct {
 			DiffIDs []digest.Digest `json:"diff_ids"`
@@ -81,7 +83,7 @@ func (s *Source) makeManifest(ctx context.Context, it item, config manifest.Sche
 		if err := ids[i].Validate(); err != nil {
 			return nil, fmt.Errorf("%w: diff id %q: %w", imgsrc.ErrDamaged, ids[i], err)
 		}
-		l, err := s.describeLayer(ctx, file, ids[i])
+		l, err := s.describeLayer(ctx, file, ids[i], hashes)
 		if err != nil {
 			return nil, fmt.Errorf("layer %d: %w", i, err)
 		}
@@ -90,9 +92,9 @@ func (s *Source) makeManifest(ctx context.Context, it item, config manifest.Sche
 	return manifest.Schema2FromComponents(config, layers).Serialize()
 }
 
-// describeLayer looks at the beginning of a layer's file; at all of it, if it is compressed and its name does not say its
-// digest.
-func (s *Source) describeLayer(ctx context.Context, file string, diffID digest.Digest) (manifest.Schema2Descriptor, error) {
+// describeLayer looks at the beginning of a layer's file; at all of it, if it is compressed, its name does not say its
+// digest and no other image has had it hashed.
+func (s *Source) describeLayer(ctx context.Context, file string, diffID digest.Digest, hashes map[string]digest.Digest) (manifest.Schema2Descriptor, error) {
 	f, err := s.tar.Open(file)
 	if err != nil {
 		return manifest.Schema2Descriptor{}, fmt.Errorf("%w: %w", imgsrc.ErrDamaged, err)
@@ -105,10 +107,11 @@ func (s *Source) describeLayer(ctx context.Context, file string, diffID digest.D
 		return l, fmt.Errorf("reading %s: %w", file, err)
 	}
 	if layer.Detect(head[:n]) != layer.None {
-		if l.Digest = digestName(file); l.Digest == "" {
+		if l.Digest = cmp.Or(digestName(file), hashes[file]); l.Digest == "" {
 			if l.Digest, err = digest.FromReader(&interruptible{ctx, io.NewSectionReader(f, 0, l.Size)}); err != nil {
 				return l, fmt.Errorf("reading %s: %w", file, err)
 			}
+			hashes[file] = l.Digest
 		}
 	}
 	s.lies(l.Digest, file)

@@ -1,6 +1,7 @@
 package dockerarchive
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -216,12 +217,12 @@ func (s *Source) List(ctx context.Context) (*imgsrc.Listing, error) {
 	if err := s.tar.Problem(); err != nil {
 		l.Problems = append(l.Problems, fmt.Errorf("%w: %w", imgsrc.ErrDamaged, err))
 	}
-	found := map[string]*described{}
+	found, hashes := map[string]*described{}, map[string]digest.Digest{}
 	for _, it := range s.wanted(items) {
 		key := it.Config + "\x00" + strings.Join(it.Layers, "\x00")
-		d := known[key]
+		d := cmp.Or(found[key], known[key])
 		if d == nil {
-			if d, err = s.describe(ctx, it); err != nil {
+			if d, err = s.describe(ctx, it, hashes); err != nil {
 				if ctx.Err() != nil {
 					return nil, ctx.Err()
 				}
