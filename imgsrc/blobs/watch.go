@@ -3,19 +3,23 @@ package blobs
 import (
 	"context"
 	"errors"
+	"fmt"
 	"path/filepath"
 
 	"github.com/fsnotify/fsnotify"
+
+	"github.com/imgfs/imgfs/imgsrc"
 )
 
-// WatchFile calls changed after each change of a file, also when it is replaced, until ctx ends. It then returns nil.
-func WatchFile(ctx context.Context, file string, changed func()) error {
+// Watch calls changed after each change of a file in dir whose name is meant, also when it is replaced, until ctx ends: it
+// then returns nil. Error: imgsrc.ErrNotFound when the directory goes.
+func Watch(ctx context.Context, dir string, meant func(name string) bool, changed func()) error {
 	w, err := fsnotify.NewWatcher()
 	if err != nil {
 		return err
 	}
 	defer w.Close()
-	if err := w.Add(filepath.Dir(file)); err != nil {
+	if err := w.Add(dir); err != nil {
 		return err
 	}
 	changed() // what happened before the watch began
@@ -24,10 +28,13 @@ func WatchFile(ctx context.Context, file string, changed func()) error {
 		case <-ctx.Done():
 			return nil
 		case e, ok := <-w.Events:
-			if !ok {
+			switch {
+			case !ok:
 				return fsnotify.ErrClosed
-			}
-			if e.Name == file {
+			case e.Name == dir && (e.Has(fsnotify.Remove) || e.Has(fsnotify.Rename)):
+				changed()
+				return fmt.Errorf("%w: the directory %s was removed or renamed", imgsrc.ErrNotFound, dir)
+			case meant(filepath.Base(e.Name)):
 				changed()
 			}
 		case err, ok := <-w.Errors:
@@ -41,4 +48,10 @@ func WatchFile(ctx context.Context, file string, changed func()) error {
 			}
 		}
 	}
+}
+
+// WatchFile is Watch for one file.
+func WatchFile(ctx context.Context, file string, changed func()) error {
+	name := filepath.Base(file)
+	return Watch(ctx, filepath.Dir(file), func(n string) bool { return n == name }, changed)
 }

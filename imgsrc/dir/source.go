@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 
 	"github.com/opencontainers/go-digest"
@@ -103,9 +104,10 @@ func (s *Source) Stamp() imgsrc.Stamp {
 	return stamp
 }
 
-// Watch implements [imgsrc.Source].
+// Watch implements [imgsrc.Source]. Manifests that an index lists may come one after the other.
 func (s *Source) Watch(ctx context.Context, changed func()) error {
-	if err := blobs.WatchFile(ctx, filepath.Join(s.dir, manifestFile), changed); err != nil {
+	isManifest := func(name string) bool { return strings.HasSuffix(name, manifestFile) }
+	if err := blobs.Watch(ctx, s.dir, isManifest, changed); err != nil {
 		return fmt.Errorf("watching %s: %w", s.name, err)
 	}
 	return nil
@@ -176,7 +178,7 @@ func (w *walk) add(ctx context.Context, desc imgsrc.Desc, b []byte, from blobs.M
 			continue
 		}
 		w.seen[c.Digest] = true
-		file := pathOf(c.Digest) + ".manifest.json"
+		file := pathOf(c.Digest) + "." + manifestFile
 		read := func(context.Context) ([]byte, error) { return w.s.child(file, c.Digest) }
 		b, err := read(ctx)
 		switch {
