@@ -23,6 +23,10 @@ import (
 const (
 	// maxMembers bounds an archive. A large image has some hundred.
 	maxMembers = 1 << 20
+	// maxPath bounds a member's name and where a link leads, in bytes, and maxNames those of all together: a tar may give
+	// each a MiB, and compress that to nothing.
+	maxPath  = unix.PathMax
+	maxNames = 128 << 20
 	// maxHops is how many links in an archive may lead to one another.
 	maxHops = 16
 )
@@ -32,8 +36,18 @@ type Tar struct {
 	file  string // the archive's path
 	cache *layer.Cache
 
-	mu  sync.Mutex
-	now *members // nil once it is closed
+	ctx    context.Context // of indexing it anew
+	cancel context.CancelFunc
+
+	mu     sync.Mutex
+	now    *members // nil once it is closed
+	failed unread
+}
+
+// unread is a state of the archive that could not be indexed.
+type unread struct {
+	identity Identity
+	err      error
 }
 
 var _ Dir = (*Tar)(nil)
@@ -47,6 +61,7 @@ func OpenTar(ctx context.Context, file string, cache *layer.Cache) (*Tar, error)
 		return nil, err
 	}
 	t.now = m
+	t.ctx, t.cancel = context.WithCancel(context.Background())
 	return t, nil
 }
 
@@ -66,6 +81,7 @@ type members struct {
 type member struct {
 	off, size int64
 	link      string // where another entry's body is meant
+	sparse    bool   // the tar has it without its holes
 }
 
 // layerReader is random access to the tar, compressed or not.
@@ -110,36 +126,60 @@ func (t *Tar) indexFile(ctx context.Context, f *os.File) (*members, error) {
 			return nil, fmt.Errorf("decompressing %s: %w", t.file, err)
 		}
 	}
-	in := io.NewSectionReader(m.plain, 0, size)
+	if err := m.readHeaders(ctx, t.file, size, maxNames); err != nil {
+		if m.plain != layerReader(f) {
+			err = errors.Join(err, m.plain.Close())
+		}
+		return nil, err
+	}
+	return m, nil
+}
+
+// readHeaders takes in the members of a tar of this size, with names of at most limit bytes in all. What comes after a
+// broken header is not found, and m.err says so.
+func (m *members) readHeaders(ctx context.Context, file string, size, limit int64) error {
+	source := &tracked{r: m.plain}
+	in := io.NewSectionReader(source, 0, size)
 	tr := tar.NewReader(in)
+	names := int64(0)
 	for {
 		if err := ctx.Err(); err != nil {
-			return nil, err
+			return err
 		}
 		h, err := tr.Next()
 		if err == io.EOF {
-			return m, nil
+			return nil
+		}
+		if source.err != nil { // that says nothing about the archive
+			return fmt.Errorf("reading %s: %w", file, source.err)
 		}
 		if err != nil {
-			m.err = fmt.Errorf("reading %s after %d members: %w", t.file, len(m.entries), err)
+			m.err = fmt.Errorf("reading %s after %d members: %w", file, len(m.entries), err)
 			if len(m.entries) == 0 {
-				return nil, fmt.Errorf("%w: it is no tar archive: %w", imgsrc.ErrNoSource, m.err)
+				return fmt.Errorf("%w: it is no tar archive: %w", imgsrc.ErrNoSource, m.err)
 			}
-			return m, nil
+			return nil
 		}
 		off, err := in.Seek(0, io.SeekCurrent)
 		if err != nil {
-			return nil, err
+			return err
 		}
 		if len(m.entries) == maxMembers {
-			return nil, fmt.Errorf("%w: %s has more than %d members", imgsrc.ErrUnsupported, t.file, maxMembers)
+			return fmt.Errorf("%w: %s has more than %d members", imgsrc.ErrUnsupported, file, maxMembers)
+		}
+		if len(h.Name) > maxPath || len(h.Linkname) > maxPath {
+			continue // nobody asks for it
+		}
+		if names += int64(len(h.Name) + len(h.Linkname)); names > limit {
+			return fmt.Errorf("%w: the names in %s have more than %d bytes", imgsrc.ErrUnsupported, file, limit)
 		}
 		name := clean(h.Name)
 		switch h.Typeflag {
-		case tar.TypeReg:
-			m.entries[name] = member{off: off, size: h.Size}
-			if off+h.Size > size {
-				m.err = fmt.Errorf("%s ends within %s", t.file, name)
+		case tar.TypeReg, tar.TypeGNUSparse:
+			e := member{off: off, size: h.Size, sparse: isSparse(h)}
+			m.entries[name] = e
+			if !e.sparse && h.Size > size-off {
+				m.err = fmt.Errorf("%s ends within %s", file, name)
 			}
 		case tar.TypeLink:
 			m.entries[name] = member{link: clean(h.Linkname)}
@@ -147,6 +187,33 @@ func (t *Tar) indexFile(ctx context.Context, f *os.File) (*members, error) {
 			m.entries[name] = member{link: clean(path.Join(path.Dir(name), h.Linkname))}
 		}
 	}
+}
+
+// tracked remembers that what lies below a tar's reader has failed.
+type tracked struct {
+	r   io.ReaderAt
+	err error
+}
+
+func (t *tracked) ReadAt(p []byte, off int64) (int, error) {
+	n, err := t.r.ReadAt(p, off)
+	if err != nil && err != io.EOF {
+		t.err = err
+	}
+	return n, err
+}
+
+// isSparse says whether a member lies in the archive as GNU tar writes it with --sparse.
+func isSparse(h *tar.Header) bool {
+	if h.Typeflag == tar.TypeGNUSparse {
+		return true
+	}
+	for key := range h.PAXRecords {
+		if strings.HasPrefix(key, "GNU.sparse.") {
+			return true
+		}
+	}
+	return false
 }
 
 // clean is a member's path from the archive's top, out of which none leads.
@@ -206,9 +273,15 @@ func (t *Tar) current() (*members, error) {
 	if t.now == nil {
 		return nil, fmt.Errorf("reading %s: %w", t.file, fs.ErrClosed)
 	}
-	if t.now.identity != IdentityOf(fi) {
-		m, err := t.index(context.Background())
+	if id := IdentityOf(fi); t.now.identity != id {
+		if t.failed.identity == id {
+			return nil, t.failed.err
+		}
+		m, err := t.index(t.ctx)
 		if err != nil {
+			if isVerdict(err) {
+				t.failed = unread{id, err}
+			}
 			return nil, err
 		}
 		t.now.release()
@@ -218,6 +291,11 @@ func (t *Tar) current() (*members, error) {
 	t.now.refs++
 	t.now.mu.Unlock()
 	return t.now, nil
+}
+
+// isVerdict says whether an error is about the archive, and not about this attempt to read it.
+func isVerdict(err error) bool {
+	return errors.Is(err, imgsrc.ErrDamaged) || errors.Is(err, imgsrc.ErrNoSource) || errors.Is(err, imgsrc.ErrUnsupported)
 }
 
 func (m *members) release() {
@@ -240,6 +318,8 @@ func (m *members) find(name string) (member, error) {
 			return member{}, fmt.Errorf("%w: %s is not in the archive: %w: %w", imgsrc.ErrDamaged, name, m.err, fs.ErrNotExist)
 		case !ok:
 			return member{}, fmt.Errorf("%s is not in the archive: %w", name, fs.ErrNotExist)
+		case e.sparse:
+			return member{}, fmt.Errorf("%w: %s lies in the archive without its holes: make the archive without --sparse", imgsrc.ErrUnsupported, name)
 		case e.link == "":
 			return e, nil
 		}
@@ -303,6 +383,7 @@ func (t *Tar) Problem() error {
 
 // Close implements [Dir]. Members that are open stay readable.
 func (t *Tar) Close() error {
+	t.cancel()
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.now != nil {

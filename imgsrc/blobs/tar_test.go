@@ -5,11 +5,13 @@ import (
 	"bytes"
 	"compress/gzip"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/imgfs/imgfs/imgsrc"
@@ -17,7 +19,7 @@ import (
 )
 
 // archive is a tar of these members: a text, or a link to what stands behind an arrow.
-func archive(t *testing.T, members ...[2]string) []byte {
+func archive(t testing.TB, members ...[2]string) []byte {
 	t.Helper()
 	var b bytes.Buffer
 	tw := tar.NewWriter(&b)
@@ -166,6 +168,115 @@ func TestTarReplaced(t *testing.T) {
 	if _, err := d.Open("a"); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("gone: %v", err)
 	}
+}
+
+// A name of a MiB is nothing in a compressed archive, and must not be kept.
+func TestTarNames(t *testing.T) {
+	long := strings.Repeat("a", maxPath+1)
+	b := archive(t, [2]string{long, "x"}, [2]string{"to", "-> " + long}, [2]string{"a", "kept"})
+	d := openTar(t, writeArchive(t, b))
+	if got, _, err := ReadFile(d, "a", 100); err != nil || string(got) != "kept" {
+		t.Errorf("%q, %v", got, err)
+	}
+	if len(d.now.entries) != 1 {
+		t.Errorf("%d members are kept", len(d.now.entries))
+	}
+	m := &members{plain: d.now.plain, entries: map[string]member{}}
+	if err := m.readHeaders(t.Context(), "archive", int64(len(b)), 0); !errors.Is(err, imgsrc.ErrUnsupported) {
+		t.Errorf("more names than may be: %v", err)
+	}
+}
+
+// What GNU tar writes with --sparse has another length than its header says: its bytes are the next member's.
+func TestTarSparse(t *testing.T) {
+	var b bytes.Buffer
+	tw := tar.NewWriter(&b)
+	for _, h := range []*tar.Header{
+		{Name: "a", Typeflag: tar.TypeReg, Mode: 0o644, Size: 3}, {Name: "b", Typeflag: tar.TypeReg, Mode: 0o644, Size: 600},
+	} {
+		if err := tw.WriteHeader(h); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := tw.Write(bytes.Repeat([]byte("x"), int(h.Size))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := tw.Close(); err != nil {
+		t.Fatal(err)
+	}
+	// The first one becomes GNU's: one run of 3 bytes at the end of a file of 1000.
+	h := b.Bytes()[:512]
+	copy(h[257:], "ustar  \x00")
+	h[156] = tar.TypeGNUSparse
+	copy(h[386:], "00000001745\x0000000000003\x00")
+	copy(h[483:], "00000001750\x00")
+	copy(h[148:], "        ")
+	sum := 0
+	for _, c := range h {
+		sum += int(c)
+	}
+	copy(h[148:], fmt.Sprintf("%06o\x00 ", sum))
+	d := openTar(t, writeArchive(t, b.Bytes()))
+	if got, _, err := ReadFile(d, "a", 2000); !errors.Is(err, imgsrc.ErrUnsupported) {
+		t.Errorf("%q, %v", got, err)
+	}
+	if got, _, err := ReadFile(d, "b", 2000); err != nil || len(got) != 600 {
+		t.Errorf("behind it: %d bytes, %v", len(got), err)
+	}
+	if err := d.Problem(); err != nil {
+		t.Errorf("a whole archive: %v", err)
+	}
+}
+
+// An archive that was replaced by something else is looked at once, and not by everybody who wants a member.
+func TestTarReplacedByNone(t *testing.T) {
+	file := writeArchive(t, archive(t, [2]string{"a", "x"}))
+	d := openTar(t, file)
+	if err := os.WriteFile(file, []byte("no tar at all, whoever looks at it"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	_, first := d.Open("a")
+	_, second := d.Stat("a")
+	if !errors.Is(first, imgsrc.ErrNoSource) || first != second {
+		t.Errorf("%v, and again: %v", first, second)
+	}
+	if err := os.WriteFile(file, archive(t, [2]string{"a", "repaired"}), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if got, _, err := ReadFile(d, "a", 100); err != nil || string(got) != "repaired" {
+		t.Errorf("%q, %v", got, err)
+	}
+}
+
+type failing struct{ io.Closer }
+
+func (failing) ReadAt([]byte, int64) (int, error) { return 0, syscall.EIO }
+
+// A disk that fails is no archive that is cut short.
+func TestTarUnreadable(t *testing.T) {
+	m := &members{plain: failing{}, entries: map[string]member{}}
+	err := m.readHeaders(t.Context(), "archive", 10240, maxNames)
+	if !errors.Is(err, syscall.EIO) || isVerdict(err) || m.err != nil {
+		t.Errorf("%v, %v", err, m.err)
+	}
+}
+
+func FuzzTar(f *testing.F) {
+	f.Add(archive(f, sample...))
+	f.Add(archive(f, sample...)[:2000])
+	f.Add(append(archive(f, [2]string{"a", "x"}), 1, 2, 3))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		d, err := OpenTar(t.Context(), writeArchive(t, b), nil)
+		if err != nil {
+			return
+		}
+		defer d.Close()
+		for name := range d.now.entries {
+			if got, id, err := ReadFile(d, name, 1<<20); err == nil && int64(len(got)) != id.Size() {
+				t.Errorf("%q: %d bytes of %d", name, len(got), id.Size())
+			}
+		}
+	})
 }
 
 func TestNoTar(t *testing.T) {

@@ -52,6 +52,15 @@ func (a *Archive) List(ctx context.Context) (*imgsrc.Listing, error) {
 	return l, err
 }
 
+// Stamp implements [imgsrc.Source]: it is the archive's identity.
+func (a *Archive) Stamp() imgsrc.Stamp {
+	id, err := a.tar.Identity()
+	if err != nil {
+		return "none"
+	}
+	return imgsrc.Stamp(id.String())
+}
+
 // Watch implements [imgsrc.Source].
 func (a *Archive) Watch(ctx context.Context, changed func()) error {
 	if err := blobs.WatchFile(ctx, a.file, changed); err != nil {

@@ -419,4 +419,25 @@ func TestArchiveReplaced(t *testing.T) {
 	}
 }
 
+// A stamp costs a stat(2): it does not index what has come in an archive's place.
+func TestArchiveStamp(t *testing.T) {
+	file := packDir(t, sampleLayout(t), true)
+	s, err := layout.OpenArchive(t.Context(), "oci-archive", layout.Options{Dir: file, Cache: cacheOf(t), Log: discard})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	seen := map[imgsrc.Stamp]bool{s.Stamp(): true}
+	for _, text := range []string{"no archive", "none either"} {
+		if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if stamp := s.Stamp(); seen[stamp] {
+			t.Errorf("%q has the stamp of what was there before", text)
+		} else {
+			seen[stamp] = true
+		}
+	}
+}
+
 func digestHex(b []byte) string { return digest.FromBytes(b).Encoded() }
