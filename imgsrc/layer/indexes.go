@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"runtime"
 	"runtime/debug"
 	"sync"
 	"sync/atomic"
@@ -33,6 +34,7 @@ type indexes struct {
 	mu     sync.Mutex
 	known  map[imgsrc.FilesKey]weak.Pointer[Index]
 	held   *list.List // of *heldIndex, the one used last in front
+	inHeld map[imgsrc.FilesKey]*list.Element
 	size   int64
 	flying map[imgsrc.FilesKey]*indexJob
 	bad    map[badKey]verdict // layers that are damaged, so that they are not read again at every request
@@ -58,7 +60,7 @@ type indexJob struct {
 }
 
 func newIndexes() *indexes {
-	return &indexes{known: map[imgsrc.FilesKey]weak.Pointer[Index]{}, held: list.New(), flying: map[imgsrc.FilesKey]*indexJob{}, bad: map[badKey]verdict{}}
+	return &indexes{known: map[imgsrc.FilesKey]weak.Pointer[Index]{}, held: list.New(), inHeld: map[imgsrc.FilesKey]*list.Element{}, flying: map[imgsrc.FilesKey]*indexJob{}, bad: map[badKey]verdict{}}
 }
 
 // A Layer is what Index needs of one.
@@ -141,6 +143,7 @@ func (c *Cache) makeIndex(l Layer, j *indexJob) {
 	}
 	if err == nil {
 		ix.known[k] = weak.Make(x)
+		runtime.AddCleanup(x, ix.forget, k)
 		ix.hold(k, x)
 	}
 	ix.mu.Unlock()
@@ -244,21 +247,31 @@ func (ix *indexes) get(k imgsrc.FilesKey) *Index {
 		delete(ix.known, k)
 		return nil
 	}
-	for el := ix.held.Front(); el != nil; el = el.Next() {
-		if el.Value.(*heldIndex).key == k {
-			ix.held.MoveToFront(el)
-			return x
-		}
+	if el := ix.inHeld[k]; el != nil {
+		ix.held.MoveToFront(el)
+		return x
 	}
 	ix.hold(k, x)
 	return x
 }
 
+// forget is called when an index has gone from memory.
+func (ix *indexes) forget(k imgsrc.FilesKey) {
+	ix.mu.Lock()
+	defer ix.mu.Unlock()
+	if w, ok := ix.known[k]; ok && w.Value() == nil { // it may have been made again
+		delete(ix.known, k)
+	}
+}
+
+// hold keeps an index that is not held yet.
 func (ix *indexes) hold(k imgsrc.FilesKey, x *Index) {
-	ix.held.PushFront(&heldIndex{k, x})
+	ix.inHeld[k] = ix.held.PushFront(&heldIndex{k, x})
 	ix.size += x.memory()
 	for ix.size > heldIndexes {
-		ix.size -= ix.held.Remove(ix.held.Back()).(*heldIndex).x.memory()
+		h := ix.held.Remove(ix.held.Back()).(*heldIndex)
+		delete(ix.inHeld, h.key)
+		ix.size -= h.x.memory()
 	}
 }
 

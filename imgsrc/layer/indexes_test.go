@@ -5,10 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"runtime"
 	"strings"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 
@@ -255,6 +257,45 @@ func TestCloseUnderReaders(t *testing.T) {
 		<-done
 		if c.dir == nil {
 			t.Fatal("the directory is gone under its readers")
+		}
+	}
+}
+
+// What has gone from memory leaves nothing behind: a store may have had any number of layers.
+func TestIndexForgotten(t *testing.T) {
+	c := testCache(t, "", 0)
+	ix := c.indexes
+	const n = 20
+	for i := range n {
+		if _, err := c.Index(t.Context(), layerOf(fmt.Sprint(i), entries{reg("a", "1")})); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ix.mu.Lock()
+	if len(ix.known) != n || len(ix.inHeld) != n || ix.held.Len() != n {
+		t.Errorf("%d known, %d held, %d of them found", len(ix.known), ix.held.Len(), len(ix.inHeld))
+	}
+	first := ix.held.Back().Value.(*heldIndex).key
+	ix.get(first)
+	if got := ix.held.Front().Value.(*heldIndex).key; got != first || ix.held.Len() != n {
+		t.Errorf("%v was used last, and %v is in front of %d", first, got, ix.held.Len())
+	}
+	ix.size += heldIndexes // all of them are too much
+	ix.hold(imgsrc.FilesKey{}, &Index{})
+	if ix.held.Len() != 1 || len(ix.inHeld) != 1 {
+		t.Errorf("%d held, %d of them found", ix.held.Len(), len(ix.inHeld))
+	}
+	ix.mu.Unlock()
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(time.Millisecond) {
+		runtime.GC()
+		ix.mu.Lock()
+		left := len(ix.known)
+		ix.mu.Unlock()
+		if left == 0 {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%d are still known", left)
 		}
 	}
 }

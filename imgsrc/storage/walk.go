@@ -62,6 +62,7 @@ func (w *walkedFiles) entries(ctx context.Context, emit func(*imgsrc.File) error
 		return err
 	}
 	e := &walker{ctx: ctx, vfs: w.vfs, emit: emit, root: root, below: -1, links: map[[2]uint64]string{}}
+	e.names, e.value = make([]byte, maxXattr), make([]byte, maxXattr)
 	if w.parent != "" {
 		switch e.below, err = openDir(w.parent); {
 		case err == nil:
@@ -82,6 +83,8 @@ type walker struct {
 	root  int                  // the layer's directory
 	below int                  // with vfs, that of the layer underneath; negative if there is none
 	links map[[2]uint64]string // the first name of each file that has several
+
+	names, value []byte // room for extended attributes
 }
 
 // A found is a directory that was met in another one.
@@ -199,7 +202,7 @@ func (e *walker) entry(d, under *listed, path, name string) (*found, error) {
 	if f.Type = typeOf(st.Mode); f.Type == 0 {
 		return nil, nil // a socket
 	}
-	if f.Xattrs, err = d.xattrs(name); err != nil {
+	if f.Xattrs, err = e.xattrs(d, name); err != nil {
 		return nil, fmt.Errorf("reading the extended attributes of %s: %w", path, err)
 	}
 	was, err := under.stat(name)
@@ -292,11 +295,13 @@ func (l *listed) readlink(name string) (string, error) {
 	return string(target[:max(n, 0)]), err
 }
 
-// xattrs returns the extended attributes of an entry of the directory. A file system without any has none.
-func (l *listed) xattrs(name string) ([]imgsrc.Xattr, error) {
+// maxXattr is how many bytes the names of a file's extended attributes may have together, and the value of each.
+const maxXattr = 64 << 10
+
+// xattrs returns the extended attributes of an entry of a directory. A file system without any has none.
+func (e *walker) xattrs(l *listed, name string) ([]imgsrc.Xattr, error) {
 	path := fmt.Sprintf("/proc/self/fd/%d/%s", l.f.Fd(), name) // these calls take paths only
-	list := make([]byte, 64<<10)
-	n, err := unix.Llistxattr(path, list)
+	n, err := unix.Llistxattr(path, e.names)
 	if err == unix.ENOTSUP || n == 0 && err == nil {
 		return nil, nil
 	}
@@ -304,16 +309,15 @@ func (l *listed) xattrs(name string) ([]imgsrc.Xattr, error) {
 		return nil, err
 	}
 	var all []imgsrc.Xattr
-	value := make([]byte, 64<<10)
-	for name := range strings.SplitSeq(strings.TrimSuffix(string(list[:n]), "\x00"), "\x00") {
-		k, err := unix.Lgetxattr(path, name, value)
+	for name := range strings.SplitSeq(strings.TrimSuffix(string(e.names[:n]), "\x00"), "\x00") {
+		k, err := unix.Lgetxattr(path, name, e.value)
 		if err == unix.ENODATA {
 			continue
 		}
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", name, err)
 		}
-		all = append(all, imgsrc.Xattr{Name: name, Value: string(value[:k])})
+		all = append(all, imgsrc.Xattr{Name: name, Value: string(e.value[:k])})
 	}
 	slices.SortFunc(all, func(a, b imgsrc.Xattr) int { return strings.Compare(a.Name, b.Name) })
 	return all, nil
