@@ -4,10 +4,26 @@ import (
 	"container/list"
 	"io"
 	"sync"
+
+	"golang.org/x/sys/unix"
 )
 
-// openContents is how many layers' bytes are kept open between reads. Each may hold a file descriptor or two.
+// openContents is how many layers' bytes are kept open between reads, and how many layers' files. Each may hold a file
+// descriptor or two.
 const openContents = 64
+
+// openLimit is openContents where a process may have this many files open, and less where that would be more than a
+// quarter of them: the rest is for what is being read.
+func openLimit(files uint64) int { return int(min(openContents, max(files/16, 1))) }
+
+// openFiles is how many files this process may have open.
+func openFiles() uint64 {
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		return 1024
+	}
+	return limit.Cur
+}
 
 // contentKey names the bytes that a source has of one layer of one image.
 type contentKey struct {

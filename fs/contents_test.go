@@ -65,3 +65,15 @@ func TestContentCache(t *testing.T) {
 		t.Errorf("%d and %d are left", c.order.Len(), len(c.byKey))
 	}
 }
+
+// Where few files may be open, most of them are for what is being read.
+func TestOpenLimit(t *testing.T) {
+	for files, want := range map[uint64]int{1 << 20: openContents, 1024: openContents, 256: 16, 64: 4, 3: 1} {
+		if got := openLimit(files); got != want {
+			t.Errorf("of %d files %d, want %d", files, got, want)
+		}
+	}
+	if openFiles() < 3 {
+		t.Errorf("%d files", openFiles())
+	}
+}
