@@ -73,10 +73,19 @@ func run(args []string, stdout, stderr io.Writer) (code int) {
 	return fail(err.Error(), exitCode(err))
 }
 
-// oneLine makes one line of an error that has several, as those of errors.Join have.
+// oneLine makes one line of an error that has several, as those of errors.Join have, and cobra's that ask what was meant.
 func oneLine(text string) string {
-	lines := strings.FieldsFunc(text, func(r rune) bool { return r == '\n' || r == '\r' })
-	return strings.Join(lines, "; ")
+	var line strings.Builder
+	for part := range strings.FieldsFuncSeq(text, func(r rune) bool { return r == '\n' || r == '\r' }) {
+		switch before := line.String(); {
+		case strings.HasSuffix(before, "?"):
+			line.WriteString(" ")
+		case before != "":
+			line.WriteString("; ")
+		}
+		line.WriteString(strings.Trim(part, " \t"))
+	}
+	return line.String()
 }
 
 // panicSite returns the place in a stack (as debug.Stack prints it) where the panic began.

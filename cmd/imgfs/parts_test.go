@@ -226,6 +226,9 @@ func TestPanicSite(t *testing.T) {
 }
 
 func TestOneLine(t *testing.T) {
+	if got := oneLine("unknown command\n\nDid you mean this?\n\tlist\n"); got != "unknown command; Did you mean this? list" {
+		t.Errorf("%q", got)
+	}
 	if got := oneLine("a\nb\r\n\nc\n"); got != "a; b; c" {
 		t.Errorf("%q", got)
 	}

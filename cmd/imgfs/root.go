@@ -8,12 +8,16 @@ func newRootCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "imgfs",
 		Short: "Container images as files",
-		Long: `imgfs puts every container image of a store or a layout into one directory tree,
-where ls, cat, jq, grep, diff, cp and rsync read them, and echo tags and pushes.
+		Long: `imgfs puts every container image of a store, a layout, an archive, a Docker engine or a registry
+into one directory tree, where ls, cat, jq, grep, diff, cp and rsync read them, and echo tags and
+pushes.
 
-    imgfs mount /mnt          the images of podman, buildah and CRI-O
-    imgfs mount ./layout /mnt those of an OCI image layout
-    cat /mnt/README           what is where
+    imgfs mount /mnt                  the images of podman, buildah and CRI-O
+    imgfs mount ./layout /mnt         those of an OCI image layout
+    imgfs mount web.tar /mnt          those in an archive
+    imgfs mount docker-daemon: /mnt   those of the Docker engine
+    imgfs mount --help                all that can be mounted
+    cat /mnt/README                   what is where
     imgfs umount /mnt
 
 ` + exitHelp,

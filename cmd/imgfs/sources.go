@@ -344,15 +344,10 @@ func openAnyArchive(ctx context.Context, file, ref string, env sourceEnv) (imgsr
 	if err != nil {
 		return nil, err
 	}
-	_, err = t.Stat("oci-layout")
-	isLayout := err == nil
-	if err := t.Close(); err != nil {
-		return nil, err
+	if _, err := t.Stat("oci-layout"); err == nil {
+		return layout.NewArchive(ctx, "oci-archive", t, layout.Options{Ref: ref, Cache: env.cache, Log: env.log})
 	}
-	if isLayout {
-		return openLayoutArchive(ctx, file, ref, env)
-	}
-	return openDockerArchive(ctx, file, ref, env)
+	return dockerarchive.New(ctx, t, dockerarchive.Options{Ref: ref, Cache: env.cache, Log: env.log})
 }
 
 func parseDir(rest string) (*spec, error) {

@@ -156,7 +156,7 @@ func (m *members) readHeaders(ctx context.Context, file string, size, limit int6
 		if err != nil {
 			m.err = fmt.Errorf("reading %s after %d members: %w", file, len(m.entries), err)
 			if len(m.entries) == 0 {
-				return fmt.Errorf("%w: it is no tar archive: %w", imgsrc.ErrNoSource, m.err)
+				return fmt.Errorf("%w: %s is no tar archive, compressed or not: %w", imgsrc.ErrNoSource, file, err)
 			}
 			return nil
 		}
@@ -361,6 +361,9 @@ func (t *Tar) Stat(name string) (Identity, error) {
 	}
 	return m.identityOf(e), nil
 }
+
+// File is the archive's path, as it was opened.
+func (t *Tar) File() string { return t.file }
 
 // Identity is the archive's own, also if it cannot be indexed as it is now.
 func (t *Tar) Identity() (Identity, error) {

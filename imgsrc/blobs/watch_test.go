@@ -12,7 +12,7 @@ import (
 )
 
 // watching runs WatchFile, and returns what it has called and what it ended with.
-func watching(t *testing.T, ctx context.Context, file string) (calls <-chan struct{}, ended <-chan error) {
+func watching(ctx context.Context, t *testing.T, file string) (calls <-chan struct{}, ended <-chan error) {
 	t.Helper()
 	called, end := make(chan struct{}, 100), make(chan error, 1)
 	go func() { end <- WatchFile(ctx, file, func() { called <- struct{}{} }) }()
@@ -33,7 +33,7 @@ func TestWatchFile(t *testing.T) {
 	dir := t.TempDir()
 	file := filepath.Join(dir, "index.json")
 	ctx, cancel := context.WithCancel(t.Context())
-	calls, ended := watching(t, ctx, file)
+	calls, ended := watching(ctx, t, file)
 	wait(t, "that it began", calls)
 	for _, step := range []struct {
 		what string
@@ -69,7 +69,7 @@ func TestWatchFileOfGoneDirectory(t *testing.T) {
 		if err := os.Mkdir(dir, 0o755); err != nil {
 			t.Fatal(err)
 		}
-		calls, ended := watching(t, t.Context(), filepath.Join(dir, "archive.tar"))
+		calls, ended := watching(t.Context(), t, filepath.Join(dir, "archive.tar"))
 		wait(t, "that it began", calls)
 		if err := remove(dir); err != nil {
 			t.Fatal(err)

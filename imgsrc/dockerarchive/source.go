@@ -42,9 +42,9 @@ const manifestFile = "manifest.json"
 
 // A Source is one archive.
 type Source struct {
-	name, file, ref string
-	tar             *blobs.Tar
-	store           *blobs.Store
+	name, ref string
+	tar       *blobs.Tar
+	store     *blobs.Store
 
 	mu    sync.Mutex
 	paths map[digest.Digest]string // of all that was ever listed
@@ -61,20 +61,22 @@ func Open(ctx context.Context, o Options) (imgsrc.Source, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening archive %s: %w", o.File, err)
 	}
-	if o.Log == nil {
-		o.Log = slog.New(slog.DiscardHandler)
-	}
 	t, err := blobs.OpenTar(ctx, file, o.Cache)
 	if err != nil {
 		return nil, fmt.Errorf("opening archive: %w", err)
 	}
+	return New(ctx, t, o)
+}
+
+// New is Open for an archive that is open already. The source closes it, also if there is none.
+func New(ctx context.Context, t *blobs.Tar, o Options) (imgsrc.Source, error) {
 	if hasLayout(t) && !strings.HasPrefix(o.Ref, "@") {
-		if err := t.Close(); err != nil {
-			return nil, err
-		}
-		return layout.OpenArchive(ctx, "docker-archive", layout.Options{Dir: file, Ref: o.Ref, Cache: o.Cache, Log: o.Log})
+		return layout.NewArchive(ctx, "docker-archive", t, layout.Options{Ref: o.Ref, Cache: o.Cache, Log: o.Log})
 	}
-	s := &Source{name: "docker-archive:" + file, file: file, ref: o.Ref, tar: t, paths: map[digest.Digest]string{}}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	s := &Source{name: "docker-archive:" + t.File(), ref: o.Ref, tar: t, paths: map[digest.Digest]string{}}
 	if o.Ref != "" {
 		s.name += ":" + o.Ref
 	}
@@ -84,7 +86,7 @@ func Open(ctx context.Context, o Options) (imgsrc.Source, error) {
 		err = fmt.Errorf("%w: no image is named %q there", imgsrc.ErrNoSource, o.Ref)
 	}
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("opening archive %s: %w", file, err), s.Close())
+		return nil, errors.Join(fmt.Errorf("opening archive %s: %w", t.File(), err), s.Close())
 	}
 	return s, nil
 }
@@ -172,7 +174,7 @@ func (s *Source) Stamp() imgsrc.Stamp {
 
 // Watch implements [imgsrc.Source].
 func (s *Source) Watch(ctx context.Context, changed func()) error {
-	if err := blobs.WatchFile(ctx, s.file, changed); err != nil {
+	if err := blobs.WatchFile(ctx, s.tar.File(), changed); err != nil {
 		return fmt.Errorf("watching %s: %w", s.name, err)
 	}
 	return nil

@@ -15,8 +15,7 @@ import (
 // places of its members; a compressed one is decompressed once, into the cache. Nothing in it can be tagged.
 type Archive struct {
 	images
-	tar  *blobs.Tar
-	file string
+	tar *blobs.Tar
 }
 
 var _ imgsrc.Source = (*Archive)(nil)
@@ -24,9 +23,6 @@ var _ imgsrc.Source = (*Archive)(nil)
 // OpenArchive opens the archive in a file, which Options.Dir names. Name is what stands before the colon in the source's
 // name: "oci-archive", or "docker-archive" for the layouts that docker save writes. Errors: as with Open.
 func OpenArchive(ctx context.Context, name string, o Options) (*Archive, error) {
-	if o.Log == nil {
-		o.Log = slog.New(slog.DiscardHandler)
-	}
 	file, err := filepath.Abs(o.Dir)
 	if err != nil {
 		return nil, fmt.Errorf("opening archive %s: %w", o.Dir, err)
@@ -35,10 +31,18 @@ func OpenArchive(ctx context.Context, name string, o Options) (*Archive, error) 
 	if err != nil {
 		return nil, fmt.Errorf("opening archive: %w", err)
 	}
-	a := &Archive{file: file, tar: t, images: images{name: nameOf(name+":"+file, o.Ref), ref: o.Ref, log: o.Log}}
+	return NewArchive(ctx, name, t, o)
+}
+
+// NewArchive is OpenArchive for an archive that is open already. The source closes it, also if there is none.
+func NewArchive(ctx context.Context, name string, t *blobs.Tar, o Options) (*Archive, error) {
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	a := &Archive{tar: t, images: images{name: nameOf(name+":"+t.File(), o.Ref), ref: o.Ref, log: o.Log}}
 	a.store = openStore(t, a.name, o)
 	if err := a.check(ctx); err != nil {
-		return nil, errors.Join(fmt.Errorf("opening archive %s: %w", file, errors.Join(err, t.Problem())), a.Close())
+		return nil, errors.Join(fmt.Errorf("opening archive %s: %w", t.File(), errors.Join(err, t.Problem())), a.Close())
 	}
 	return a, nil
 }
@@ -63,7 +67,7 @@ func (a *Archive) Stamp() imgsrc.Stamp {
 
 // Watch implements [imgsrc.Source].
 func (a *Archive) Watch(ctx context.Context, changed func()) error {
-	if err := blobs.WatchFile(ctx, a.file, changed); err != nil {
+	if err := blobs.WatchFile(ctx, a.tar.File(), changed); err != nil {
 		return fmt.Errorf("watching %s: %w", a.Name(), err)
 	}
 	return nil
