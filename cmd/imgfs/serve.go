@@ -65,6 +65,8 @@ func (o *mountOptions) serve(ctx context.Context, a *app, specs []*spec, mountpo
 		SignaturePolicy: o.signaturePolicy,
 		TLSVerify:       o.tls(),
 		Insecure:        registry.Trust(o.insecureNetworks),
+		Registry:        registryOf(env.registry),
+		Offline:         o.offline,
 		Platform:        o.platform,
 		Open:            func(ctx context.Context, place string) (imgsrc.Source, error) { return openPlace(ctx, place, env) },
 		PathInside:      func(path string) bool { return strings.HasPrefix(path+"/", point.Path()+"/") },
@@ -101,6 +103,21 @@ func (o *mountOptions) serve(ctx context.Context, a *app, specs []*spec, mountpo
 		options.Ready = a.parent.Ready
 	}
 	return mount.Serve(ctx, tree, options)
+}
+
+// registryOf returns the registries that pushes ask for what they need not send.
+func registryOf(options registry.Options) func(host, authFile string, tlsVerify *bool) ops.Mounter {
+	return func(host, authFile string, tlsVerify *bool) ops.Mounter {
+		o := options
+		o.Ref = host
+		if authFile != "" {
+			o.AuthFile = authFile
+		}
+		if tlsVerify != nil {
+			o.TLSVerify = tlsVerify
+		}
+		return registry.NewClient(o)
+	}
 }
 
 func (o *mountOptions) tls() *bool {

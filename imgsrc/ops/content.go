@@ -3,6 +3,7 @@ package ops
 import (
 	"bytes"
 	"context"
+	"io"
 
 	"github.com/imgfs/imgfs/imgsrc"
 )
@@ -22,8 +23,11 @@ func (r *contentReader) Read(p []byte) (int, error) {
 	defer r.reading()()
 	n, err := r.content.ReadAt(r.ctx, p, r.off)
 	r.off += int64(n)
-	if n > 0 {
+	switch {
+	case n > 0:
 		err = nil // and again at the next read, if there is something to say
+	case err != nil && err != io.EOF:
+		err = &sourceError{err}
 	}
 	return n, err
 }

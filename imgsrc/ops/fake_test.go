@@ -307,6 +307,7 @@ func newOpsOn(t testing.TB, opt Options, sources ...imgsrc.Source) (*Ops, *logBu
 		opt.SignaturePolicy = acceptAnything(t)
 	}
 	o := New(opt)
+	o.backoff = 5 * time.Millisecond
 	t.Cleanup(func() {
 		if err := o.Close(context.Background()); err != nil {
 			t.Error(err)

@@ -218,13 +218,13 @@ func ignoreAbsent(err error) error {
 
 // loadOne loads one image under all its names.
 func (o *Ops) loadOne(ctx context.Context, img loadable, to Receiver, t *task) (id string, err error) {
-	src := &source{held: img.Held, task: t, reading: func() func() { return func() {} }, instance: func(d digest.Digest) imgsrc.Image {
+	src := &source{held: img.Held, task: t, reading: func() func() { return func() {} }, instance: func(_ context.Context, d digest.Digest) (imgsrc.Image, error) {
 		for _, other := range img.list.Images {
 			if other.Desc().Digest == d {
-				return other
+				return other, nil
 			}
 		}
-		return nil
+		return nil, fail(imgsrc.ErrNotFound, "%s does not have it", img.Source.Name())
 	}}
 	if err := checkLoadable(ctx, src); err != nil {
 		return "", err

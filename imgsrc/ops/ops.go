@@ -24,10 +24,15 @@ type Options struct {
 	// Insecure reports whether a registry, which is given as HOST[:PORT], needs no certificate. nil: those on this machine's
 	// loopback, as with CRI-O and Docker.
 	Insecure func(host string) bool
-	// Platform is which image of an index is pulled or loaded. Zero: the one for this machine.
+	// Platform is which image of an index is pulled, loaded or pushed, where not all are. Zero: the one for this machine.
 	Platform imgsrc.Platform
 	// Open opens a path, or TRANSPORT:PLACE, as the source that it would be for a mount. nil: nothing can be loaded.
 	Open func(ctx context.Context, place string) (imgsrc.Source, error)
+	// Registry returns a registry in which blobs can be mounted, with the credentials of authFile (empty: AuthFile) and
+	// tlsVerify (nil: as TLSVerify says). nil: all blobs are sent.
+	Registry func(host, authFile string, tlsVerify *bool) Mounter
+	// Offline refuses pushes to registries.
+	Offline bool
 	// SignaturePolicy is the policy.json to go by. Empty: the system's.
 	SignaturePolicy string
 	// PathInside reports whether a path lies in this mount. It is given absolute, clean paths in which symbolic links are
@@ -65,6 +70,9 @@ type Ops struct {
 	tasks  tasks
 	events eventLog
 	errors lastErrors
+	known  knownBlobs
+
+	backoff time.Duration // between two attempts at a push
 
 	noPolicy sync.Once // says once that there is no signature policy
 
@@ -94,7 +102,7 @@ func New(opt Options) *Ops {
 	if opt.PathInside == nil {
 		opt.PathInside = func(string) bool { return false }
 	}
-	o := &Ops{opt: opt, log: opt.Log, jobs: newJobs(opt.Log), turns: turns{free: opt.Pushes}}
+	o := &Ops{opt: opt, log: opt.Log, jobs: newJobs(opt.Log), turns: turns{free: opt.Pushes}, backoff: pushBackoff}
 	o.copy = o.copyImage
 	return o
 }

@@ -25,37 +25,53 @@ import (
 // copy.
 type source struct {
 	held     imgsrc.Held
-	instance func(digest.Digest) imgsrc.Image // an index's image of this digest, nil if it is not there
-	plain    bool                             // offer layers as uncompressed tars even where there are blobs
-	reading  func() (done func())             // called around each read from the image
-	several  bool                             // all images of an index are copied
-	task     *task                            // is told what there is to read, and what has been read
+	instance func(context.Context, digest.Digest) (imgsrc.Image, error) // an index's image of this digest
+	plain    bool                                                       // offer layers as uncompressed tars even where there are blobs
+	reading  func() (done func())                                       // called around each read from the image
+	several  bool                                                       // all images of an index are copied
+	task     *task                                                      // is told what there is to read, and what has been read
 
 	recompressed bool // layers will be stored in another form than they are offered
 
-	mu    sync.Mutex
-	diffs map[digest.Digest]diff // what LayerInfosForCopy has put in the place of a blob
+	mu        sync.Mutex
+	diffs     map[digest.Digest]diff         // what LayerInfosForCopy has put in the place of a blob
+	instances map[digest.Digest]imgsrc.Image // that were asked for
 }
 
 // A diff is a layer as an uncompressed tar.
 type diff struct {
-	img imgsrc.Image
-	n   int
+	img  imgsrc.Image
+	n    int
+	blob types.BlobInfo // what the manifest names
 }
 
 // image returns the image that a method of types.ImageSource means.
-func (s *source) image(instance *digest.Digest) (imgsrc.Image, error) {
+func (s *source) image(ctx context.Context, instance *digest.Digest) (imgsrc.Image, error) {
 	if instance == nil {
 		return s.held, nil
 	}
-	if img := s.instance(*instance); img != nil {
+	s.mu.Lock()
+	img := s.instances[*instance]
+	s.mu.Unlock()
+	if img != nil {
 		return img, nil
 	}
-	return nil, fail(imgsrc.ErrNotFound, "image %s of the index is not in %s", *instance, s.held.Source.Name())
+	defer s.reading()()
+	img, err := s.instance(ctx, *instance)
+	if err != nil {
+		return nil, fmt.Errorf("looking for the image %s of the index: %w", *instance, err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.instances == nil {
+		s.instances = map[digest.Digest]imgsrc.Image{}
+	}
+	s.instances[*instance] = img
+	return img, nil
 }
 
 func (s *source) GetManifest(ctx context.Context, instance *digest.Digest) ([]byte, string, error) {
-	img, err := s.image(instance)
+	img, err := s.image(ctx, instance)
 	if err != nil {
 		return nil, "", err
 	}
@@ -77,7 +93,7 @@ func (s *source) GetManifest(ctx context.Context, instance *digest.Digest) ([]by
 // LayerInfosForCopy keeps each layer of which there is a blob, and replaces the others by the uncompressed tar of their
 // diff id, under the media type that says so.
 func (s *source) LayerInfosForCopy(ctx context.Context, instance *digest.Digest) ([]types.BlobInfo, error) {
-	img, err := s.image(instance)
+	img, err := s.image(ctx, instance)
 	if err != nil {
 		return nil, err
 	}
@@ -177,7 +193,7 @@ func (s *source) diffInfo(ctx context.Context, img imgsrc.Image, n int, ids []di
 	if s.diffs == nil {
 		s.diffs = map[digest.Digest]diff{}
 	}
-	s.diffs[ids[n]] = diff{img, n}
+	s.diffs[ids[n]] = diff{img, n, blob}
 	return info, nil
 }
 
@@ -196,20 +212,67 @@ func diffIDs(ctx context.Context, img imgsrc.Image) ([]digest.Digest, error) {
 	return append([]digest.Digest{}, config.RootFS.DiffIDs...), nil
 }
 
+// original returns what the manifest names for the layer of a diff id that is offered in its place, if that is compressed
+// with gzip; otherwise nothing.
+func (s *source) original(diffID digest.Digest) digest.Digest {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	blob := s.diffs[diffID].blob
+	if mediaType := blob.MediaType; !strings.HasSuffix(mediaType, "gzip") || blob.Digest.Validate() != nil {
+		return ""
+	}
+	return blob.Digest
+}
+
 // blobs returns the digests of the layers that will be copied as they are, and whether those are all layers.
 func (s *source) blobs(ctx context.Context) (kept []digest.Digest, all bool, err error) {
 	text, mediaType, err := s.GetManifest(ctx, nil)
-	if err != nil || s.plain || manifest.MIMETypeIsMultiImage(mediaType) {
+	if err != nil || s.plain {
 		return nil, false, err
+	}
+	instances := []*digest.Digest{nil}
+	if manifest.MIMETypeIsMultiImage(mediaType) {
+		list, err := manifest.ListFromBlob(text, mediaType)
+		if err != nil {
+			return nil, false, fail(imgsrc.ErrDamaged, "reading index %s: %s", s.held.Desc().Digest, err)
+		}
+		instances = nil
+		for _, d := range list.Instances() {
+			instances = append(instances, &d)
+		}
+	}
+	all = true
+	for _, instance := range instances {
+		its, whole, err := s.blobsOf(ctx, instance)
+		if errors.Is(err, imgsrc.ErrNotFound) && !s.several {
+			continue // another one is copied
+		}
+		if err != nil {
+			return nil, false, err
+		}
+		kept, all = append(kept, its...), all && whole
+	}
+	return kept, all, nil
+}
+
+// blobsOf is blobs for one image.
+func (s *source) blobsOf(ctx context.Context, instance *digest.Digest) (kept []digest.Digest, all bool, err error) {
+	img, err := s.image(ctx, instance)
+	if err != nil {
+		return nil, false, err
+	}
+	text, mediaType, err := s.GetManifest(ctx, instance)
+	if err != nil || manifest.MIMETypeIsMultiImage(mediaType) {
+		return nil, true, err // one in another is copied as it is
 	}
 	m, err := manifest.FromBlob(text, mediaType)
 	if err != nil {
-		return nil, false, fail(imgsrc.ErrDamaged, "reading manifest %s: %s", s.held.Desc().Digest, err)
+		return nil, false, fail(imgsrc.ErrDamaged, "reading manifest %s: %s", img.Desc().Digest, err)
 	}
 	defer s.reading()()
 	all = true
 	for _, l := range m.LayerInfos() {
-		if ok, _ := s.hasBlob(ctx, s.held, l.Digest); ok && l.Digest.Validate() == nil {
+		if ok, _ := s.hasBlob(ctx, img, l.Digest); ok && l.Digest.Validate() == nil {
 			kept = append(kept, l.Digest)
 		} else {
 			all = false
@@ -252,7 +315,7 @@ func (s *source) blob(ctx context.Context, d digest.Digest) (imgsrc.Content, err
 		}
 		images = nil
 		for _, instance := range list.Instances() {
-			if img := s.instance(instance); img != nil {
+			if img, err := s.image(ctx, &instance); err == nil {
 				images = append(images, img)
 			}
 		}

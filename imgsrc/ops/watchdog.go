@@ -13,9 +13,10 @@ type watchdog struct {
 	limit time.Duration
 	bite  context.CancelCauseFunc
 
-	begun time.Time
-	last  atomic.Int64 // when something moved, in nanoseconds after begun
-	busy  atomic.Int64 // how many reads from the image's own source are being waited for
+	begun   time.Time
+	last    atomic.Int64 // when something moved, in nanoseconds after begun
+	reached atomic.Bool  // the other end has answered
+	busy    atomic.Int64 // how many reads from the image's own source are being waited for
 }
 
 // watch watches until ctx ends or the watchdog has bitten.

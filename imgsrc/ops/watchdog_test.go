@@ -35,7 +35,7 @@ func TestWatchdog(t *testing.T) {
 		// The image's own source takes as long as it likes, and is not the registry's silence.
 		img := smallImage(t)
 		img.read = func(context.Context, int64) error { time.Sleep(10 * time.Second); return nil }
-		src := &source{held: imgsrc.Held{Listed: imgsrc.Listed{Image: img}}, reading: w.pause, diffs: map[digest.Digest]diff{"d": {img, 0}}}
+		src := &source{held: imgsrc.Held{Listed: imgsrc.Listed{Image: img}}, reading: w.pause, diffs: map[digest.Digest]diff{"d": {img, 0, types.BlobInfo{}}}}
 		r, _, err := src.GetBlob(ctx, types.BlobInfo{Digest: "d"}, nil)
 		if err != nil {
 			t.Fatal(err)

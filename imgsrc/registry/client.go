@@ -41,6 +41,39 @@ type Client struct {
 	endpoints map[string]*endpoint // by host, and whether registries.conf calls it insecure
 }
 
+// NewClient returns the client of a registry, by the Options that concern how it is spoken to: Ref, which is its host, AuthFile,
+// TLSVerify, Insecure and Log. Nobody is asked for anything yet. The caller closes it.
+func NewClient(o Options) *Client {
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	o.test = o.test.complete()
+	return newClient(o.Ref, o, nil)
+}
+
+func newClient(host string, o Options, count func(digest.Digest, int)) *Client {
+	sys := &types.SystemContext{}
+	if o.test.sys != nil {
+		*sys = *o.test.sys
+	}
+	if o.AuthFile != "" {
+		sys.AuthFilePath = o.AuthFile
+	}
+	return &Client{
+		host: host, sys: sys, verify: o.TLSVerify, trusts: Trust(o.Insecure), certDirs: o.test.certDirs,
+		limits: o.test.limits, log: o.Log, count: count, endpoints: map[string]*endpoint{},
+	}
+}
+
+// Close lets go of the connections.
+func (c *Client) Close() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, e := range c.endpoints {
+		e.http.CloseIdleConnections()
+	}
+}
+
 // limits are how long things may take.
 type limits struct {
 	document time.Duration // a manifest, a page of a list, a token

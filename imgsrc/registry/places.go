@@ -116,14 +116,6 @@ func (c *Client) hasMirrors(repo string, d digest.Digest) bool {
 	return err == nil && len(all) > 1
 }
 
-func (c *Client) close() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for _, e := range c.endpoints {
-		e.http.CloseIdleConnections()
-	}
-}
-
 // each calls work with one server after the other, until one of them has what is wanted. The last one's failure counts,
 // which is the registry's own.
 func (c *Client) each(ctx context.Context, repo, ref string, work func(place) error) error {

@@ -145,13 +145,22 @@ func (c *Client) hasBlob(ctx context.Context, repo string, d digest.Digest) (boo
 	return err == nil, err
 }
 
-// mount gives a repository a blob of another one of the same registry
-// (https://github.com/opencontainers/distribution-spec/blob/v1.1.1/spec.md#mounting-a-blob-from-another-repository). Error:
-// imgsrc.ErrUnsupported if the registry wants the bytes instead.
-func (c *Client) mount(ctx context.Context, repo, from string, d digest.Digest) error {
-	if have, err := c.hasBlob(ctx, repo, d); have || errors.Is(err, context.Canceled) {
+// Mount gives a repository a blob of another one of the same registry, if that has it
+// (https://github.com/opencontainers/distribution-spec/blob/v1.1.1/spec.md#mounting-a-blob-from-another-repository). Errors:
+// imgsrc.ErrNotFound; imgsrc.ErrUnsupported if the registry wants the bytes instead.
+func (c *Client) Mount(ctx context.Context, repo, from string, d digest.Digest) error {
+	there, err := c.hasBlob(ctx, from, d) // or the registry would begin an upload
+	if err == nil && !there {
+		err = fmt.Errorf("mounting blob %s from %s/%s: %w", d, c.host, from, imgsrc.ErrNotFound)
+	}
+	if err != nil {
 		return err
 	}
+	return c.mount(ctx, repo, from, d)
+}
+
+// mount is Mount without looking whether the blob is there.
+func (c *Client) mount(ctx context.Context, repo, from string, d digest.Digest) error {
 	p, err := c.origin(repo)
 	if err != nil {
 		return err

@@ -131,3 +131,30 @@ func (s *Source) Names(ctx context.Context) ([]string, error) {
 	}
 	return names, nil
 }
+
+// Instance returns the image d of an index that the listing has, whether or not it lists that too. Error:
+// imgsrc.ErrNotFound.
+func (s *Source) Instance(ctx context.Context, index imgsrc.Desc, d digest.Digest) (imgsrc.Image, error) {
+	of, _ := s.held(index.Digest)
+	if of == nil || d.Validate() != nil {
+		return nil, fmt.Errorf("looking for image %s of index %s: %w", d, index.Digest, imgsrc.ErrNotFound)
+	}
+	e, err := s.readEntry(ctx, wantedManifest{repo: of.repo, digest: d})
+	if err == nil {
+		err = e.image.desc.Damaged
+	}
+	if err != nil {
+		return nil, fmt.Errorf("looking for image %s of index %s: %w", d, index.Digest, err)
+	}
+	return e.image, nil
+}
+
+// Instance is the method of the registry that has the index.
+func (f *Followed) Instance(ctx context.Context, index imgsrc.Desc, d digest.Digest) (imgsrc.Image, error) {
+	for _, s := range f.sources() {
+		if m, _ := s.held(index.Digest); m != nil {
+			return s.Instance(ctx, index, d)
+		}
+	}
+	return nil, fmt.Errorf("looking for image %s of index %s: %w", d, index.Digest, imgsrc.ErrNotFound)
+}

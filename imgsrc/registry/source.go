@@ -62,6 +62,23 @@ type testOptions struct {
 	every    time.Duration
 }
 
+// complete returns the options with the product's own values where a test says nothing.
+func (o *testOptions) complete() *testOptions {
+	if o == nil {
+		o = &testOptions{}
+	}
+	if o.limits == (limits{}) {
+		o.limits = defaultLimits
+	}
+	if o.certDirs == nil {
+		o.certDirs = defaultCertDirs()
+	}
+	if o.every == 0 {
+		o.every = lookEvery
+	}
+	return o
+}
+
 // A Source is an image, a repository or a whole registry.
 type Source struct {
 	client    *Client
@@ -135,18 +152,7 @@ func newSource(o Options) (*Source, error) {
 	if o.Platform.OS == "" {
 		o.Platform = imgsrc.HostPlatform()
 	}
-	if o.test == nil {
-		o.test = &testOptions{}
-	}
-	if o.test.limits == (limits{}) {
-		o.test.limits = defaultLimits
-	}
-	if o.test.certDirs == nil {
-		o.test.certDirs = defaultCertDirs()
-	}
-	if o.test.every == 0 {
-		o.test.every = lookEvery
-	}
+	o.test = o.test.complete()
 	s := &Source{
 		cache: o.Cache, onlyAsked: o.Asked, offline: o.Offline, platform: o.Platform, every: o.test.every, log: o.Log,
 		watchers: map[chan struct{}]bool{}, fetched: map[digest.Digest]*atomic.Int64{},
@@ -157,17 +163,7 @@ func newSource(o Options) (*Source, error) {
 	if err != nil {
 		return nil, err
 	}
-	sys := &types.SystemContext{}
-	if o.test.sys != nil {
-		*sys = *o.test.sys
-	}
-	if o.AuthFile != "" {
-		sys.AuthFilePath = o.AuthFile
-	}
-	s.client = &Client{
-		host: host, sys: sys, verify: o.TLSVerify, trusts: Trust(o.Insecure), certDirs: o.test.certDirs,
-		limits: o.test.limits, log: o.Log, count: s.count, endpoints: map[string]*endpoint{},
-	}
+	s.client = newClient(host, o, s.count)
 	s.flights = flight.New("registry", o.Log)
 	s.docs = openDocuments(o.CacheDir, o.Log)
 	s.blobs = newBlobs(s, o.CacheDir)
@@ -340,7 +336,7 @@ func (s *Source) Close() error {
 	}
 	s.lazyMu.Unlock()
 	s.blobs.close()
-	s.client.close()
+	s.client.Close()
 	return s.docs.close()
 }
 

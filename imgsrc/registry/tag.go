@@ -262,7 +262,10 @@ func (c *crossing) parts(ctx context.Context, doc Document, depth int) error {
 		if !c.first(d) {
 			continue
 		}
-		err := c.client.mount(ctx, c.to, c.from, d)
+		have, err := c.client.hasBlob(ctx, c.to, d)
+		if err == nil && !have {
+			err = c.client.mount(ctx, c.to, c.from, d)
+		}
 		if errors.Is(err, imgsrc.ErrUnsupported) {
 			if there, err := c.client.hasBlob(ctx, c.from, d); err == nil && !there {
 				continue

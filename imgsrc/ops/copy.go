@@ -1,0 +1,249 @@
+package ops
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"syscall"
+	"time"
+
+	"go.podman.io/image/v5/copy"
+	"go.podman.io/image/v5/docker/reference"
+	"go.podman.io/image/v5/image"
+	"go.podman.io/image/v5/signature"
+	"go.podman.io/image/v5/types"
+
+	"github.com/imgfs/imgfs/imgsrc"
+	"github.com/imgfs/imgfs/imgsrc/proxy"
+)
+
+// copyImage does the work of a push.
+func (o *Ops) copyImage(ctx context.Context, p pushJob) (err error) {
+	if err := p.held.Desc().Damaged; err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	kind := p.line.dest.kind()
+	if kind == registryKind && o.opt.Offline {
+		return fail(syscall.EHOSTUNREACH, "the mount is offline")
+	}
+	watch := &watchdog{limit: o.opt.Timeout, bite: cancel, begun: time.Now()}
+	if kind.remote {
+		go watch.watch(ctx)
+	}
+	defer func() {
+		if err != nil && ctx.Err() != nil {
+			err = context.Cause(ctx) // why, and not where it was noticed
+		}
+	}()
+
+	src := &source{held: p.held, plain: kind.plain || p.line.plain, instance: p.instance, reading: watch.pause, several: p.line.all, task: p.task}
+	src.recompressed = p.line.compression != nil
+	policy, err := o.policy()
+	if err != nil {
+		return err
+	}
+	defer func() { _ = policy.Destroy() }()
+	if store, ok := p.line.dest.(*storeName); ok && p.line.format == "" {
+		if _, err := policy.IsRunningImageAllowed(ctx, image.UnparsedInstance(src, nil)); err != nil {
+			return err
+		}
+		if done, err := store.addName(p.held.Desc()); done || err != nil {
+			return err
+		}
+	}
+	if p.line.all {
+		if err := p.whole(ctx, src); err != nil {
+			return err
+		}
+	}
+	blobs, all, err := src.blobs(ctx)
+	if err != nil {
+		return err
+	}
+	sys := o.system(p.line)
+	to, err := p.line.dest.stage(staging{sys: sys, blobs: blobs, verify: o.verify(p.line), insecure: o.opt.Insecure})
+	if to.discard != nil {
+		defer to.discard()
+	}
+	if err != nil {
+		return err
+	}
+	c := &copying{policy: policy, from: src, to: to.ref, options: copy.Options{
+		SourceCtx: o.platform(), DestinationCtx: sys, ForceManifestMIMEType: p.line.format,
+	}}
+	if p.line.all {
+		c.options.ImageListSelection = copy.CopyAllImages
+	}
+	done, err := o.shape(ctx, c, p, all)
+	if err != nil {
+		return err
+	}
+	defer done()
+	if !kind.remote {
+		err = c.run(ctx, p.task, watch)
+	} else {
+		err = o.attempt(ctx, p.task, watch, func() error { return c.run(ctx, p.task, watch) })
+	}
+	if err != nil || to.commit == nil {
+		return err
+	}
+	return to.commit(ctx)
+}
+
+// A copying is what the library is told of a push.
+type copying struct {
+	policy  *signature.PolicyContext
+	from    *source
+	to      types.ImageReference
+	options copy.Options
+}
+
+// run copies once.
+func (c *copying) run(ctx context.Context, t *task, watch *watchdog) error {
+	options := c.options
+	stop := drain(&options, t, watch)
+	defer stop()
+	_, err := copy.Image(ctx, c.policy, c.to, c.from, &options)
+	return err
+}
+
+// shape decides in which form layers are stored, which of them the destination need not be sent, and who signs. all says
+// that all layers are offered as the blobs that the manifest names. done lets go of what was needed for that.
+func (o *Ops) shape(ctx context.Context, c *copying, p pushJob, all bool) (done func(), err error) {
+	kind := p.line.dest.kind()
+	var desired *types.LayerCompression // nil: as the transport has it
+	switch {
+	case p.line.plain && kind.compresses:
+		desired = new(types.Decompress)
+	case p.line.compression != nil:
+		c.options.DestinationCtx.CompressionFormat, c.options.ForceCompressionFormat = p.line.compression, true
+		if kind.preserves {
+			desired = new(types.Compress)
+		}
+	case all && kind.compresses && !kind.preserves:
+		desired = new(types.PreserveOriginal) // uncompressed blobs too: their digests are the image's
+	}
+	done = func() {}
+	d, isRegistry := p.line.dest.(*registry)
+	switch {
+	case isRegistry && p.line.compression == nil: // with a compression the library asks for that in what it reuses
+		host := reference.Domain(d.named)
+		u := &upload{
+			ImageReference: c.to, host: host, repo: reference.Path(d.named), known: &o.known, from: repositories(p.entry, host),
+			original: c.from.original, desired: desired, log: o.log,
+		}
+		if o.opt.Registry != nil {
+			u.mounter = o.opt.Registry(host, p.line.authFile, verifyOf(p.line.tlsVerify))
+			done = u.mounter.Close
+		}
+		c.to = u
+	case desired != nil:
+		c.to = &recompressed{c.to, *desired}
+	}
+	return done, nil
+}
+
+// verifyOf is tls-verify= as a line has it, nil if it does not.
+func verifyOf(asked types.OptionalBool) *bool {
+	if asked == types.OptionalBoolUndefined {
+		return nil
+	}
+	return new(asked == types.OptionalBoolTrue)
+}
+
+// platform says which image of an index is copied.
+func (o *Ops) platform() *types.SystemContext {
+	p := o.opt.Platform
+	return &types.SystemContext{OSChoice: p.OS, ArchitectureChoice: p.Architecture, VariantChoice: p.Variant}
+}
+
+// system returns what the library needs to know of this mount and this line.
+func (o *Ops) system(line pushLine) *types.SystemContext {
+	sys := &types.SystemContext{
+		AuthFilePath: o.opt.AuthFile,
+		// The library's record of which registry has which blob is a database that takes cgo; without it the library would
+		// make the directory all the same. No directory can be made here, and the record is kept in memory.
+		BlobInfoCacheDir: os.DevNull,
+		DockerProxy:      proxy.For,
+	}
+	if line.authFile != "" {
+		sys.AuthFilePath = line.authFile
+	}
+	return sys
+}
+
+// verify returns whether certificates are to be checked, as far as somebody has said so.
+func (o *Ops) verify(line pushLine) types.OptionalBool {
+	if line.tlsVerify == types.OptionalBoolUndefined && o.opt.TLSVerify != nil {
+		return types.NewOptionalBool(*o.opt.TLSVerify)
+	}
+	return line.tlsVerify
+}
+
+// policy returns the signature policy. A machine that has none accepts everything, as it does everywhere else where
+// nobody has said otherwise; that is said once in the log.
+func (o *Ops) policy() (*signature.PolicyContext, error) {
+	policy, err := signature.DefaultPolicy(&types.SystemContext{SignaturePolicyPath: o.opt.SignaturePolicy})
+	if errors.Is(err, fs.ErrNotExist) && o.opt.SignaturePolicy == "" {
+		o.noPolicy.Do(func() {
+			o.log.Info("this machine has no signature policy (policy.json): every image may be pushed")
+		})
+		policy, err = &signature.Policy{Default: signature.PolicyRequirements{signature.NewPRInsecureAcceptAnything()}}, nil
+	}
+	if err != nil {
+		return nil, fail(imgsrc.ErrDenied, "reading the signature policy: %s", err)
+	}
+	return signature.NewPolicyContext(policy)
+}
+
+// drain makes the library report its progress, and passes on to the task and the watchdog what the destination gets, and
+// has already. The library blocks until a report is taken; stop is to be called when it has returned.
+func drain(options *copy.Options, t *task, watch *watchdog) (stop func()) {
+	reports := make(chan types.ProgressProperties)
+	options.Progress, options.ProgressInterval = reports, time.Second/4
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for report := range reports {
+			if report.OffsetUpdate > 0 || report.Event == types.ProgressEventSkipped {
+				watch.reached.Store(true)
+			}
+			t.sends(int64(report.OffsetUpdate)) // as they are stored there: of another size than what was read
+			switch report.Event {
+			case types.ProgressEventSkipped:
+				t.blob(report.Artifact.Digest, report.Artifact.Size).skipped()
+			case types.ProgressEventDone:
+				t.blob(report.Artifact.Digest, report.Artifact.Size).finished()
+			}
+			watch.touch()
+		}
+	}()
+	return func() {
+		close(reports)
+		<-done
+	}
+}
+
+// recompressed is a destination that asks for another compression of layers than its transport would.
+type recompressed struct {
+	types.ImageReference
+	desired types.LayerCompression
+}
+
+func (r *recompressed) NewImageDestination(ctx context.Context, sys *types.SystemContext) (types.ImageDestination, error) {
+	dest, err := r.ImageReference.NewImageDestination(ctx, sys)
+	if err != nil {
+		return nil, err
+	}
+	return &recompressedDestination{dest, r.desired}, nil
+}
+
+type recompressedDestination struct {
+	types.ImageDestination
+	desired types.LayerCompression
+}
+
+func (d *recompressedDestination) DesiredLayerCompression() types.LayerCompression { return d.desired }

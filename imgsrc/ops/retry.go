@@ -1,0 +1,94 @@
+package ops
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"regexp"
+	"strconv"
+	"syscall"
+	"time"
+
+	"github.com/docker/distribution/registry/api/errcode"
+	"go.podman.io/image/v5/docker"
+
+	"github.com/imgfs/imgfs/imgsrc/proxy"
+)
+
+// pushAttempts is how often a push to a registry is tried, and pushBackoff how long it waits after the first time; the
+// time doubles. What has arrived by then is not sent again.
+const (
+	pushAttempts = 4
+	pushBackoff  = time.Second
+)
+
+// attempt calls copy again while its failure is one that may go away. A registry
+// that is not there from the beginning is not waited for.
+func (o *Ops) attempt(ctx context.Context, t *task, watch *watchdog, copy func() error) error {
+	delay := o.backoff
+	for n := 1; ; n++ {
+		err := copy()
+		if err == nil || ctx.Err() != nil || !temporary(err, n > 1 || watch.reached.Load()) {
+			return err
+		}
+		if n >= pushAttempts || n > 1 && errors.Is(err, docker.ErrTooManyRequests) { // which the library has repeated itself
+			return fmt.Errorf("%w (tried %d times)", err, n)
+		}
+		t.retry(err)
+		o.log.Debug("pushing again", "attempt", n, "error", redact(err.Error()))
+		resume := watch.pause()
+		timer := time.NewTimer(delay)
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+		}
+		resume()
+		delay *= 2
+	}
+}
+
+// answered is how the library's errors quote the status of an answer that it did not expect.
+var answered = regexp.MustCompile(`(?:StatusCode: |HTTP status: |unexpected status code )(\d{3})\b`)
+
+// temporary says whether the same may succeed a little later: the registry is busy, or a connection broke. begun says that
+// the registry was there a moment ago.
+func temporary(err error, begun bool) bool {
+	var local *sourceError
+	if errors.As(err, &local) || proxy.Unauthorized(err) {
+		return false
+	}
+	switch {
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return begun
+	case errors.Is(err, docker.ErrTooManyRequests), errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE),
+		errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, net.ErrClosed):
+		return true
+	}
+	status := 0
+	var unexpected docker.UnexpectedHTTPStatusError
+	var code errcode.ErrorCoder
+	var several errcode.Errors
+	if errors.As(err, &several) && len(several) > 0 {
+		errors.As(several[0], &code)
+	}
+	switch {
+	case errors.As(err, &unexpected):
+		status = unexpected.StatusCode
+	case code != nil || errors.As(err, &code):
+		if status = code.ErrorCode().Descriptor().HTTPStatusCode; code.ErrorCode() == errcode.ErrorCodeUnknown {
+			status = 0 // a code that the library does not know; its status is not told
+		}
+	}
+	if m := answered.FindStringSubmatch(err.Error()); m != nil && status == 0 {
+		status, _ = strconv.Atoi(m[1])
+	}
+	return status == 429 || status >= 500 && status != 501
+}
+
+// A sourceError is a failure to read from the image's own source, which nothing at the other end will mend.
+type sourceError struct{ error }
+
+func (e *sourceError) Unwrap() error { return e.error }
