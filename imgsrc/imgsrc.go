@@ -106,6 +106,15 @@ type Remote interface {
 	Local(n int) bool
 }
 
+// Converted is an image that may have been made from another form of it, whose manifest is kept beside its own: containers-storage
+// keeps no compressed layers, so what leaves it has other layers than the manifest that it was pulled with.
+type Converted interface {
+	Image
+	// Original returns the exact bytes of that manifest, at most MaxManifest. It is over the same config, and has as many layers.
+	// Error: ErrAbsent if there is none.
+	Original(ctx context.Context) ([]byte, error)
+}
+
 // MaxManifest is how many bytes a manifest, an index or a config may have (the distribution specification asks
 // registries to take at least this much).
 const MaxManifest = 4 << 20

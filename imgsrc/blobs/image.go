@@ -26,9 +26,11 @@ type Manifest struct {
 	Bytes func(ctx context.Context) ([]byte, error)
 	// Here says whether it is there, at the price of a stat(2).
 	Here func() bool
+	// Original returns the verified bytes of the manifest that this one was made from. Nil: it was made from none.
+	Original func(ctx context.Context) ([]byte, error)
 }
 
-var _ imgsrc.Image = (*Image)(nil)
+var _ imgsrc.Converted = (*Image)(nil)
 
 // NewImage returns the image of a manifest that was described by imgsrc.Describe.
 func NewImage(s *Store, desc imgsrc.Desc, configSize int64, from Manifest) *Image {
@@ -46,6 +48,18 @@ func (m *Image) Manifest(ctx context.Context) ([]byte, error) {
 	b, err := m.from.Bytes(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("reading manifest %s: %w", m.desc.Digest, err)
+	}
+	return b, nil
+}
+
+// Original implements [imgsrc.Converted].
+func (m *Image) Original(ctx context.Context) ([]byte, error) {
+	if m.from.Original == nil {
+		return nil, fmt.Errorf("manifest %s was made from no other: %w", m.desc.Digest, imgsrc.ErrAbsent)
+	}
+	b, err := m.from.Original(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("reading the manifest that %s was made from: %w", m.desc.Digest, err)
 	}
 	return b, nil
 }

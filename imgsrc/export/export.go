@@ -156,37 +156,54 @@ func (c *conversion) run(ctx context.Context) (*OCI, error) {
 	return c.image(ctx)
 }
 
-// unchanged is an image that stays as it is.
-func (c *conversion) unchanged(blobs []Blob) *OCI {
+// unchanged is an image that stays as it is. If it was made from another that is known, that one's manifest is still the original.
+func (c *conversion) unchanged(ctx context.Context, blobs []Blob) (*OCI, error) {
 	d := c.f.Digest
 	if d.Validate() != nil || d.Algorithm().FromBytes(c.f.Manifest) != d { // of a signed manifest of schema 1 it is another
 		d = digest.FromBytes(c.f.Manifest)
 	}
-	return &OCI{
+	o := &OCI{
 		Desc:     v1.Descriptor{MediaType: c.f.ManifestType(), Digest: d, Size: int64(len(c.f.Manifest))},
 		Manifest: c.f.Manifest, Blobs: unique(blobs),
 	}
+	made, ok := c.img.(imgsrc.Converted)
+	if !ok {
+		return o, nil
+	}
+	original, err := made.Original(ctx)
+	if errors.Is(err, imgsrc.ErrAbsent) {
+		return o, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	o.setOriginal(original)
+	return o, nil
+}
+
+func (o *OCI) setOriginal(b []byte) {
+	o.Original = b
+	o.Desc.Annotations = map[string]string{AnnotationOriginal: digest.FromBytes(b).String()}
 }
 
 // changed is an image with another manifest, unless that turns out to be the same.
-func (c *conversion) changed(mediaType string, doc any, blobs []Blob) (*OCI, error) {
+func (c *conversion) changed(ctx context.Context, mediaType string, doc any, blobs []Blob) (*OCI, error) {
 	b, err := encode(doc)
 	if err != nil {
 		return nil, err
 	}
 	if bytes.Equal(b, c.f.Manifest) {
-		return c.unchanged(blobs), nil
+		return c.unchanged(ctx, blobs)
 	}
 	if len(b) > imgsrc.MaxManifest {
 		return nil, fmt.Errorf("its manifest would have %d bytes, more than %d: %w", len(b), imgsrc.MaxManifest, imgsrc.ErrInvalid)
 	}
-	return &OCI{
-		Desc: v1.Descriptor{
-			MediaType: mediaType, Digest: digest.FromBytes(b), Size: int64(len(b)),
-			Annotations: map[string]string{AnnotationOriginal: digest.FromBytes(c.f.Manifest).String()},
-		},
-		Manifest: b, Original: c.f.Manifest, Blobs: unique(blobs),
-	}, nil
+	o := &OCI{
+		Desc:     v1.Descriptor{MediaType: mediaType, Digest: digest.FromBytes(b), Size: int64(len(b))},
+		Manifest: b, Blobs: unique(blobs),
+	}
+	o.setOriginal(c.f.Manifest)
+	return o, nil
 }
 
 // unique drops blobs that come again.

@@ -91,13 +91,13 @@ func (c *conversion) image(ctx context.Context) (*OCI, error) {
 		m.Layers = append(m.Layers, l.Desc)
 	}
 	if keep {
-		return c.unchanged(blobs), nil
+		return c.unchanged(ctx, blobs)
 	}
 	m.ArtifactType, m.Subject = rest.ArtifactType, rest.Subject
 	if m.Annotations, err = imgsrc.Annotations(c.f); err != nil && !errors.Is(err, imgsrc.ErrAbsent) {
 		return nil, err
 	}
-	return c.changed(v1.MediaTypeImageManifest, m, blobs)
+	return c.changed(ctx, v1.MediaTypeImageManifest, m, blobs)
 }
 
 // rest is what a manifest may say beside its facts. What is not as it should be is taken for not given.
@@ -277,7 +277,10 @@ func (c *conversion) artifact(ctx context.Context) (*OCI, error) {
 		}
 		blobs = append(blobs, b)
 	}
-	o := c.unchanged(blobs)
+	o, err := c.unchanged(ctx, blobs)
+	if err != nil {
+		return nil, err
+	}
 	o.Desc.ArtifactType = c.f.ArtifactType
 	return o, nil
 }

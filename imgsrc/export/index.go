@@ -43,7 +43,10 @@ func (c *conversion) index(ctx context.Context) (*OCI, error) {
 		return nil, fmt.Errorf("none of what it lists can be had: %w", missing)
 	}
 	if same {
-		o := c.unchanged(nil)
+		o, err := c.unchanged(ctx, nil)
+		if err != nil {
+			return nil, err
+		}
 		o.Children = children
 		return o, nil
 	}
@@ -56,7 +59,7 @@ func (c *conversion) index(ctx context.Context) (*OCI, error) {
 	if ix.Annotations, err = imgsrc.Annotations(c.f); err != nil && !errors.Is(err, imgsrc.ErrAbsent) {
 		return nil, err
 	}
-	o, err := c.changed(v1.MediaTypeImageIndex, ix, nil)
+	o, err := c.changed(ctx, v1.MediaTypeImageIndex, ix, nil)
 	if err != nil {
 		return nil, err
 	}

@@ -28,6 +28,10 @@ import (
 // was left by a process that died.
 const Temp = ".index.json.imgfs"
 
+// Max is how many bytes the file may have. It is no manifest that a registry would have to take: ten thousand images need some
+// four megabytes.
+const Max = 64 << 20
+
 const (
 	lockPoll   = 10 * time.Millisecond // how often to look whether the lock is free
 	maxRetries = 20                    // how often to begin again after another tool's write
@@ -50,8 +54,8 @@ func Update(ctx context.Context, root *os.Root, next func() (was, text []byte, e
 		if text == nil || err != nil {
 			return err
 		}
-		if len(text) > imgsrc.MaxManifest {
-			return fmt.Errorf("%w: index.json would have %d bytes, more than %d", imgsrc.ErrInvalid, len(text), imgsrc.MaxManifest)
+		if len(text) > Max {
+			return fmt.Errorf("%w: index.json would have %d bytes, more than %d", imgsrc.ErrInvalid, len(text), Max)
 		}
 		replaced, err := replace(root, was, text, ready)
 		if err != nil {
@@ -192,9 +196,9 @@ func read(root *os.Root) ([]byte, time.Time, error) {
 	if !info.Mode().IsRegular() {
 		return nil, time.Time{}, fmt.Errorf("%w: index.json is not a regular file", imgsrc.ErrDamaged)
 	}
-	text, err := io.ReadAll(io.LimitReader(f, imgsrc.MaxManifest+1))
-	if err == nil && len(text) > imgsrc.MaxManifest {
-		err = fmt.Errorf("%w: index.json has more than %d bytes", imgsrc.ErrDamaged, imgsrc.MaxManifest)
+	text, err := io.ReadAll(io.LimitReader(f, Max+1))
+	if err == nil && len(text) > Max {
+		err = fmt.Errorf("%w: index.json has more than %d bytes", imgsrc.ErrDamaged, Max)
 	}
 	return text, info.ModTime(), err
 }

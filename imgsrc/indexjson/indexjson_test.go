@@ -111,7 +111,7 @@ func TestUpdateFails(t *testing.T) {
 		"nothing to change": {next: func() (was, text []byte, err error) { return []byte("1"), nil, nil }},
 		"no text":           {next: func() (was, text []byte, err error) { return nil, []byte("2"), broken }, want: broken},
 		"not ready":         {next: appending(t, root, "2"), ready: func() error { return broken }, want: broken},
-		"too long": {next: func() (was, text []byte, err error) { return []byte("1"), make([]byte, imgsrc.MaxManifest+1), nil },
+		"too long": {next: func() (was, text []byte, err error) { return []byte("1"), make([]byte, Max+1), nil },
 			want: imgsrc.ErrInvalid},
 		"always another one": {next: func() (was, text []byte, err error) { return []byte("0"), []byte("2"), nil }, want: unix.EBUSY},
 	} {
@@ -155,7 +155,7 @@ func TestRead(t *testing.T) {
 	if text, err := Read(t.Context(), root); string(text) != `{"manifests":` || err != nil {
 		t.Errorf("cut short: %q, %v", text, err)
 	}
-	if err := os.Truncate(file, imgsrc.MaxManifest+1); err != nil {
+	if err := os.Truncate(file, Max+1); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := Read(t.Context(), root); !errors.Is(err, imgsrc.ErrDamaged) {

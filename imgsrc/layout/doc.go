@@ -16,6 +16,15 @@
 // write the full reference beside the bare tag, that is the name instead. Several entries for one manifest are its
 // several names.
 //
+// # What was made from something else
+//
+// oci/ in a mount, and what is copied from it, has manifests that were put into OCI form, and beside them the originals, which
+// the annotation io.github.imgfs.original-manifest of an entry of index.json names (package export). Such an image is listed as
+// what it was, with that manifest's bytes and digest, if the original is over the same config and has the same layers: those
+// are all there then. Otherwise, as of an image out of containers-storage, whose layers are kept uncompressed, what is there is
+// listed, and knows its original ([imgsrc.Converted]). An index is listed as what it was if all of its images that are there
+// are. The original is never listed beside what was made from it.
+//
 // # What must hold
 //
 //   - Files are read as package blobs says: nothing leads out of the layout, and no byte is returned that was not

@@ -15,7 +15,12 @@ import (
 
 // newImage returns the image of a manifest or index of the layout.
 func (s *images) newImage(desc imgsrc.Desc, configSize int64) *blobs.Image {
-	return blobs.NewImage(s.store, desc, configSize, blobs.Manifest{
+	return blobs.NewImage(s.store, desc, configSize, s.manifest(desc))
+}
+
+// manifest reads the manifest that desc describes.
+func (s *images) manifest(desc imgsrc.Desc) blobs.Manifest {
+	return blobs.Manifest{
 		Bytes: func(ctx context.Context) ([]byte, error) {
 			b, _, err := s.store.Read(desc.Digest, desc.Size)
 			if errors.Is(err, fs.ErrNotExist) && desc.Damaged == nil && !s.mentions(ctx, desc.Digest) {
@@ -27,7 +32,7 @@ func (s *images) newImage(desc imgsrc.Desc, configSize int64) *blobs.Image {
 			_, err := s.store.Dir.Stat(blobPath(desc.Digest))
 			return err == nil
 		},
-	})
+	}
 }
 
 // mentions says whether index.json still names d.

@@ -15,6 +15,7 @@ import (
 
 	"github.com/imgfs/imgfs/imgsrc"
 	"github.com/imgfs/imgfs/imgsrc/blobs"
+	"github.com/imgfs/imgfs/imgsrc/export"
 )
 
 // nameContainerd is the annotation in which containerd and docker save keep the full reference.
@@ -42,6 +43,8 @@ type descriptor struct {
 	mediaType string // empty: the entry does not say
 	digest    digest.Digest
 	size      int64
+
+	original digest.Digest // of the manifest that this one was made from; empty: it was made from none
 }
 
 // manifestTypes are the media types that an entry of an index may have.
@@ -110,6 +113,9 @@ func (e *entry) parse(raw []byte) (err error) {
 		return errors.New("no size")
 	} else if err := json.Unmarshal(raw, &e.size); err != nil || e.size < 0 {
 		return fmt.Errorf("%s is not a size", raw)
+	}
+	if original, err := e.annotations.text(export.AnnotationOriginal); err == nil && digest.Digest(original).Validate() == nil {
+		e.original = digest.Digest(original)
 	}
 	for _, key := range []string{nameContainerd, v1.AnnotationRefName} {
 		if e.name, err = e.annotations.text(key); err != nil {

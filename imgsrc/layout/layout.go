@@ -20,6 +20,7 @@ import (
 
 	"github.com/imgfs/imgfs/imgsrc"
 	"github.com/imgfs/imgfs/imgsrc/blobs"
+	"github.com/imgfs/imgfs/imgsrc/indexjson"
 	"github.com/imgfs/imgfs/imgsrc/layer"
 )
 
@@ -155,7 +156,7 @@ func (s *images) Close() error { return s.store.Close() }
 
 // readFile reads oci-layout or index.json. With an error of the reading itself there is an identity too.
 func (s *images) readFile(path string) ([]byte, blobs.Identity, error) {
-	return blobs.ReadFile(s.store.Dir, path, imgsrc.MaxManifest)
+	return blobs.ReadFile(s.store.Dir, path, indexjson.Max)
 }
 
 // blobPath is where the layout keeps the bytes of d, which must be a valid digest.

@@ -24,10 +24,14 @@ const (
 type manifest struct {
 	identity   blobs.Identity // of its file; zero if there is none
 	descriptor                // that led to it
-	image      *blobs.Image
-	layers     []string     // their digests
-	children   []descriptor // an index's
-	problems   []error      // an index's entries that are none
+	image      *blobs.Image   // that is listed
+	own        *blobs.Image   // of its own bytes
+	original   *blobs.Image   // of the manifest that it was made from, if that may be listed in its place; else nil
+	layers     []string       // their digests
+	children   []descriptor   // an index's
+	problems   []error        // an index's entries that are none
+
+	lacksOriginal bool // the manifest that it was made from is not there
 }
 
 // List lists the layout. Manifests that have not changed since the last time are not read again.
@@ -43,7 +47,7 @@ func (s *images) List(ctx context.Context) (*imgsrc.Listing, error) {
 	known := s.known
 	s.mu.Unlock()
 
-	w := &walk{source: s, known: known, found: map[digest.Digest]*manifest{}}
+	w := newWalk(s, known, ix)
 	if err := w.run(ctx, ix.wanted(s.ref)); err != nil {
 		return nil, fmt.Errorf("listing %s: %w", s.Name(), err)
 	}
@@ -102,10 +106,25 @@ type walk struct {
 	found    map[digest.Digest]*manifest
 	order    []*manifest
 	problems []error
-	sparse   bool // an index below index.json lists what is not there
+	sparse   bool // an index below index.json lists what is not there, or an original is not there
+
+	originals map[digest.Digest]digest.Digest // as index.json says
+	chosen    map[*manifest]bool              // those of which it is decided what they are listed as
+	taken     map[digest.Digest]bool          // what is listed
+}
+
+func newWalk(s *images, known map[digest.Digest]*manifest, ix *index) *walk {
+	w := &walk{source: s, known: known, found: map[digest.Digest]*manifest{}, originals: map[digest.Digest]digest.Digest{}}
+	for _, e := range ix.entries {
+		if e.err == nil && e.original != "" && w.originals[e.digest] == "" {
+			w.originals[e.digest] = e.original
+		}
+	}
+	return w
 }
 
 func (w *walk) run(ctx context.Context, level []descriptor) error {
+	defer w.choose()
 	for depth := 0; len(level) > 0; depth++ {
 		if depth > maxDepth {
 			w.problems = append(w.problems, fmt.Errorf("%w: index %s is more than %d indexes deep: leaving it out", imgsrc.ErrUnsupported, level[0].digest, maxDepth))
@@ -120,6 +139,7 @@ func (w *walk) run(ctx context.Context, level []descriptor) error {
 				w.problems = append(w.problems, fmt.Errorf("%w: more than %d images: leaving out the rest", imgsrc.ErrUnsupported, maxImages))
 				break
 			}
+			d.original = w.originals[d.digest]
 			m := &manifest{descriptor: d}
 			w.found[d.digest] = m
 			fresh = append(fresh, m)
@@ -140,6 +160,7 @@ func (w *walk) run(ctx context.Context, level []descriptor) error {
 				continue
 			}
 			w.order = append(w.order, m)
+			w.sparse = w.sparse || m.lacksOriginal
 			w.problems = append(w.problems, m.problems...)
 			level = append(level, m.children...)
 		}
@@ -166,7 +187,8 @@ func (w *walk) read(ctx context.Context, m *manifest) error {
 	}
 	if err != nil {
 		desc.Damaged = fmt.Errorf("reading manifest %s: %w", m.digest, err)
-		m.image = s.newImage(desc, -1)
+		m.own = s.newImage(desc, -1)
+		m.image = m.own
 		return nil
 	}
 	facts := imgsrc.Describe(&desc, b)
@@ -176,7 +198,11 @@ func (w *walk) read(ctx context.Context, m *manifest) error {
 	if desc.Damaged == nil && facts.Kind == imgsrc.KindIndex {
 		desc.Damaged = m.parseIndex(b)
 	}
-	m.image = s.newImage(desc, facts.ConfigSize())
+	m.own = s.newImage(desc, facts.ConfigSize())
+	m.image = m.own
+	if m.digest != m.descriptor.original && m.descriptor.original != "" && desc.Damaged == nil {
+		s.readOriginal(m, facts)
+	}
 	return nil
 }
 

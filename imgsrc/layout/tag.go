@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"regexp"
 
-	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 
 	"github.com/imgfs/imgfs/imgsrc"
@@ -76,16 +75,16 @@ func (s *Source) find(ctx context.Context, ix *index, img imgsrc.Desc) (descript
 		}
 	}
 	s.mu.Lock()
-	w := &walk{source: &s.images, known: s.known, found: map[digest.Digest]*manifest{}}
+	w := newWalk(&s.images, s.known, ix)
 	s.mu.Unlock()
 	if err := w.run(ctx, ix.wanted("")); err != nil {
 		return descriptor{}, err
 	}
-	m := w.found[img.Digest]
+	m := w.listed(img.Digest)
 	if m == nil {
 		return descriptor{}, fmt.Errorf("%w: the image was removed from the layout", imgsrc.ErrNotFound)
 	}
 	d := m.descriptor
-	d.mediaType = m.image.Desc().MediaType
+	d.mediaType = m.own.Desc().MediaType
 	return d, nil
 }

@@ -313,10 +313,11 @@ func onDisk(t *testing.T) *testLayout {
 
 func TestTagTooMany(t *testing.T) {
 	l := newLayout(t)
-	l.add(l.image("a"))
+	filler := map[string]string{"filler": strings.Repeat("x", indexjson.Max-20_000)}
+	l.file("index.json", text(l, map[string]any{"schemaVersion": 2, "manifests": []any{l.image("a")}, "annotations": filler}))
 	s := l.open()
 	var names []string
-	for i := range 20000 {
+	for i := range 1000 {
 		names = append(names, fmt.Sprintf("a-name-that-takes-a-little-more-room-than-others-%d", i))
 	}
 	before := s.Stamp()
@@ -326,10 +327,10 @@ func TestTagTooMany(t *testing.T) {
 	if s.Stamp() != before {
 		t.Error("index.json has changed")
 	}
-	if err := s.Tag(t.Context(), only(t, s).Desc(), names[:2000], nil); err != nil {
+	if err := s.Tag(t.Context(), only(t, s).Desc(), names[:1], nil); err != nil {
 		t.Error(err)
 	}
-	if n := len(list(t, s).Images[0].Names); n != 2000 {
-		t.Errorf("%d names, want 2000", n)
+	if n := len(list(t, s).Images[0].Names); n != 1 {
+		t.Errorf("%d names, want 1", n)
 	}
 }
