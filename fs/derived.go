@@ -27,6 +27,8 @@ type standing struct {
 	snap    *imgsrc.Snapshot
 	facts   *imgsrc.Facts
 	lineage func(context.Context, *imgsrc.Entry) (imgsrc.Lineage, error)
+	img     *image
+	r       *rendered
 }
 
 type derivedKey struct{ slot, row uint32 }
@@ -59,13 +61,17 @@ func (img *image) derive(ctx context.Context, r *rendered, row *row) (derivedFil
 	if d, ok := img.f.derived.get(key); ok && d.generation == s.snap.Generation && d.entry == e && !passing {
 		return d, d.err
 	}
-	text, err := row.derived(ctx, &standing{e: e, snap: s.snap, facts: r.facts, lineage: s.lineage})
+	text, err := row.derived(ctx, &standing{e: e, snap: s.snap, facts: r.facts, lineage: s.lineage, img: img, r: r})
 	if err != nil && (ctx.Err() != nil || !errors.Is(err, imgsrc.ErrAbsent)) {
 		return derivedFile{}, err
 	}
 	d := derivedFile{generation: s.snap.Generation, entry: e, text: text, err: err, at: r.created}
 	if row.isLive(r) {
-		d.at = img.derivedAt(row, text, s)
+		first := img.namesTime()
+		if row.dated {
+			first = r.created
+		}
+		d.at = img.derivedAt(row, text, s, first)
 	}
 	if !passing {
 		img.f.derived.put(key, d, int64(len(text))+128)
@@ -78,14 +84,15 @@ func (row *row) isLive(r *rendered) bool {
 	return row.derived != nil && (row.name != "info.json" || r.facts.Kind == imgsrc.KindIndex)
 }
 
-func (img *image) derivedAt(row *row, text []byte, s *state) time.Time {
+// derivedAt is when the text last changed; first, if it has not.
+func (img *image) derivedAt(row *row, text []byte, s *state, first time.Time) time.Time {
 	sum := sha256.Sum256(text)
 	img.mu.Lock()
 	defer img.mu.Unlock()
 	was, ok := img.derived[row.id]
 	switch {
 	case !ok:
-		was.at = img.names
+		was.at = first
 	case was.sum != sum:
 		was.at = later(was.at, s.at)
 	}

@@ -294,7 +294,7 @@ func (img *image) has(ctx context.Context, r *rendered, row *row) (bool, error) 
 	case viewReferrers:
 		return len(img.f.state.Load().snap.Referrers(e)) > 0, nil
 	}
-	if row.derived != nil {
+	if row.derived != nil && !row.sure {
 		_, err := img.derive(ctx, r, row)
 		if errors.Is(err, imgsrc.ErrNotFound) || ctx.Err() != nil {
 			return false, err

@@ -23,7 +23,8 @@ type row struct {
 	view      uint16                                           // a directory: the view below it
 	lastError bool                                             // the text of the image's last failed operation
 
-	sure    bool // with body: every image of the kind has it, so that it is listed even if it cannot be had
+	sure    bool // with body: every image of the kind has it, so that it is listed even if it cannot be had; with derived: all have it
+	dated   bool // with derived: it is of the image's creation until it changes
 	own     bool // an index has it itself; every other file of an index is its platform's
 	diffIDs bool // with body: of an image whose config has no diff ids, the layers are asked for them
 	control bool // takes writes; with live, that is what it says, otherwise it is empty
@@ -71,12 +72,13 @@ var table = []row{
 	{name: "parent", id: 39, derived: parentText, doc: "the id of the image that this one was made from in one step"},
 	{name: "children", id: 40, derived: childrenText, doc: "the ids of the images that were made from this one so, one a line"},
 	{name: "inspect.json", id: 41, derived: inspectJSON, doc: "what podman image inspect shows of it"},
-	{name: "info.json", id: 42, own: true, derived: infoJSON, doc: "what is known of it, as JSON"},
-	{name: "live.json", id: 43, own: true, derived: liveJSON, doc: "what this mount knows: where it is from, whose layers it shares"},
+	{name: "info.json", id: 42, own: true, sure: true, derived: infoJSON, doc: "what is known of it, as JSON"},
+	{name: "live.json", id: 43, own: true, sure: true, derived: liveJSON, doc: "what this mount knows: where it is from, whose layers it shares"},
 	{name: "platforms", id: 44, own: true, view: viewPlatforms, doc: "an index: the image for each platform"},
 	{name: "referrers", id: 45, own: true, view: viewReferrers, doc: "what refers to it: signatures, lists of components"},
 	{name: "artifact-type", id: 46, own: true, body: imgsrc.ArtifactTypeText, doc: "what kind of artifact it is"},
 	{name: "subject", id: 47, own: true, body: imgsrc.SubjectText, doc: "the digest of the manifest that it is about"},
+	{name: "SHA256SUMS", id: 48, own: true, sure: true, dated: true, derived: sha256Sums, doc: "for sha256sum -c in this directory: manifest, config and layers"},
 }
 
 var (
