@@ -29,6 +29,7 @@ type Catalog struct {
 	told []atomic.Bool // a watch has called since the source was last listed
 
 	current atomic.Pointer[Snapshot]
+	changed func(*Snapshot) // see OnChange; nil: nobody
 }
 
 // A Snapshot is the state of a catalog at one moment. It is immutable.
@@ -124,6 +125,16 @@ func NewCatalog(log *slog.Logger, sources ...Source) *Catalog {
 	return c
 }
 
+// OnChange has f called with each snapshot that takes the place of another, in their order, before anybody else gets it
+// from Refresh; and with the one that there is now, unless there is none yet. f must not call Refresh. To be called before
+// the catalog is used by several goroutines.
+func (c *Catalog) OnChange(f func(*Snapshot)) {
+	c.changed = f
+	if s := c.current.Load(); s.Generation > 0 {
+		f(s)
+	}
+}
+
 // Sources returns the sources, in their order.
 func (c *Catalog) Sources() []Source { return c.sources }
 
@@ -199,7 +210,11 @@ func (c *Catalog) relist(ctx context.Context, moved []move) error {
 		changed = true
 	}
 	if changed {
-		c.current.Store(c.merge())
+		s := c.merge()
+		if c.changed != nil {
+			c.changed(s)
+		}
+		c.current.Store(s)
 	}
 	return errors.Join(errs...)
 }

@@ -72,6 +72,7 @@ func (o *mountOptions) serve(ctx context.Context, a *app, specs []*spec, mountpo
 		PathInside:      func(path string) bool { return strings.HasPrefix(path+"/", point.Path()+"/") },
 		Log:             log,
 	})
+	operations.Record("mount", "", strings.Join(names, " "))
 	defer closing(log, "operations", func() error {
 		ctx, cancel := context.WithTimeout(context.Background(), closeTime)
 		defer cancel()

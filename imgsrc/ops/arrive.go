@@ -1,6 +1,7 @@
 package ops
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"net/http"
@@ -49,7 +50,8 @@ func (o *Ops) receive(ctx context.Context, a arrival) (id string, err error) {
 		if a.all {
 			options.ImageListSelection = copy.CopyAllImages
 		}
-		stop := watchArrival(options, a.task, a.watch)
+		_, counted := a.ref.(*source) // by its readers
+		stop := watchArrival(options, a.task, a.watch, counted)
 		_, err := copy.Image(ctx, policy, to, a.ref, options)
 		stop()
 		id = idOf(resolved)
@@ -57,6 +59,9 @@ func (o *Ops) receive(ctx context.Context, a arrival) (id string, err error) {
 	})
 	if err != nil && ctx.Err() != nil {
 		err = context.Cause(ctx)
+	}
+	if err == nil {
+		o.others.own(cmp.Or(id, a.id), a.name)
 	}
 	return id, shorter(err, a.ref)
 }
@@ -93,8 +98,9 @@ func (r *reworded) Error() string { return r.text }
 func (r *reworded) Unwrap() error { return r.err }
 
 // watchArrival makes the library report its progress, and passes it on to the task. The watchdog watches as long as bytes of
-// a blob are still to come, and until the first one does; what comes between, and last, is the work of the store.
-func watchArrival(options *copy.Options, t *task, watch *watchdog) (stop func()) {
+// a blob are still to come, and until the first one does; what comes between, and last, is the work of the store. counted
+// says that somebody else counts the bytes that are read.
+func watchArrival(options *copy.Options, t *task, watch *watchdog, counted bool) (stop func()) {
 	reports := make(chan types.ProgressProperties)
 	options.Progress, options.ProgressInterval = reports, time.Second/4
 	done := make(chan struct{})
@@ -108,13 +114,17 @@ func watchArrival(options *copy.Options, t *task, watch *watchdog) (stop func())
 			switch report.Event {
 			case types.ProgressEventNewArtifact:
 				coming[d] = report.Artifact.Size
-				blob.begun()
+				if !counted {
+					blob.begun()
+				}
 			case types.ProgressEventSkipped:
 				blob.skipped()
 			}
 			if n := int64(report.OffsetUpdate); n > 0 {
 				t.sends(n)
-				blob.add(int(n))
+				if !counted {
+					blob.add(int(n))
+				}
 				coming[d] -= n
 			}
 			if report.Event == types.ProgressEventDone {

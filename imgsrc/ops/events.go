@@ -22,6 +22,7 @@ type event struct {
 	Job       uint32    `json:"job,omitempty"`      // its number in jobs/
 	Error     string    `json:"error,omitempty"`
 	Message   string    `json:"message,omitempty"`
+	Origin    string    `json:"origin,omitempty"` // "source": somebody else has done it
 }
 
 // eventLog is the text of the events. The bytes behind text are only ever appended to; a slice of them that has been

@@ -313,6 +313,7 @@ func (o *Ops) addNames(ctx context.Context, to Receiver, id string, names []stri
 		if held.Source.Name() != to.Name() {
 			continue
 		}
+		o.others.own("", names...)
 		if err := tagger.Tag(ctx, held.Desc(), names, nil); err != nil {
 			return err
 		}

@@ -1,6 +1,7 @@
 package ops
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
@@ -69,6 +70,7 @@ type Ops struct {
 	turns  turns // of the jobs that copy
 	tasks  tasks
 	events eventLog
+	others changes
 	errors lastErrors
 	known  knownBlobs
 
@@ -104,6 +106,10 @@ func New(opt Options) *Ops {
 	}
 	o := &Ops{opt: opt, log: opt.Log, jobs: newJobs(opt.Log), turns: turns{free: opt.Pushes}, backoff: pushBackoff}
 	o.copy = o.copyImage
+	o.others.report = o.events.add
+	if opt.Catalog != nil {
+		opt.Catalog.OnChange(o.others.look)
+	}
 	return o
 }
 
@@ -117,6 +123,11 @@ func New(opt Options) *Ops {
 // context.Canceled when the Ops is closed.
 func (o *Ops) Do(ctx context.Context, r Request) error {
 	return o.jobs.do(ctx, r.Key, func(ctx context.Context) error {
+		switch r.Control {
+		case "push", "pull", "load":
+		default: // not for long: meanwhile nothing is anybody else's
+			defer o.others.hold()()
+		}
 		switch r.Control {
 		case "tags":
 			return o.tags(ctx, r, o.tag)
@@ -176,7 +187,8 @@ func (o *Ops) image(ctx context.Context, id string) (*imgsrc.Snapshot, *imgsrc.E
 // An operation is what is being done, or was, or was refused: what the events, the log and the error text say of it. One
 // that takes its time becomes a job, see begin.
 type operation struct {
-	kind      string // the event's type: "push"; "push-error" when it failed
+	kind      string // what the job is called, and the event: "push"; "push-error" when it failed
+	status    string // what the event is called instead; may be empty
 	doing     string // begins the error text: "pushing"
 	to        string // what follows the image in the error text; may be empty
 	reference string // a name or a destination
@@ -194,12 +206,17 @@ func (op *operation) event() event {
 		image = op.arrived
 	}
 	return event{
-		Type: op.kind, Image: image, Reference: redactWord(op.reference), User: &op.request.UID,
+		Type: cmp.Or(op.status, op.kind), Image: image, Reference: redactWord(op.reference), User: &op.request.UID,
 		Duration: seconds(time.Since(op.start)), Bytes: op.bytes, Job: op.job,
 	}
 }
 
 func (o *Ops) succeeded(op operation) {
+	id := op.arrived
+	if op.kind == "remove" {
+		id = op.request.Image
+	}
+	o.others.own(id, strings.Fields(op.reference)...)
 	o.events.add(op.event())
 	o.errors.set(op.request.Image, "")
 }

@@ -55,7 +55,12 @@ func (o *Ops) arrivals(ctx context.Context, op operation, lines []pullLine, err 
 		} else {
 			op.hint = arrivalLocalHint
 		}
+		var names []string // none: it may bring any
+		for _, named := range line.candidates {
+			names = append(names, named.String())
+		}
 		run := func(ctx context.Context, t *task) error {
+			defer o.others.hold(names...)()
 			return t.work(ctx, func() error { return work(ctx, line, to, t) })
 		}
 		if !line.wait {
@@ -237,7 +242,11 @@ func (o *Ops) pullAll(ctx context.Context, a arrival, into indexReceiver, named 
 			return "", fmt.Errorf("image %s of the index: %w", it.digest, err)
 		}
 	}
-	return into.AddIndex(ctx, a.name, index, ids, "docker://"+repo.Name())
+	id, err = into.AddIndex(ctx, a.name, index, ids, "docker://"+repo.Name())
+	if err == nil {
+		o.others.own(id, a.name)
+	}
+	return id, err
 }
 
 // An instance is an image of an index.

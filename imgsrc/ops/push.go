@@ -38,6 +38,9 @@ func (o *Ops) push(ctx context.Context, r Request) error {
 	for _, line := range lines {
 		to := line.dest.String()
 		op := operation{kind: "push", doing: "pushing", to: to, reference: to, hint: line.dest.hint, request: r, start: time.Now()}
+		if line.dest.kind().file {
+			op.status = "save"
+		}
 		run := func(ctx context.Context, t *task) error {
 			return t.work(ctx, func() error { return o.copy(ctx, pushJob{line, snapshot, entry, entry.First(), t}) })
 		}

@@ -118,7 +118,7 @@ func (t *task) end(err error) error {
 
 	t.mu.Lock()
 	t.state, t.ended = state, time.Now()
-	t.err = ""
+	t.err, t.complete = "", t.complete || err == nil
 	if err != nil {
 		t.err = err.Error()
 	}
