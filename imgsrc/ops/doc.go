@@ -28,6 +28,11 @@
 // what is to go. "remove" takes an image out of all sources that are an imgsrc.Remover, and after it, in a store, the images
 // without a name that it was made from.
 //
+// # Events
+//
+// An event is recorded when an operation has ended, and when a listing of a source shows what no operation of this mount
+// has done (changes.go). Nothing that is read is an event.
+//
 // # Pushing
 //
 // A push is a copy.Image of go.podman.io/image with a source of this package's own over imgsrc.Image. Where the image's
