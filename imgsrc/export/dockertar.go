@@ -1,0 +1,87 @@
+package export
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"go.podman.io/image/v5/docker/reference"
+)
+
+// A DockerImage is what a docker-archive is made of.
+type DockerImage struct {
+	Config []byte    // the exact bytes: their digest stays the image's id
+	Names  []string  // as the sources have them; those that are no references with a registry and a tag are left out
+	Made   time.Time // the time of the archive's members
+	Layers []DockerLayer
+}
+
+// A DockerLayer is a layer as an uncompressed tar.
+type DockerLayer struct {
+	DiffID digest.Digest
+	Size   int64
+	Read   Reader
+}
+
+// DockerTar returns what docker save and podman save write: the config, each layer once, and manifest.json. That has the
+// names, which may change, so it comes last: all before it stays where it is, for who is reading meanwhile.
+func DockerTar(img *DockerImage) (*Archive, error) {
+	type entry struct {
+		Config   string
+		RepoTags []string
+		Layers   []string
+	}
+	a := &Archive{}
+	made := headerTime(img.Made)
+	e := entry{Config: digest.FromBytes(img.Config).Encoded() + ".json", RepoTags: tagged(img.Names), Layers: []string{}}
+	a.file(e.Config, made, img.Config)
+	there := map[digest.Digest]bool{}
+	for _, l := range img.Layers {
+		name := l.DiffID.Encoded() + ".tar"
+		e.Layers = append(e.Layers, name)
+		if there[l.DiffID] { // the same layer twice, as often an empty one is
+			continue
+		}
+		there[l.DiffID] = true
+		a.body(name, made, l.Size, l.Read)
+	}
+	list, err := marshal([]entry{e})
+	if err != nil {
+		return nil, fmt.Errorf("making manifest.json: %w", err)
+	}
+	a.file("manifest.json", made, list)
+	a.finish()
+	return a, nil
+}
+
+// marshal is JSON in one line, with "<" as itself.
+func marshal(v any) ([]byte, error) {
+	var b bytes.Buffer
+	enc := json.NewEncoder(&b)
+	enc.SetEscapeHTML(false)
+	err := enc.Encode(v)
+	return b.Bytes(), err
+}
+
+// headerTime is a time as headers have it: 0 before 1970, or where there is none.
+func headerTime(t time.Time) int64 { return min(max(0, t.Unix()), maxOctal11) }
+
+// tagged are those of the names that a load can give: references with a registry and a tag.
+func tagged(names []string) []string {
+	all := []string{}
+	for _, name := range names {
+		ref, err := reference.ParseNormalizedNamed(name)
+		if err != nil || ref.String() != name {
+			continue
+		}
+		if _, ok := ref.(reference.NamedTagged); !ok {
+			continue
+		}
+		if _, ok := ref.(reference.Digested); !ok {
+			all = append(all, name)
+		}
+	}
+	return all
+}
