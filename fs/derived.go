@@ -71,7 +71,7 @@ func (img *image) derive(ctx context.Context, r *rendered, row *row) (derivedFil
 		if row.dated {
 			first = r.created
 		}
-		d.at = img.derivedAt(row, text, s, first)
+		d.at = img.changedAt(row.id, sha256.Sum256(text), s, first)
 	}
 	if !passing {
 		img.f.derived.put(key, d, int64(len(text))+128)
@@ -84,12 +84,11 @@ func (row *row) isLive(r *rendered) bool {
 	return row.derived != nil && (row.name != "info.json" || r.facts.Kind == imgsrc.KindIndex)
 }
 
-// derivedAt is when the text last changed; first, if it has not.
-func (img *image) derivedAt(row *row, text []byte, s *state, first time.Time) time.Time {
-	sum := sha256.Sum256(text)
+// changedAt is when what has this number last said something else than this sum stands for; first, if it has not.
+func (img *image) changedAt(id uint32, sum [sha256.Size]byte, s *state, first time.Time) time.Time {
 	img.mu.Lock()
 	defer img.mu.Unlock()
-	was, ok := img.derived[row.id]
+	was, ok := img.derived[id]
 	switch {
 	case !ok:
 		was.at = first
@@ -97,7 +96,7 @@ func (img *image) derivedAt(row *row, text []byte, s *state, first time.Time) ti
 		was.at = later(was.at, s.at)
 	}
 	was.sum = sum
-	img.derived[row.id] = was
+	img.derived[id] = was
 	return was.at
 }
 

@@ -85,6 +85,9 @@ type FS struct {
 	flights  singleflight.Group
 	control  controls
 	oci      *ociTree
+	archives *memo[archiveKey, *archive]
+
+	rootfsTars *memo[uint32, *rootfsTar] // by slot
 }
 
 // imageKey tells images apart: an id whose first manifest changes is another image to the kernel, because everything
@@ -129,6 +132,8 @@ func New(o Options) *FS {
 		lists:         newMemo[treeKey, []byte](listBytes),
 		derived:       newMemo[derivedKey, derivedFile](derivedBytes),
 		batches:       newMemo[treeKey, *batch](aheadBatches),
+		archives:      newMemo[archiveKey, *archive](archiveBytes),
+		rootfsTars:    newMemo[uint32, *rootfsTar](archiveBytes),
 	}
 	f.ctx, f.cancel = context.WithCancel(context.Background())
 	f.slots.Store(&[]*image{nil})
@@ -159,6 +164,7 @@ func New(o Options) *FS {
 		viewRootfs:      treeView{f},
 		viewPlatforms:   linkDirView{f, viewPlatforms, (*image).platformLinks},
 		viewReferrers:   linkDirView{f, viewReferrers, (*image).referrerLinks},
+		viewExport:      exportView{f},
 	}
 	f.diffs = treeView{f}
 	return f

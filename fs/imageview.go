@@ -291,6 +291,8 @@ func (img *image) has(ctx context.Context, r *rendered, row *row) (bool, error) 
 		return img.hasRootfs(ctx, r)
 	case viewPlatforms:
 		return len(r.facts.Children) > 0, nil
+	case viewExport:
+		return r.facts.ManifestErr == nil, nil
 	case viewReferrers:
 		return len(img.f.state.Load().snap.Referrers(e)) > 0, nil
 	}

@@ -44,6 +44,7 @@ const (
 	viewRootfs             // rootfs/ (entry 0); entry: the node of the merged tree
 	viewPlatforms          // platforms/ (entry 0) and its links; entry: an interned name and target
 	viewReferrers          // referrers/, likewise
+	viewExport             // export/ (entry 0) and its files: see exportView
 )
 
 // firstDiff is the view of layers/00/diff/; the others follow it. entry: the node of the layer's tree.

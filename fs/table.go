@@ -79,6 +79,7 @@ var table = []row{
 	{name: "artifact-type", id: 46, own: true, body: imgsrc.ArtifactTypeText, doc: "what kind of artifact it is"},
 	{name: "subject", id: 47, own: true, body: imgsrc.SubjectText, doc: "the digest of the manifest that it is about"},
 	{name: "SHA256SUMS", id: 48, own: true, sure: true, dated: true, derived: sha256Sums, doc: "for sha256sum -c in this directory: manifest, config and layers"},
+	{name: "export", id: 49, own: true, view: viewExport, doc: "the image as one file: export/README says which"},
 }
 
 var (

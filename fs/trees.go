@@ -408,4 +408,6 @@ func (f *FS) closeLayers(slot uint32) {
 	f.trees.forget(ours)
 	f.lists.forget(ours)
 	f.batches.forget(ours)
+	f.archives.forget(func(k archiveKey) bool { return k.slot == slot })
+	f.rootfsTars.forget(func(k uint32) bool { return k == slot })
 }

@@ -2,6 +2,7 @@ package export
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -43,6 +44,16 @@ func (a *Archive) length() int64 {
 
 // Memory is what the archive occupies, in bytes.
 func (a *Archive) Memory() int64 { return a.memory + int64(len(a.segments))*96 }
+
+// Sum is a hash of all that the archive has in memory: another one with the same sum is the same, if what has one digest or
+// one name is the same.
+func (a *Archive) Sum() [sha256.Size]byte {
+	h := sha256.New()
+	for i := range a.segments {
+		h.Write(a.segments[i].text)
+	}
+	return [sha256.Size]byte(h.Sum(nil))
+}
 
 // Close implements [imgsrc.Content]. What an archive reads from is not its own.
 func (a *Archive) Close() error { return nil }
