@@ -2,10 +2,13 @@ package fs
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"syscall"
 	"time"
+
+	"github.com/opencontainers/go-digest"
 
 	"github.com/imgfs/imgfs/imgsrc"
 	"github.com/imgfs/imgfs/imgsrc/export"
@@ -43,11 +46,13 @@ func (img *image) archive(ctx context.Context, entry uint32) (*archive, error) {
 		switch entry {
 		case exportDocker:
 			a.Archive, err = img.dockerTar(ctx, e)
+		case exportOCI:
+			a.Archive, err = img.ociTar(ctx, e, s)
 		default:
 			err = syscall.ENOENT
 		}
 		if err != nil {
-			return nil, err
+			return nil, img.cannotBe(entry, err)
 		}
 		a.at = img.changedAt(1<<16|entry, a.Sum(), s)
 		img.f.archives.put(key, a, a.Memory())
@@ -57,6 +62,16 @@ func (img *image) archive(ctx context.Context, entry uint32) (*archive, error) {
 		return nil, err
 	}
 	return res.(*archive), nil
+}
+
+// cannotBe makes an archive that cannot be had to the byte one that is not there.
+func (img *image) cannotBe(entry uint32, err error) error {
+	err = fmt.Errorf("making export/%s of image %s: %w", exportName(entry), img.id, err)
+	if errors.Is(err, imgsrc.ErrAbsent) || errors.Is(err, imgsrc.ErrUnsupported) || errors.Is(err, imgsrc.ErrInvalid) {
+		err = fmt.Errorf("%w: %w", imgsrc.ErrAbsent, err)
+		img.f.log.Info("not exported", "image", img.id, "error", err)
+	}
+	return err
 }
 
 // exportNames are the names that an archive gives the image.
@@ -111,6 +126,97 @@ func (img *image) diffReader(n int) export.Reader {
 	}
 }
 
+// ociTar puts oci.tar together: of an index, with those of its images that are here. It reads no layer.
+func (img *image) ociTar(ctx context.Context, e *imgsrc.Entry, s *state) (*export.Archive, error) {
+	r, err := img.render(ctx)
+	if err != nil {
+		return nil, err
+	}
+	c := &ociForms{f: img.f, s: s, made: map[digest.Digest]*export.OCI{}}
+	o, err := c.convert(ctx, img, e.First())
+	if err != nil {
+		return nil, err
+	}
+	return export.OCITar(o, exportNames(e), r.created)
+}
+
+// ociForms puts images into OCI form, each once.
+type ociForms struct {
+	f    *FS
+	s    *state
+	made map[digest.Digest]*export.OCI
+}
+
+// convert converts one of an image's manifests. Its blobs stay open from one read to the next.
+func (c *ociForms) convert(ctx context.Context, img *image, h imgsrc.Held) (*export.OCI, error) {
+	d := h.Desc().Digest
+	if o := c.made[d]; o != nil {
+		return o, nil
+	}
+	facts, err := export.Load(ctx, h)
+	if err != nil {
+		return nil, err
+	}
+	o, err := export.Convert(ctx, h, facts, c.child)
+	if err != nil {
+		return nil, err
+	}
+	e, err := img.current()
+	if err != nil {
+		return nil, err
+	}
+	if same(h, e.First()) { // which is the one that the cache's keys stand for
+		for i := range o.Blobs {
+			b := &o.Blobs[i]
+			if b.From.Kind == export.Layer && b.Open != nil {
+				b.Open = img.f.kept(contentKey{img.slot, b.From.Layer, contentBlob}, b.Open)
+			} else if b.From.Kind == export.Diff && same(h, e.Nearest()) {
+				b.Open = img.f.kept(contentKey{img.slot, b.From.Layer, contentDiff}, b.Open)
+			}
+		}
+	}
+	c.made[d] = o
+	return o, nil
+}
+
+// same says whether these are one manifest in one source.
+func same(a, b imgsrc.Held) bool { return a.Source == b.Source && a.Desc().Digest == b.Desc().Digest }
+
+// child converts what an index lists.
+func (c *ociForms) child(ctx context.Context, d digest.Digest) (*export.OCI, error) {
+	e := c.s.snap.ByDigest(d)
+	if e == nil || c.s.byID[e.ID] == nil {
+		return nil, fmt.Errorf("manifest %s: %w", d, imgsrc.ErrNotFound)
+	}
+	i := slices.IndexFunc(e.Held, func(h imgsrc.Held) bool { return h.Desc().Digest == d })
+	if i < 0 {
+		return nil, fmt.Errorf("manifest %s: %w", d, imgsrc.ErrNotFound)
+	}
+	return c.convert(ctx, c.s.byID[e.ID], e.Held[i])
+}
+
+// kept is an open whose content stays open from one read to the next.
+func (f *FS) kept(key contentKey, open func(context.Context) (imgsrc.Content, error)) func(context.Context) (imgsrc.Content, error) {
+	return func(ctx context.Context) (imgsrc.Content, error) {
+		c, err := f.contents.get(key, func() (imgsrc.Content, error) { return open(ctx) })
+		if err != nil {
+			return nil, err
+		}
+		return keptContent{c.it, c}, nil
+	}
+}
+
+// A keptContent is released when it is closed.
+type keptContent struct {
+	imgsrc.Content
+	o *opened[imgsrc.Content]
+}
+
+func (c keptContent) Close() error {
+	c.o.release()
+	return nil
+}
+
 // A rootfsTar is the layout of an image's rootfs.tar.
 type rootfsTar struct {
 	*export.RootfsTar
@@ -129,7 +235,7 @@ func (img *image) rootfsTar(ctx context.Context) (*rootfsTar, error) {
 		}
 		layout, err := export.LayOutRootfs(ctx, t.Tree, t.mtime)
 		if err != nil {
-			return nil, fmt.Errorf("laying out export/rootfs.tar of image %s: %w", img.id, err)
+			return nil, img.cannotBe(exportRootfs, err)
 		}
 		rt := &rootfsTar{layout, t.keys}
 		img.f.rootfsTars.put(key, rt, rt.Memory())

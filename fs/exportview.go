@@ -124,7 +124,7 @@ func (v exportView) attr(ctx context.Context, n node, cheap bool) (attr, error) 
 	case exportDir:
 		return dirAttr(i, r.created, r.damaged), nil
 	case exportReadme:
-		return fileAttr(i, int64(len(exportText(r.facts.Kind))), v.f.readmeTime), nil
+		return fileAttr(i, int64(len(exportText(r.facts.Kind))), r.created), nil
 	case exportRootfs:
 		t, err := img.rootfsTar(ctx)
 		if err != nil {
@@ -183,7 +183,7 @@ func (img *image) canExport(ctx context.Context, r *rendered, entry uint32) (boo
 		}
 		child := s.byID[e.ID]
 		cr, err := child.render(ctx)
-		if err != nil || cr.facts.Kind == imgsrc.KindIndex {
+		if err != nil {
 			return false, err
 		}
 		return child.canExport(ctx, cr, entry)

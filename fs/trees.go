@@ -116,7 +116,7 @@ func (img *image) makeTree(ctx context.Context, view uint16) (*tree, error) {
 		return nil, err
 	}
 	count := len(r.facts.Layers)
-	t := &tree{img: img, view: view, mtime: r.created}
+	t := &tree{img: img, view: view, mtime: since1970(r.created)}
 	if view == viewRootfs {
 		t.ino = img.ino.nth(uint64(rowByView[viewRootfs].id))
 		indexes, keys, err := img.indexes(ctx, 0, count)
@@ -189,6 +189,14 @@ func (img *image) tryIndexes(ctx context.Context, first, end int) ([]*layer.Inde
 	return all, keys, err
 }
 
+// since1970 is the time of what no layer says, in a tree where times before 1970 are shown.
+func since1970(t time.Time) time.Time {
+	if epoch := time.Unix(0, 0); t.Before(epoch) {
+		return epoch
+	}
+	return t
+}
+
 // inoOf is the inode number of a node: a hash of its path.
 func (t *tree) inoOf(n uint32) ino {
 	if n == 0 {
@@ -233,7 +241,7 @@ func (v treeView) rootAttr(ctx context.Context, n node) (attr, error) {
 		end = first + 1
 		i = img.ino.nth(uint64(rowByView[viewLayers].id)).nth(uint64(first)).nth(uint64(diffRow.id))
 	}
-	a := attr{ino: i, mode: syscall.S_IFDIR | 0o755, nlink: 1, mtime: r.created, layered: true}
+	a := attr{ino: i, mode: syscall.S_IFDIR | 0o755, nlink: 1, mtime: since1970(r.created), layered: true}
 	for k := end - 1; k >= first; k-- {
 		files, err := img.openFiles(ctx, k)
 		if err != nil {

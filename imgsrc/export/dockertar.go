@@ -1,8 +1,6 @@
 package export
 
 import (
-	"bytes"
-	"encoding/json"
 	"fmt"
 	"time"
 
@@ -47,22 +45,13 @@ func DockerTar(img *DockerImage) (*Archive, error) {
 		there[l.DiffID] = true
 		a.body(name, made, l.Size, l.Read)
 	}
-	list, err := marshal([]entry{e})
+	list, err := encode([]entry{e})
 	if err != nil {
 		return nil, fmt.Errorf("making manifest.json: %w", err)
 	}
 	a.file("manifest.json", made, list)
 	a.finish()
 	return a, nil
-}
-
-// marshal is JSON in one line, with "<" as itself.
-func marshal(v any) ([]byte, error) {
-	var b bytes.Buffer
-	enc := json.NewEncoder(&b)
-	enc.SetEscapeHTML(false)
-	err := enc.Encode(v)
-	return b.Bytes(), err
 }
 
 // headerTime is a time as headers have it: 0 before 1970, or where there is none.

@@ -67,6 +67,9 @@ func (o *OCI) All() iter.Seq[Blob] {
 }
 
 func (o *OCI) all(seen map[digest.Digest]bool, yield func(Blob) bool) bool {
+	if seen[o.Desc.Digest] { // and then all that it refers to
+		return true
+	}
 	for _, c := range o.Children {
 		if !c.all(seen, yield) {
 			return false

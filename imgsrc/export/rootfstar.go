@@ -32,7 +32,7 @@ type RootfsTar struct {
 // part of it would take long.
 type largeHead struct {
 	entry int
-	entryOf
+	member
 }
 
 // largeHeads is how many bytes a header has that is kept.
@@ -96,19 +96,19 @@ func linked(t *layer.Tree, n uint32) bool {
 	return err == nil && a.Nlink > 1
 }
 
-// An entryOf is an entry of the tar: its header, with a sparse file's map, and its body.
-type entryOf struct {
+// A member is an entry of the tar: its header, with a sparse file's map, and its body.
+type member struct {
 	head []byte
 	body layer.Place // Body.Size is 0 where there is none
 }
 
-func (e *entryOf) size() int64 { return int64(len(e.head)) + padded(e.body.Body.Size) }
+func (e *member) size() int64 { return int64(len(e.head)) + padded(e.body.Body.Size) }
 
 // entry makes the entry of a node; its header is appended to buf.
-func (r *RootfsTar) entry(t *layer.Tree, n uint32, buf []byte) (entryOf, error) {
+func (r *RootfsTar) entry(t *layer.Tree, n uint32, buf []byte) (member, error) {
 	a, err := t.Attr(n)
 	if err != nil {
-		return entryOf{}, err
+		return member{}, err
 	}
 	h := header{name: t.Path(n), mode: a.Mode & 0o7777, uid: a.UID, gid: a.GID, sec: a.Sec, nsec: a.Nsec, xattrs: t.Xattrs(n)}
 	if a.Implicit {
@@ -117,7 +117,7 @@ func (r *RootfsTar) entry(t *layer.Tree, n uint32, buf []byte) (entryOf, error) 
 	if a.Nlink > 1 {
 		if first := r.first[t.Inode(n)]; first != n {
 			h.typ, h.link = typeLink, t.Path(first)
-			return entryOf{head: appendHeader(buf, &h)}, nil
+			return member{head: appendHeader(buf, &h)}, nil
 		}
 	}
 	switch a.Mode & unix.S_IFMT {
@@ -136,7 +136,7 @@ func (r *RootfsTar) entry(t *layer.Tree, n uint32, buf []byte) (entryOf, error) 
 		}
 		h.size = int64(len(sparse)) + p.Body.Size
 		p.Size, p.Extents = p.Body.Size, nil
-		return entryOf{append(appendHeader(buf, &h), sparse...), p}, nil
+		return member{append(appendHeader(buf, &h), sparse...), p}, nil
 	case unix.S_IFLNK:
 		h.typ = typeSymlink
 		h.link, _ = t.Readlink(n)
@@ -149,9 +149,9 @@ func (r *RootfsTar) entry(t *layer.Tree, n uint32, buf []byte) (entryOf, error) 
 	case unix.S_IFIFO:
 		h.typ = typeFIFO
 	default:
-		return entryOf{}, fmt.Errorf("%q: %w: no tar has a file of mode %o", t.Path(n), imgsrc.ErrUnsupported, a.Mode)
+		return member{}, fmt.Errorf("%q: %w: no tar has a file of mode %o", t.Path(n), imgsrc.ErrUnsupported, a.Mode)
 	}
-	return entryOf{head: appendHeader(buf, &h)}, nil
+	return member{head: appendHeader(buf, &h)}, nil
 }
 
 // Size is how many bytes the tar has.
@@ -206,20 +206,20 @@ func (r *RootfsTar) ReadAt(ctx context.Context, t *layer.Tree, read PlaceReader,
 }
 
 // again makes entry i again, with buf for its header.
-func (r *RootfsTar) again(t *layer.Tree, i int, buf *[]byte) (entryOf, error) {
+func (r *RootfsTar) again(t *layer.Tree, i int, buf *[]byte) (member, error) {
 	if kept := r.large.Load(); kept != nil && kept.entry == i {
-		return kept.entryOf, nil
+		return kept.member, nil
 	}
 	n := r.nodes[i]
 	if n >= t.Len() {
-		return entryOf{}, errOther
+		return member{}, errOther
 	}
 	e, err := r.entry(t, n, (*buf)[:0])
 	if err != nil {
-		return entryOf{}, err
+		return member{}, err
 	}
 	if e.size() != r.at[i+1]-r.at[i] {
-		return entryOf{}, errOther
+		return member{}, errOther
 	}
 	*buf = e.head
 	if len(e.head) > largeHeads {

@@ -40,7 +40,7 @@ type Expect struct {
 func Run(t *testing.T, open func(t *testing.T) imgsrc.Source, want Expect) {
 	tests := map[string]func(*suite){
 		"List": (*suite).list, "Documents": (*suite).documents, "Diff": (*suite).diffs, "Blob": (*suite).blobs, "Files": (*suite).files,
-		"Absent": (*suite).absent, "Cancelled": (*suite).cancelled, "Catalog": (*suite).catalog,
+		"Absent": (*suite).absent, "Exports": (*suite).exports, "Cancelled": (*suite).cancelled, "Catalog": (*suite).catalog,
 	}
 	if want.NewName != "" {
 		tests["Tag"], tests["Watch"], tests["TagAndList"] = (*suite).tag, (*suite).watch, (*suite).tagAndList

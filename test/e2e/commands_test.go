@@ -3,6 +3,8 @@ package e2e
 import (
 	"fmt"
 	"io/fs"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -77,6 +79,14 @@ func killMount(ts *testscript.TestScript, neg bool, args []string) {
 		ts.Check(unix.Kill(p.pid, unix.SIGKILL))
 	}
 	poll(ts, "the end of the killed process", func() bool { return len(processes(mountVar, at)) == 0 })
+}
+
+func fileServer(ts *testscript.TestScript, neg bool, args []string) {
+	usage(ts, neg, args, len(args) == 2, "fileserver NAME DIR")
+	server := httptest.NewServer(http.FileServer(http.Dir(ts.MkAbs(args[1]))))
+	s := of(ts)
+	s.servers = append(s.servers, server)
+	ts.Setenv(args[0], strings.TrimPrefix(server.URL, "http://"))
 }
 
 func exits(ts *testscript.TestScript, neg bool, args []string) {

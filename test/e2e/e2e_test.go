@@ -88,6 +88,7 @@ var commands = map[string]func(ts *testscript.TestScript, neg bool, args []strin
 	"hasjson":    hasJSON,       // hasjson FILE FILTER: jq's filter gives neither false nor null
 	"randread":   randRead,      // randread FILE DIGEST: eight readers at random offsets get the bytes that DIGEST is of
 	"registry":   startRegistry, // registry [-auth|-held|-stuck|-mirror ORIGIN] NAME: start one; sets $NAME to HOST:PORT. -held: uploads wait for release; -stuck: downloads, after the first half
+	"fileserver": fileServer,    // fileserver NAME DIR: serve the files in DIR by HTTP, with ranges; sets $NAME to HOST:PORT
 	"engine":     startEngine,   // engine: a Docker engine of this script's own; sets $DOCKER_HOST
 
 	"proxy":        startProxy,   // proxy [-user USER:PASSWORD] REGISTRY NAME: one that leads to a registry, whatever is asked for; sets $NAME to HOST:PORT

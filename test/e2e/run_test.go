@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -162,6 +163,7 @@ type script struct {
 	mounts     []string
 	registries map[string]*registryServer
 	engines    []*engine
+	servers    []*httptest.Server // of files
 }
 
 type scriptKey struct{}
@@ -173,6 +175,9 @@ func of(ts *testscript.TestScript) *script { return ts.Value(scriptKey{}).(*scri
 func (s *script) close() {
 	for _, r := range s.registries {
 		r.stop()
+	}
+	for _, f := range s.servers {
+		f.Close()
 	}
 	for _, e := range s.engines {
 		e.stop()
