@@ -132,67 +132,110 @@ func (img *image) ociTar(ctx context.Context, e *imgsrc.Entry, s *state) (*expor
 	if err != nil {
 		return nil, err
 	}
-	c := &ociForms{f: img.f, s: s, made: map[digest.Digest]*export.OCI{}}
-	o, err := c.convert(ctx, img, e.First())
+	c := &ociForms{f: img.f, s: s, made: map[imgsrc.Image]*export.OCI{}}
+	o, err := c.convert(ctx, e, "")
 	if err != nil {
 		return nil, err
 	}
 	return export.OCITar(o, exportNames(e), r.created)
 }
 
-// ociForms puts images into OCI form, each once.
+// ociForms puts an image, and all that it lists, into OCI form, each once: as oci/ does, but of this image alone, and also if
+// that was only followed.
 type ociForms struct {
-	f    *FS
-	s    *state
-	made map[digest.Digest]*export.OCI
+	f     *FS
+	s     *state
+	made  map[imgsrc.Image]*export.OCI
+	depth int
 }
 
-// convert converts one of an image's manifests. Its blobs stay open from one read to the next.
-func (c *ociForms) convert(ctx context.Context, img *image, h imgsrc.Held) (*export.OCI, error) {
-	d := h.Desc().Digest
-	if o := c.made[d]; o != nil {
-		return o, nil
-	}
-	facts, err := export.Load(ctx, h)
-	if err != nil {
-		return nil, err
-	}
-	o, err := export.Convert(ctx, h, facts, c.child)
-	if err != nil {
-		return nil, err
-	}
-	e, err := img.current()
-	if err != nil {
-		return nil, err
-	}
-	if same(h, e.First()) { // which is the one that the cache's keys stand for
-		for i := range o.Blobs {
-			b := &o.Blobs[i]
-			if b.From.Kind == export.Layer && b.Open != nil {
-				b.Open = img.f.kept(contentKey{img.slot, b.From.Layer, contentBlob}, b.Open)
-			} else if b.From.Kind == export.Diff && same(h, e.Nearest()) {
-				b.Open = img.f.kept(contentKey{img.slot, b.From.Layer, contentDiff}, b.Open)
-			}
+// candidates are the manifests of an entry that have this digest, the nearest first; without one, those that stand for it.
+func (c *ociForms) candidates(e *imgsrc.Entry, d digest.Digest) []imgsrc.Image {
+	for _, g := range c.f.groupsOf(e) {
+		if d == "" || g.held[0].Desc().Digest == d {
+			return g.held
 		}
 	}
-	c.made[d] = o
+	for _, h := range e.Held {
+		if d == "" || h.Desc().Digest == d {
+			return []imgsrc.Image{h.Image}
+		}
+	}
+	return nil
+}
+
+// convert chooses as ociRun.group does.
+func (c *ociForms) convert(ctx context.Context, e *imgsrc.Entry, d digest.Digest) (*export.OCI, error) {
+	var best *export.OCI
+	missing := fmt.Errorf("manifest %s: %w", d, imgsrc.ErrNotFound)
+	for _, candidate := range c.candidates(e, d) {
+		if _, far := candidate.(imgsrc.Remote); far && best != nil {
+			break
+		}
+		o, err := c.one(ctx, e, candidate)
+		switch {
+		case err != nil && !export.IsLeftOut(err):
+			return nil, err
+		case err != nil:
+			missing = err
+		case o.Original == nil:
+			return o, nil
+		case best == nil:
+			best = o
+		}
+	}
+	if best == nil {
+		return nil, missing
+	}
+	return best, nil
+}
+
+// one converts one manifest. The blobs of the one that stands for the image stay open from one read to the next.
+func (c *ociForms) one(ctx context.Context, e *imgsrc.Entry, of imgsrc.Image) (*export.OCI, error) {
+	if o := c.made[of]; o != nil {
+		return o, nil
+	}
+	facts, err := export.Load(ctx, of)
+	if err != nil {
+		return nil, err
+	}
+	o, err := export.Convert(ctx, of, facts, c.child)
+	if err != nil {
+		return nil, err
+	}
+	c.made[of] = o
+	img := c.s.byID[e.ID]
+	if img == nil || of != e.First().Image {
+		return o, nil
+	}
+	for i := range o.Blobs {
+		b := &o.Blobs[i]
+		switch {
+		case b.Open == nil:
+		case b.From.Kind == export.Layer:
+			b.Open = c.f.kept(contentKey{img.slot, b.From.Layer, contentBlob}, b.Open)
+		case b.From.Kind == export.Diff && of == e.Nearest().Image:
+			b.Open = c.f.kept(contentKey{img.slot, b.From.Layer, contentDiff}, b.Open)
+		}
+	}
 	return o, nil
 }
 
-// same says whether these are one manifest in one source.
-func same(a, b imgsrc.Held) bool { return a.Source == b.Source && a.Desc().Digest == b.Desc().Digest }
-
 // child converts what an index lists.
 func (c *ociForms) child(ctx context.Context, d digest.Digest) (*export.OCI, error) {
-	e := c.s.snap.ByDigest(d)
-	if e == nil || c.s.byID[e.ID] == nil {
-		return nil, fmt.Errorf("manifest %s: %w", d, imgsrc.ErrNotFound)
+	if c.depth++; c.depth > maxIndexDepth+1 {
+		return nil, fmt.Errorf("manifest %s: %w: more than %d indexes in each other", d, imgsrc.ErrUnsupported, maxIndexDepth)
 	}
-	i := slices.IndexFunc(e.Held, func(h imgsrc.Held) bool { return h.Desc().Digest == d })
-	if i < 0 {
-		return nil, fmt.Errorf("manifest %s: %w", d, imgsrc.ErrNotFound)
+	defer func() { c.depth-- }()
+	missing := fmt.Errorf("manifest %s: %w", d, imgsrc.ErrNotFound)
+	for _, e := range c.s.snap.AllByDigest(d) {
+		o, err := c.convert(ctx, e, d)
+		if err == nil || !export.IsLeftOut(err) {
+			return o, err
+		}
+		missing = err
 	}
-	return c.convert(ctx, c.s.byID[e.ID], e.Held[i])
+	return nil, missing
 }
 
 // kept is an open whose content stays open from one read to the next.

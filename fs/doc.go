@@ -16,6 +16,7 @@
 //	    layers/00/                   the rows of layerTable (layers.go), and
 //	    layers/00/diff/  rootfs/     files out of layers (trees.go)
 //	    platforms/  referrers/       links to other images' directories (links.go)
+//	    export/                      README, and archives that are found by name (exportview.go, archives.go)
 //
 // One directory has one path. A beginning of an id, or a manifest's digest, is a link to the id's directory that is not
 // listed. Whatever else means it is a relative link, as in sysfs: a directory under two names would

@@ -66,7 +66,7 @@ func exportText(kind imgsrc.Kind) []byte {
 	case imgsrc.KindIndex:
 		b.WriteString("\noci.tar has the images for all platforms that are here; the others are links to those of this machine's.\n")
 		fallthrough
-	default:
+	case imgsrc.KindImage:
 		b.WriteString(exportTail)
 	}
 	return []byte(b.String())
@@ -82,10 +82,13 @@ const exportTail = `
   skopeo copy oci-archive:oci.tar DEST         or docker-archive:docker.tar
   docker import rootfs.tar NAME:TAG            or podman import: files only, without the config
   tar -x -p --xattrs --xattrs-include='*' --numeric-owner -f rootfs.tar -C DIR
-  cp oci.tar /srv/backup/web-1.tar             or rsync, scp
+  cp docker.tar /srv/web.tar                   or rsync, scp, curl -r from a file server
 
-docker.tar and oci.tar have the image's names in them, and their time is when those last changed. Id, config and diff
-ids stay what they are. A name that does not resolve cannot be had to the byte: whyNot in layers/NN/info.json says why.
+podman and skopeo take a colon in a path for the beginning of a name: go here first, or by ids/<id>/export/.
+
+Id, config and diff ids stay what they are. docker.tar has the image's names in it and oci.tar the first of them; their
+time is when those last changed, and rootfs.tar's the image's. What does not resolve cannot be had to the byte: whyNot in
+layers/NN/info.json says why. A damaged layer is an error where it is read.
 `
 
 func (v exportView) at(ctx context.Context, n node) (*image, *rendered, ino, error) {

@@ -46,6 +46,8 @@ A link is a link: add a slash to read what it points to, and search where the im
   ls images/NAME:TAG/rootfs/              its files
   grep -r PATTERN ids/                    all images
   rsync -a images/NAME:TAG/ DEST/         a copy of one
+  cat images/NAME:TAG/export/docker.tar | docker load
+                                          the image as one file: see export/README
   rsync -a oci/ BACKUP/                   all images, deduplicated; again, and only what is new is copied
   skopeo copy oci:oci:NAME:TAG dir:/tmp/x any image with any tool that reads OCI layouts
   echo localhost/web:2 > ids/<id>/tags    tags it

@@ -25,6 +25,21 @@
 // schema 1 is not what registries call its digest. A reader that knows the annotation can show, and put back, what there
 // was; for others it is a blob that nothing refers to.
 //
+// # Archives
+//
+// [OCITar] and [DockerTar] are an image as a file, oci-archive and docker-archive: an [Archive], which nobody has written.
+// It is a list of segments: headers, padding and documents in memory, and bodies that are read where they lie when
+// somebody reads there. So it has its size before a layer is read, begins at once, and can be read from any offset on, by
+// any number. What has the image's names comes last, since those may change: all before that then stays where it is. There
+// are no `repositories` and no directories with a `json` of versions of Docker before 1.10: no tool of today reads them.
+//
+// [RootfsTar] is a merged tree as a tar, as docker export writes it, with PAX records for what ustar has no room for:
+// times to the nanosecond, long names, large owners, extended attributes (SCHILY.xattr), sparse files (GNU.sparse, 1.0). A
+// large image has a few hundred thousand headers, so only their places are kept.
+//
+// All headers are functions of the image: owner 0, the image's time, a fixed order. There is nothing of the machine in
+// them.
+//
 // # What must hold
 //
 //   - The same image gives the same bytes: at any time, in any order, on any machine. Nothing depends on what else is there, but
