@@ -2,10 +2,12 @@ package export
 
 import (
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/opencontainers/go-digest"
-	"go.podman.io/image/v5/docker/reference"
+
+	"github.com/imgfs/imgfs/imgsrc"
 )
 
 // A DockerImage is what a docker-archive is made of.
@@ -61,14 +63,7 @@ func headerTime(t time.Time) int64 { return min(max(0, t.Unix()), maxOctal11) }
 func tagged(names []string) []string {
 	all := []string{}
 	for _, name := range names {
-		ref, err := reference.ParseNormalizedNamed(name)
-		if err != nil || ref.String() != name {
-			continue
-		}
-		if _, ok := ref.(reference.NamedTagged); !ok {
-			continue
-		}
-		if _, ok := ref.(reference.Digested); !ok {
+		if imgsrc.IsRemoteReference(name) && !strings.Contains(name, "@") {
 			all = append(all, name)
 		}
 	}

@@ -188,7 +188,7 @@ func (r *RootfsTar) ReadAt(ctx context.Context, t *layer.Tree, read PlaceReader,
 			if err := readBody(ctx, body, part, at); err != nil {
 				return n, fmt.Errorf("reading %q at %d: %w", e.body.Body.Path, at, err)
 			}
-			n, at = n+len(part), at+int64(len(part))
+			n += len(part)
 		}
 		rest := p[n:max(n, int(min(int64(len(p)), r.at[i+1]-off)))]
 		clear(rest)

@@ -79,7 +79,9 @@ func (m *memTree) read(ctx context.Context, p layer.Place, b []byte, off int64) 
 }
 
 func (m *memTree) reader(r *RootfsTar) func(context.Context, []byte, int64) (int, error) {
-	return func(ctx context.Context, p []byte, off int64) (int, error) { return r.ReadAt(ctx, m.Tree, m.read, p, off) }
+	return func(ctx context.Context, p []byte, off int64) (int, error) {
+		return r.ReadAt(ctx, m.Tree, m.read, p, off)
+	}
 }
 
 // whole reads the tar from start to end.

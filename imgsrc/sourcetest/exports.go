@@ -187,7 +187,7 @@ func (s *suite) exportRootfs(img imgsrc.Listed, f *imgsrc.Facts) {
 			s.Error(err)
 			return
 		}
-		defer files.Close() //nolint:errcheck // the test of files looks
+		defer files.Close()
 		x, err := layer.BuildIndex(s.Context(), files)
 		if err != nil {
 			s.Error(err)
