@@ -54,7 +54,7 @@ func (img *image) archive(ctx context.Context, entry uint32) (*archive, error) {
 		if err != nil {
 			return nil, img.cannotBe(entry, err)
 		}
-		a.at = img.changedAt(1<<16|entry, a.Sum(), s)
+		a.at = img.changedAt(1<<16|entry, a.Sum(), s, img.namesTime())
 		img.f.archives.put(key, a, a.Memory())
 		return a, nil
 	})
