@@ -11,6 +11,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
 
 	"github.com/imgfs/imgfs/imgsrc"
 	"github.com/imgfs/imgfs/imgsrc/layer"
@@ -19,6 +20,8 @@ import (
 // Bounds of a saved image.
 const (
 	maxEntries = 100_000
+	maxPath    = unix.PathMax // of a name, and of where a link leads, in bytes
+	maxNames   = 64 << 20     // bytes of all names: a tar may give each a MiB
 	maxLinks   = 8
 	// A compressed layer may expand to freeExpansion bytes, beyond that to maxRatio times its own.
 	freeExpansion = 16 << 30
@@ -42,6 +45,7 @@ func readArchive(r io.ReaderAt, size int64) (*archive, error) {
 	a := &archive{r: r, files: map[string]section{}, links: map[string]string{}}
 	in := io.NewSectionReader(r, 0, size)
 	t := tar.NewReader(in)
+	names := 0
 	for n := 0; ; n++ {
 		h, err := t.Next()
 		if err == io.EOF && n > 0 {
@@ -55,6 +59,12 @@ func readArchive(r io.ReaderAt, size int64) (*archive, error) {
 		}
 		if n >= maxEntries {
 			return nil, fmt.Errorf("%w: more than %d entries", imgsrc.ErrDamaged, maxEntries)
+		}
+		if len(h.Name) > maxPath || len(h.Linkname) > maxPath {
+			continue // nobody asks for it
+		}
+		if names += len(h.Name) + len(h.Linkname); names > maxNames {
+			return nil, fmt.Errorf("%w: names of more than %d bytes", imgsrc.ErrDamaged, maxNames)
 		}
 		name := clean(h.Name)
 		switch h.Typeflag {

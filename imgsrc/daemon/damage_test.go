@@ -15,6 +15,19 @@ import (
 	"github.com/imgfs/imgfs/imgsrc"
 )
 
+// A name of a MiB is nothing in what an engine sends, and must not be kept.
+func TestLongNames(t *testing.T) {
+	long := strings.Repeat("a", maxPath+1)
+	b := tarOf(t, tarFile{name: long, body: []byte("x")}, tarFile{name: "to", link: long}, tarFile{name: "a", body: []byte("kept")})
+	a, err := readArchive(bytes.NewReader(b), int64(len(b)))
+	if err != nil || len(a.files) != 1 || len(a.links) != 0 {
+		t.Fatalf("%d files and %d links are kept, %v", len(a.files), len(a.links), err)
+	}
+	if got, err := a.read("a"); err != nil || string(got) != "kept" {
+		t.Errorf("%q, %v", got, err)
+	}
+}
+
 // What comes from the engine is not believed.
 func TestDamagedSaves(t *testing.T) {
 	p := partsOf(t, layerOf(t, "a"), layerOf(t, "b"))
