@@ -34,7 +34,11 @@ func (c *Cache) bring(k key, src blobSource, distrust bool, j *job) (s *store, e
 		if c.ctx.Err() != nil {
 			return nil, err
 		}
-		c.warnUnkept(err)
+		if errors.Is(err, cachefile.ErrBusy) {
+			c.log.Warn("another process has stopped in the middle of a layer; using a temporary file", "path", k.path())
+		} else {
+			c.warnUnkept(err)
+		}
 	}
 	s, err = c.bringPrivate(src)
 	if err != nil && isSinkError(err) && c.ctx.Err() == nil {
