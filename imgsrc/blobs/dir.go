@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -58,15 +59,60 @@ func (id Identity) String() string {
 	return fmt.Sprintf("%d:%d %d+%d %d.%09d %d.%09d", id.dev, id.ino, id.off, id.size, id.mtime.Sec, id.mtime.Nsec, id.ctime.Sec, id.ctime.Nsec)
 }
 
-// OSDir is a directory of the operating system.
-type OSDir struct{ root *os.Root }
+// OSDir is a directory of the operating system: the one that is there under its path, which may be another one tomorrow.
+// While there is none it is the last one that was.
+type OSDir struct {
+	path string
+
+	mu   sync.RWMutex // held for reading while something is opened
+	root *os.Root
+	is   fs.FileInfo // root; nil if that could not be looked at
+
+	closed bool
+}
 
 // NewOSDir returns the files below root, which it closes.
-func NewOSDir(root *os.Root) *OSDir { return &OSDir{root} }
+func NewOSDir(root *os.Root) *OSDir {
+	d := &OSDir{path: root.Name()}
+	d.use(root)
+	return d
+}
+
+func (d *OSDir) use(root *os.Root) {
+	d.root = root
+	d.is, _ = root.Stat(".") // who cannot look at it now will not tell another one from it
+}
+
+// lock makes root the directory that is there, and keeps it so until it is unlocked.
+func (d *OSDir) lock() (root *os.Root, unlock func()) {
+	d.mu.RLock()
+	if !d.replaced() {
+		return d.root, d.mu.RUnlock
+	}
+	d.mu.RUnlock()
+	d.mu.Lock()
+	if d.replaced() { // nobody was faster
+		if root, err := os.OpenRoot(d.path); err == nil {
+			d.root.Close()
+			d.use(root)
+		}
+	}
+	d.mu.Unlock()
+	d.mu.RLock()
+	return d.root, d.mu.RUnlock
+}
+
+// replaced says whether another directory is there.
+func (d *OSDir) replaced() bool {
+	there, err := os.Stat(d.path)
+	return err == nil && there.IsDir() && d.is != nil && !d.closed && !os.SameFile(there, d.is)
+}
 
 // Open implements [Dir]. A FIFO does not make it wait.
 func (d *OSDir) Open(path string) (File, error) {
-	f, err := d.root.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	root, unlock := d.lock()
+	defer unlock()
+	f, err := root.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
 		if strings.Contains(err.Error(), "escapes from parent") { // os.Root has no error value for it
 			err = fmt.Errorf("%w: %s leads out of the directory", imgsrc.ErrDamaged, path)
@@ -85,7 +131,9 @@ func (d *OSDir) Open(path string) (File, error) {
 
 // Stat implements [Dir].
 func (d *OSDir) Stat(path string) (Identity, error) {
-	fi, err := d.root.Stat(path)
+	root, unlock := d.lock()
+	defer unlock()
+	fi, err := root.Stat(path)
 	if err != nil {
 		return Identity{}, err
 	}
@@ -93,7 +141,12 @@ func (d *OSDir) Stat(path string) (Identity, error) {
 }
 
 // Close implements [Dir].
-func (d *OSDir) Close() error { return d.root.Close() }
+func (d *OSDir) Close() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.closed = true
+	return d.root.Close()
+}
 
 type osFile struct {
 	*os.File

@@ -28,7 +28,7 @@
 // # What must hold
 //
 //   - Files are read as package blobs says: nothing leads out of the layout, and no byte is returned that was not
-//     verified.
+//     verified. A layout that is built anew in another directory of the same path is the one that is read from then on.
 //   - A change of tags replaces index.json by rename, so that every reader sees the old or the new one, whole. Nothing
 //     that is not understood is lost: fields, annotations and the order of entries stay.
 //   - Writers of this program exclude each other by flock on the layout's directory, which leaves no file behind. Other

@@ -40,8 +40,7 @@ type Options struct {
 // A Source is one layout in a directory.
 type Source struct {
 	images
-	dir  string   // absolute
-	root *os.Root // the same as images.store.Dir
+	dir string // absolute
 }
 
 var _ imgsrc.Tagger = (*Source)(nil)
@@ -85,7 +84,7 @@ func Open(ctx context.Context, o Options) (*Source, error) {
 		}
 		return nil, fmt.Errorf("opening layout: %w", err)
 	}
-	s := &Source{dir: dir, root: root, images: images{name: nameOf("oci:"+dir, o.Ref), ref: o.Ref, log: o.Log}}
+	s := &Source{dir: dir, images: images{name: nameOf("oci:"+dir, o.Ref), ref: o.Ref, log: o.Log}}
 	s.store = openStore(blobs.NewOSDir(root), s.name, o)
 	if err := s.check(ctx); err != nil {
 		return nil, errors.Join(fmt.Errorf("opening layout %s: %w", dir, err), s.Close())

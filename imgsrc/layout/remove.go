@@ -10,7 +10,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/imgfs/imgfs/imgsrc"
-	"github.com/imgfs/imgfs/imgsrc/indexjson"
 )
 
 var _ imgsrc.Remover = (*Source)(nil)
@@ -44,7 +43,7 @@ func (s *Source) remove(ctx context.Context, manifests []imgsrc.Desc, names []st
 	for _, m := range manifests {
 		gone[m.Digest] = true
 	}
-	return indexjson.Update(ctx, s.root, func() (was, text []byte, err error) {
+	return s.update(ctx, func() (was, text []byte, err error) {
 		ix, err := s.readIndex(ctx)
 		if err != nil {
 			return nil, nil, err
@@ -54,7 +53,7 @@ func (s *Source) remove(ctx context.Context, manifests []imgsrc.Desc, names []st
 		}
 		text, err = ix.without(gone, names)
 		return ix.raw, text, err
-	}, nil)
+	})
 }
 
 // isFree fails if an index that stays lists one of the manifests that are to go.

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 	"regexp"
 
 	"golang.org/x/sys/unix"
@@ -53,7 +55,7 @@ func (s *Source) tag(ctx context.Context, img imgsrc.Desc, add, remove []string)
 			return err
 		}
 	}
-	return indexjson.Update(ctx, s.root, func() (was, text []byte, err error) {
+	return s.update(ctx, func() (was, text []byte, err error) {
 		ix, err := s.readIndex(ctx)
 		if err != nil {
 			return nil, nil, err
@@ -64,7 +66,20 @@ func (s *Source) tag(ctx context.Context, img imgsrc.Desc, add, remove []string)
 		}
 		text, err = ix.retag(target, add, remove)
 		return ix.raw, text, err
-	}, nil)
+	})
+}
+
+// update changes index.json in the directory that is there now.
+func (s *Source) update(ctx context.Context, next func() (was, text []byte, err error)) error {
+	root, err := os.OpenRoot(s.dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		err = fmt.Errorf("%w: the layout is gone: %w", imgsrc.ErrNotFound, err)
+	}
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	return indexjson.Update(ctx, root, next, nil)
 }
 
 // find returns the manifest of this digest, which index.json or an index below it must hold.

@@ -241,6 +241,39 @@ func TestTagConcurrently(t *testing.T) {
 	wantClean(t, l)
 }
 
+// A layout that was built anew in the place of the old one is what is listed and tagged.
+func TestReplaced(t *testing.T) {
+	old, next := newLayout(t), newLayout(t)
+	old.name(old.image("old"), "was")
+	next.name(next.image("new"), "is")
+	s := old.open()
+	if l := list(t, s); len(l.Images) != 1 || l.Images[0].Names[0] != "was" {
+		t.Fatal(l.Images)
+	}
+	if err := os.RemoveAll(old.dir); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.List(t.Context()); !errors.Is(err, imgsrc.ErrNotFound) {
+		t.Errorf("while it is gone: %v", err)
+	}
+	if err := s.Tag(t.Context(), imgsrc.Desc{}, []string{"x"}, nil); !errors.Is(err, imgsrc.ErrNotFound) {
+		t.Errorf("tagging while it is gone: %v", err)
+	}
+	if err := os.Rename(next.dir, old.dir); err != nil {
+		t.Fatal(err)
+	}
+	l := list(t, s)
+	if len(l.Images) != 1 || l.Images[0].Names[0] != "is" {
+		t.Fatal(l.Images)
+	}
+	if err := s.Tag(t.Context(), l.Images[0].Desc(), []string{"tagged"}, nil); err != nil {
+		t.Fatal(err)
+	}
+	if l = list(t, s); len(l.Images[0].Names) != 2 {
+		t.Errorf("%q", l.Images[0].Names)
+	}
+}
+
 func TestTagReadOnly(t *testing.T) {
 	l := onDisk(t)
 	l.add(l.image("a"))
