@@ -198,7 +198,7 @@ func (c *Catalog) relist(ctx context.Context, moved []move) error {
 		list, err := listOf(ctx, src)
 		if err != nil {
 			if c.failed[i] == nil || *c.failed[i] != m.stamp {
-				errs = append(errs, fmt.Errorf("listing %s: %w", src.Name(), err))
+				errs = append(errs, err)
 			}
 			c.failed[i] = &m.stamp
 			continue
@@ -223,7 +223,7 @@ func (c *Catalog) relist(ctx context.Context, moved []move) error {
 func listOf(ctx context.Context, src Source) (list *Listing, err error) {
 	defer func() {
 		if r := recover(); r != nil {
-			list, err = nil, fmt.Errorf("panic: %v", r)
+			list, err = nil, fmt.Errorf("listing %s: panic: %v", src.Name(), r)
 		}
 	}()
 	return src.List(ctx)

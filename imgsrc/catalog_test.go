@@ -36,7 +36,7 @@ func (s *fakeSource) List(ctx context.Context) (*Listing, error) {
 		return nil, err
 	}
 	if s.err != nil {
-		return nil, s.err
+		return nil, fmt.Errorf("listing %s: %w", s.name, s.err)
 	}
 	list := s.list
 	return &list, nil
@@ -177,7 +177,7 @@ func TestCatalogRefresh(t *testing.T) {
 	moving.set(fmt.Errorf("reading index.json: %w", ErrDamaged))
 	still.set(nil, listed("a"), listed("d"))
 	s4, err := c.Refresh(t.Context())
-	if !errors.Is(err, ErrDamaged) || !strings.Contains(err.Error(), "moving") {
+	if !errors.Is(err, ErrDamaged) || strings.Count(err.Error(), "listing moving") != 1 {
 		t.Errorf("Refresh: %v", err)
 	}
 	if ids(s4) != "acd" {

@@ -16,7 +16,7 @@ type Source interface {
 
 	// List returns all that is there now. It reads metadata only, never a layer. What is damaged is in the listing as
 	// far as it can be named, with the rest of the listing intact. Errors: ErrNotFound if the source is gone, ErrDamaged
-	// if its index cannot be read.
+	// if its index cannot be read. They name the source.
 	List(ctx context.Context) (*Listing, error)
 
 	// Stamp is a value that differs from an earlier one as soon as List would return something else. It costs a stat(2)

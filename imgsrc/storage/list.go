@@ -49,7 +49,7 @@ func (s *Source) List(ctx context.Context) (*imgsrc.Listing, error) {
 		if err != nil && i > 0 {
 			problems = append(problems, err) // the rest of the listing stays
 		} else if err != nil {
-			return nil, err
+			return nil, fmt.Errorf("listing %s: %w", s.Name(), err)
 		}
 		out.Problems = append(out.Problems, problems...)
 		for _, r := range records {
