@@ -78,10 +78,10 @@ func (o *Ops) copyImage(ctx context.Context, p pushJob) (err error) {
 		c.options.ImageListSelection = copy.CopyAllImages
 	}
 	done, err := o.shape(ctx, c, p, all)
+	defer done()
 	if err != nil {
 		return err
 	}
-	defer done()
 	if !kind.remote {
 		err = c.run(ctx, p.task, watch)
 	} else {
@@ -128,7 +128,10 @@ func (o *Ops) shape(ctx context.Context, c *copying, p pushJob, all bool) (done 
 	}
 	done = func() {}
 	d, isRegistry := p.line.dest.(*registry)
+	sigstore := p.line.signer != nil && p.line.signer.file != "" // which takes the library's own destination
 	switch {
+	case sigstore:
+		c.options.PreserveDigests = desired != nil && p.line.format == ""
 	case isRegistry && p.line.compression == nil: // with a compression the library asks for that in what it reuses
 		host := reference.Domain(d.named)
 		u := &upload{
@@ -143,7 +146,10 @@ func (o *Ops) shape(ctx context.Context, c *copying, p pushJob, all bool) (done 
 	case desired != nil:
 		c.to = &recompressed{c.to, *desired}
 	}
-	return done, nil
+	if p.line.signer != nil {
+		err = p.line.signer.sign(ctx, c, p)
+	}
+	return done, err
 }
 
 // verifyOf is tls-verify= as a line has it, nil if it does not.

@@ -56,17 +56,18 @@ type kind struct {
 	preserves  bool     // uncompressed layers stay so unless compression= says otherwise
 	plain      bool     // layers must be uncompressed, of known size and digest
 	indexes    bool     // an index can be stored with all its images
+	signs      bool     // signatures are kept with the image
 	remote     bool     // something at the other end can fall silent
 	file       bool     // it is a file or a directory: what podman calls a save, and no push
 	parse      func(rest string, resolve pathResolver) (destination, error)
 }
 
 var (
-	registryKind = &kind{name: "docker://", formats: anyFormat, compresses: true, indexes: true, remote: true}
+	registryKind = &kind{name: "docker://", formats: anyFormat, compresses: true, indexes: true, signs: true, remote: true}
 	layoutKind   = &kind{name: "oci:", formats: ociFormat, compresses: true, indexes: true, file: true}
 	ociFileKind  = &kind{name: "oci-archive:", formats: ociFormat, compresses: true, indexes: true, file: true}
 	dockFileKind = &kind{name: "docker-archive:", formats: dockerFormat, plain: true, file: true}
-	dirKind      = &kind{name: "dir:", formats: anyFormat, compresses: true, preserves: true, indexes: true, file: true}
+	dirKind      = &kind{name: "dir:", formats: anyFormat, compresses: true, preserves: true, indexes: true, signs: true, file: true}
 	storeKind    = &kind{name: "containers-storage:", formats: anyFormat[:2]}
 	daemonKind   = &kind{name: "docker-daemon:", formats: dockerFormat, plain: true}
 

@@ -43,6 +43,9 @@
 // A registry is not sent what it has: see upload. A push to one whose failure may go away is tried again a few times. Where
 // not all images of an index are asked for, the one for the mount's platform is pushed.
 //
+// A push that signs does so before the manifest is stored: with the program gpg, because the library's own OpenPGP cannot
+// sign without cgo, or by the library with a sigstore key.
+//
 // What is made on this machine is made whole or not at all: an archive, a directory and an image in a layout are written
 // into a directory beside their place and moved into it at the end. Nothing that was there before is removed or replaced;
 // where something is in the way the push fails before it begins. (containers-storage commits by itself.)

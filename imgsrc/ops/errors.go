@@ -139,7 +139,7 @@ func registryHint(err error, host string) string {
 	switch c := condition(err); {
 	case rejected(err):
 		return localHint(err)
-	case errors.Is(c, imgsrc.ErrDenied):
+	case unauthorized(err):
 		return fmt.Sprintf("log in with `podman login %s`, or name the credentials with authfile=", host)
 	case errors.Is(c, syscall.ECONNREFUSED):
 		return fmt.Sprintf("is a registry running at %s?", host)

@@ -50,6 +50,7 @@ type pushLine struct {
 	plain       bool                        // compression=none
 	authFile    string                      // absolute; empty: the mount's
 	tlsVerify   types.OptionalBool
+	signer      *signer // nil: nobody signs
 	all         bool
 	wait        bool
 }
@@ -86,8 +87,9 @@ var pushKeys = []struct {
 		p.tlsVerify = types.NewOptionalBool(v == "true")
 		return nil
 	}},
-	{"sign-by", nil, func(*pushLine, string, pathResolver) error {
-		return fail(imgsrc.ErrUnsupported, "sign-by: this program cannot sign: push, and sign with `skopeo copy --sign-by`")
+	{"sign-by", nil, func(p *pushLine, v string, resolve pathResolver) (err error) {
+		p.signer, err = parseSigner(v, resolve)
+		return err
 	}},
 	{"wait", []string{"true", "false"}, func(p *pushLine, v string, _ pathResolver) error { p.wait = v == "true"; return nil }},
 }
@@ -162,6 +164,11 @@ func (p *pushLine) check() error {
 	if p.all && !kind.indexes {
 		return fail(imgsrc.ErrUnsupported, "all=true: %s holds single images only", kind.name)
 	}
+	if p.signer != nil {
+		if err := p.signer.check(p); err != nil {
+			return err
+		}
+	}
 	return p.dest.check()
 }
 
@@ -174,7 +181,7 @@ func knownKeys() string {
 		} else if k.name == "authfile" {
 			names[i] += "PATH"
 		} else {
-			names[i] += "KEY"
+			names[i] += "KEY|sigstore:PATH"
 		}
 	}
 	return strings.Join(names, " ")
