@@ -6,7 +6,10 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
+
+	"github.com/opencontainers/go-digest"
 
 	"github.com/imgfs/imgfs/fs"
 	"github.com/imgfs/imgfs/imgsrc"
@@ -30,9 +33,16 @@ func (o *mountOptions) serve(ctx context.Context, a *app, specs []*spec, mountpo
 	avoid := o.avoid(specs)
 	var sources []imgsrc.Source
 	var names []string
+	var jobs atomic.Pointer[ops.Ops]
 	env := sourceEnv{cache: cache, cacheDir: o.cacheDir, log: log, registry: registry.Options{
 		Cache: cache, CacheDir: o.cacheDir, AuthFile: o.authFile, TLSVerify: o.tls(), Insecure: o.insecureNetworks,
 		Offline: o.offline, Platform: o.platform, Log: log,
+		Fetching: func(repo string, d digest.Digest, size int64) (arrived func(int64), ended func(error)) {
+			if o := jobs.Load(); o != nil {
+				return o.Fetch("docker://"+repo+"@"+d.String(), d, size)
+			}
+			return nil, nil // while the sources are opened
+		},
 	}}
 	for _, s := range specs {
 		src, err := s.open(ctx, env)
@@ -72,6 +82,7 @@ func (o *mountOptions) serve(ctx context.Context, a *app, specs []*spec, mountpo
 		PathInside:      func(path string) bool { return strings.HasPrefix(path+"/", point.Path()+"/") },
 		Log:             log,
 	})
+	jobs.Store(operations)
 	operations.Record("mount", "", strings.Join(names, " "))
 	defer closing(log, "operations", func() error {
 		ctx, cancel := context.WithTimeout(context.Background(), closeTime)

@@ -28,6 +28,7 @@ type task struct {
 	queued time.Time
 	cancel context.CancelCauseFunc
 	turn   *turn // nil: it has not lined up
+	fetch  bool  // it is for whoever reads: see Fetch
 	sent   atomic.Int64
 
 	mu       sync.Mutex // guards what follows; taken after tasks.mu
@@ -53,8 +54,8 @@ const (
 	taskCancelled taskState = "cancelled"
 )
 
-// over says whether a task has ended.
-func (s taskState) over() bool { return s != taskQueued && s != taskRunning }
+// isOver says whether a task has ended.
+func (s taskState) isOver() bool { return s != taskQueued && s != taskRunning }
 
 // A blobTask is one blob of a task: how much of it has been read.
 type blobTask struct {
@@ -98,13 +99,22 @@ func (t *task) end(err error) error {
 		return err
 	}
 	t.mu.Lock()
-	if t.state.over() {
+	if t.state.isOver() {
 		t.mu.Unlock()
 		return err
 	}
 	t.bytes = t.sent.Load()
 	op := t.operation
 	op.job = t.number
+	t.mu.Unlock()
+
+	err = t.o.done(op, err)
+	t.over(err)
+	return err
+}
+
+// over makes a job one that has ended.
+func (t *task) over(err error) {
 	state := taskDone
 	switch {
 	case errors.Is(err, syscall.ECANCELED), errors.Is(err, context.Canceled):
@@ -112,21 +122,37 @@ func (t *task) end(err error) error {
 	case err != nil:
 		state = taskFailed
 	}
-	t.mu.Unlock()
-
-	err = t.o.done(op, err)
-
 	t.mu.Lock()
 	t.state, t.ended = state, time.Now()
 	t.err, t.complete = "", t.complete || err == nil
 	if err != nil {
-		t.err = err.Error()
+		t.err = oneLine(err.Error())
 	}
 	t.freeze()
 	t.mu.Unlock()
 	t.cancel(nil)
-	t.o.tasks.ended()
-	return err
+	t.o.tasks.ended(t.fetch)
+}
+
+// Fetch makes a job of a blob that a source fetches because somebody reads in it, from a place as it is typed. The source
+// calls arrived with how many of its bytes are here, and ended once. The job is nobody's: it has no user, it cannot be
+// cancelled, because others may wait for the same blob, and it is no event. size is -1 if it is unknown.
+func (o *Ops) Fetch(place string, d digest.Digest, size int64) (arrived func(int64), ended func(error)) {
+	t := &task{
+		operation: operation{kind: "fetch", reference: place}, o: o, fetch: true, queued: time.Now(), state: taskQueued,
+		blobs: map[digest.Digest]*blobTask{}, cancel: func(error) {},
+	}
+	b := t.blob(d, size)
+	b.begun()
+	t.whole()
+	t.run()
+	o.tasks.add(t)
+	return b.done.Store, func(err error) {
+		if err == nil {
+			b.finished()
+		}
+		t.over(err)
+	}
 }
 
 // work does a job's work when its turn has come, and ends the job.
@@ -276,6 +302,9 @@ func (o *Ops) WriteJob(number uint32, r Request) error {
 	}
 	defer t.touch()
 	err := o.refuse(r)
+	if err == nil && t.fetch && len(r.Lines) > 0 {
+		err = fail(imgsrc.ErrUnsupported, "what is fetched for readers is not cancelled: others may wait for it")
+	}
 	for _, words := range r.Lines {
 		if err == nil && (len(words) != 1 || words[0] != "cancel") {
 			err = fail(imgsrc.ErrInvalid, "%s: the only word that a job takes is cancel", quote(strings.Join(words, " ")))

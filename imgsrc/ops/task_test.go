@@ -48,7 +48,7 @@ func TestTaskStates(t *testing.T) {
 			op := operation{kind: "push", doing: "pushing", to: "there", reference: "there", request: Request{Image: "id", UID: 7, PID: 8}}
 			ctx, task := o.begin(t.Context(), op)
 			time.Sleep(time.Second)
-			if j := jobOf(t, o, 1); j.State != taskQueued || j.Started != nil || j.Duration != 0 || j.Total != nil || j.User != 7 || j.PID != 8 {
+			if j := jobOf(t, o, 1); j.State != taskQueued || j.Started != nil || j.Duration != 0 || j.Total != nil || *j.User != 7 || j.PID != 8 {
 				t.Errorf("waiting: %+v", j)
 			}
 			task.run()
@@ -324,6 +324,47 @@ func TestTurns(t *testing.T) {
 		synctest.Wait()
 		if o.turns.free != 2 {
 			t.Errorf("%d turns are free", o.turns.free)
+		}
+	})
+}
+
+func TestFetch(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o, _ := newOps(t, Options{})
+		_, push := o.begin(t.Context(), operation{kind: "push"})
+		_ = push.end(nil)
+		for _, test := range []struct {
+			err   error
+			state taskState
+		}{{nil, taskDone}, {errors.New("boom"), taskFailed}, {context.Canceled, taskCancelled}} {
+			arrived, ended := o.Fetch("docker://host/a", digest.FromString("b"), 100)
+			numbers, _ := o.Jobs()
+			number := numbers[len(numbers)-1]
+			arrived(40)
+			if j := jobOf(t, o, number); j.State != taskRunning || j.Bytes != 40 || *j.Total != 100 || j.User != nil || j.Operation != "fetch" || j.Reference != "docker://host/a" {
+				t.Errorf("%+v", j)
+			}
+			if err := o.WriteJob(number, Request{Lines: [][]string{{"cancel"}}}); !errors.Is(err, imgsrc.ErrUnsupported) {
+				t.Errorf("cancelling: %v", err)
+			}
+			ended(test.err)
+			if j := jobOf(t, o, number); j.State != test.state || (j.Error != "") != (test.err != nil) {
+				t.Errorf("%+v", j)
+			}
+		}
+		if text, _ := o.Events(); strings.Contains(string(text), `"fetch`) {
+			t.Errorf("reading is an event: %s", text)
+		}
+		for range keptTasks + 1 {
+			_, ended := o.Fetch("docker://host/a", digest.FromString("b"), -1)
+			ended(nil)
+		}
+		numbers, _ := o.Jobs()
+		if len(numbers) != keptTasks+1 || numbers[0] != 1 {
+			t.Errorf("%d jobs stay, from %d on", len(numbers), numbers[0])
+		}
+		if j := jobOf(t, o, numbers[5]); j.Total != nil {
+			t.Errorf("of unknown size: %+v", j)
 		}
 	})
 }

@@ -9,7 +9,7 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// keptTasks is how many jobs stay to be read when they have ended.
+// keptTasks is how many jobs stay to be read when they have ended; of fetches, which reading brings about, as many apart.
 const keptTasks = 100
 
 // shownEvery is how long a job stays as it was last shown: a reader's file must not change between its stat and its read.
@@ -37,13 +37,13 @@ func (ts *tasks) add(t *task) {
 	ts.changed = later(ts.changed)
 }
 
-// ended drops the oldest job that has ended if there are too many of them.
-func (ts *tasks) ended() {
+// ended drops the oldest job that has ended if there are too many of them, or the oldest fetch.
+func (ts *tasks) ended(fetch bool) {
 	ts.mu.Lock()
 	defer ts.mu.Unlock()
 	over, oldest := 0, -1
 	for i, t := range ts.order {
-		if t.isOver() {
+		if t.fetch == fetch && t.isOver() {
 			over++
 			if oldest < 0 {
 				oldest = i
@@ -67,7 +67,7 @@ func (ts *tasks) get(number uint32) *task {
 func (t *task) isOver() bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.state.over()
+	return t.state.isOver()
 }
 
 // Jobs returns the numbers of the jobs that run, wait, or have ended last (a hundred of them), in rising order, and when
@@ -144,7 +144,7 @@ type jobJSON struct {
 	State     taskState  `json:"state"`
 	Image     string     `json:"image,omitempty"`
 	Reference string     `json:"reference,omitempty"`
-	User      uint32     `json:"user"` // uid
+	User      *uint32    `json:"user,omitempty"` // uid
 	PID       uint32     `json:"pid,omitempty"`
 	Queued    time.Time  `json:"queued"`
 	Started   *time.Time `json:"started,omitempty"`
@@ -173,7 +173,10 @@ func seconds(d time.Duration) float64 { return float64(d.Microseconds()) / 1e6 }
 func (t *task) json(now time.Time) jobJSON {
 	j := jobJSON{
 		Number: t.number, Operation: t.kind, State: t.state, Image: t.request.Image, Reference: redactWord(t.reference),
-		User: t.request.UID, PID: t.request.PID, Queued: t.queued.UTC(), Sent: t.sent.Load(), Retries: t.retries, Error: t.err,
+		PID: t.request.PID, Queued: t.queued.UTC(), Sent: t.sent.Load(), Retries: t.retries, Error: t.err,
+	}
+	if !t.fetch {
+		j.User = &t.request.UID
 	}
 	total, known := int64(0), t.complete
 	for _, b := range t.order {

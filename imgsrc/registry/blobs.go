@@ -122,6 +122,9 @@ type blob struct {
 	busy    bool          // work is under way
 	err     error         // why the last work failed, until the next begins
 	changed chan struct{} // closed when any of these changes
+
+	tell func(arrived int64) // of the work that is under way, and nobody else's; nil: it has asked the registry for nothing yet
+	over func(error)
 }
 
 // use returns the blob of a digest, which the caller releases.

@@ -34,8 +34,14 @@ var errThere = errors.New("another process has fetched it")
 const stallTime = time.Minute
 
 // fetch gets the blob from the registry, into the cache, or into a file without a name if that cannot be written.
-func (x *blob) fetch(ctx context.Context) error {
+func (x *blob) fetch(ctx context.Context) (err error) {
 	s := x.blobs.source
+	defer func() {
+		if x.over != nil {
+			x.over(err)
+		}
+		x.tell, x.over = nil, nil
+	}()
 	if s.offline {
 		return errOffline
 	}
@@ -45,7 +51,7 @@ func (x *blob) fetch(ctx context.Context) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-	err := x.fetchShared(ctx)
+	err = x.fetchShared(ctx)
 	if errors.Is(err, errThere) {
 		if found, err := x.bringFound(ctx); found || err != nil {
 			return err
@@ -179,6 +185,13 @@ func (x *blob) fillFrom(ctx context.Context, f *os.File, have int64, direct bool
 
 // receive appends what the registry sends from an offset. It never takes more than the descriptor says.
 func (x *blob) receive(ctx context.Context, f *os.File, sum hash.Hash, off int64, direct bool) (int64, error) {
+	if s := x.blobs.source; x.tell == nil && s.fetching != nil {
+		x.tell, x.over = s.fetching(s.Host()+"/"+x.repo, x.digest, x.size)
+	}
+	if x.tell == nil {
+		x.tell = func(int64) {}
+	}
+	x.tell(off)
 	in, err := x.blobs.source.client.blob(ctx, x.repo, x.digest, off, x.size, direct)
 	if err != nil {
 		return off, err
@@ -205,6 +218,7 @@ func (x *blob) receive(ctx context.Context, f *os.File, sum hash.Hash, off int64
 			sum.Write(buf[:n])
 			off += int64(n)
 			x.update(func() { x.arrived = off })
+			x.tell(off)
 		}
 		switch {
 		case err == io.EOF:

@@ -48,6 +48,9 @@ type Options struct {
 	Offline bool
 	// Platform is which image of an index is listed beside it. Zero: the one for this machine.
 	Platform imgsrc.Platform
+	// Fetching is called when a blob begins to come as a whole from a repository (HOST/REPO); size is -1 if it is unknown. It returns
+	// what is called with how many bytes of it are here, and what is called in the end. Nil: nobody wants to know.
+	Fetching func(repo string, d digest.Digest, size int64) (arrived func(int64), ended func(error))
 	// Log gets what goes wrong while nobody waits for it. Nil discards it.
 	Log *slog.Logger
 
@@ -91,6 +94,7 @@ type Source struct {
 	platform  imgsrc.Platform
 	every     time.Duration // tags are asked about no more often
 	log       *slog.Logger
+	fetching  func(repo string, d digest.Digest, size int64) (arrived func(int64), ended func(error)) // nil: see Options
 
 	flights *flight.Group
 	docs    *documents
@@ -154,7 +158,7 @@ func newSource(o Options) (*Source, error) {
 	}
 	o.test = o.test.complete()
 	s := &Source{
-		cache: o.Cache, onlyAsked: o.Asked, offline: o.Offline, platform: o.Platform, every: o.test.every, log: o.Log,
+		cache: o.Cache, onlyAsked: o.Asked, offline: o.Offline, platform: o.Platform, every: o.test.every, log: o.Log, fetching: o.Fetching,
 		watchers: map[chan struct{}]bool{}, fetched: map[digest.Digest]*atomic.Int64{},
 		lazies: map[lazyKey]*lazy{}, parts: map[digest.Digest]*ranges{}, tocs: make(chan struct{}, parallelTOCs),
 		unpacking: semaphore.NewWeighted(unpackBytes), unpacked: newUnpacked(),
