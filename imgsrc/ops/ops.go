@@ -60,6 +60,8 @@ type Request struct {
 	PID     uint32     // the writer; 0 if it cannot be seen from here
 	Remote  bool       // of a link: its name is one in a registry
 	Err     error      // why Lines could not be made out: Do records it and fails with it
+
+	late *task // becomes a job if it takes long; may be nil
 }
 
 // Ops carries out requests. Its methods may be called from several goroutines at once.
@@ -122,11 +124,16 @@ func New(opt Options) *Ops {
 // ECONNREFUSED, EHOSTUNREACH, ETIMEDOUT, ENOSPC and what opening a path says; ECANCELED when the job was cancelled;
 // context.Canceled when the Ops is closed.
 func (o *Ops) Do(ctx context.Context, r Request) error {
-	return o.jobs.do(ctx, r.Key, func(ctx context.Context) error {
+	return o.jobs.do(ctx, r.Key, func(ctx context.Context) (err error) {
 		switch r.Control {
 		case "push", "pull", "load":
 		default: // not for long: meanwhile nothing is anybody else's
 			defer o.others.hold()()
+			var t *task
+			ctx, t = o.beginLate(ctx, r)
+			r.late = t
+			err = fail(nil, "internal error; the log has more") // should it panic
+			defer func() { t.over(err) }()
 		}
 		switch r.Control {
 		case "tags":
@@ -207,7 +214,7 @@ func (op *operation) event() event {
 	}
 	return event{
 		Type: cmp.Or(op.status, op.kind), Image: image, Reference: redactWord(op.reference), User: &op.request.UID,
-		Duration: seconds(time.Since(op.start)), Bytes: op.bytes, Job: op.job,
+		Duration: seconds(time.Since(op.start)), Bytes: op.bytes, Job: cmp.Or(op.job, op.request.late.listed()),
 	}
 }
 

@@ -82,6 +82,36 @@ func (o *Ops) begin(ctx context.Context, op operation) (context.Context, *task) 
 	return ctx, t
 }
 
+// lateAfter is how long something may take that is no job.
+const lateAfter = time.Second
+
+// beginLate makes a request a job that runs, if it takes long, and so can be seen and cancelled then. The caller must call
+// over.
+func (o *Ops) beginLate(ctx context.Context, r Request) (context.Context, *task) {
+	kind := r.Control
+	if kind == "tags" || kind == "link" {
+		kind = "tag"
+	}
+	var words []string
+	for _, line := range r.Lines[:min(len(r.Lines), 1)] {
+		for _, word := range line {
+			words = append(words, redactWord(word))
+		}
+	}
+	if more := len(r.Lines) - 1; more > 0 {
+		words = append(words, fmt.Sprintf("and %d more", more))
+	}
+	now := time.Now()
+	t := &task{
+		operation: operation{kind: kind, reference: strings.Join(words, " "), request: r, start: now}, o: o,
+		queued: now, state: taskRunning, started: now, blobs: map[digest.Digest]*blobTask{},
+	}
+	ctx, t.cancel = context.WithCancelCause(ctx)
+	timer := time.AfterFunc(lateAfter, func() { o.tasks.add(t) })
+	context.AfterFunc(ctx, func() { timer.Stop() })
+	return ctx, t
+}
+
 // run says that the job's turn has come: its duration counts from here.
 func (t *task) run() {
 	if t == nil {

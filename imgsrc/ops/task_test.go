@@ -368,3 +368,58 @@ func TestFetch(t *testing.T) {
 		}
 	})
 }
+
+// TestLateJob has a source take its time to change names: then that is a job, which can be cancelled.
+func TestLateJob(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		img := smallImage(t)
+		src := &tagging{fakeSource: &fakeSource{name: "containers-storage:", images: []imgsrc.Listed{{Image: img}}}}
+		o, _ := newOpsOn(t, Options{}, &slowTagger{src})
+		tag := func() error {
+			return o.Do(t.Context(), Request{Control: "tags", Image: img.desc.ID, UID: 7, Lines: [][]string{{"localhost/a:1"}, {"localhost/b:1"}}})
+		}
+		src.err = errors.New("at once")
+		_ = tag()
+		time.Sleep(time.Hour)
+		if numbers, _ := o.Jobs(); len(numbers) > 0 {
+			t.Errorf("what took no time is job %v", numbers)
+		}
+		src.err = nil
+		errs := make(chan error)
+		go func() { errs <- tag() }()
+		time.Sleep(2 * time.Second)
+		if j := jobOf(t, o, 1); j.Operation != "tag" || j.State != taskRunning || j.Duration != 2 || *j.User != 7 || j.Reference != "localhost/a:1 and 1 more" {
+			t.Errorf("%+v", j)
+		}
+		if err := o.WriteJob(1, Request{Lines: [][]string{{"cancel"}}}); err != nil {
+			t.Error(err)
+		}
+		if err := <-errs; !errors.Is(err, syscall.ECANCELED) {
+			t.Error(err)
+		}
+		if j := jobOf(t, o, 1); j.State != taskCancelled {
+			t.Errorf("%+v", j)
+		}
+		if err := tag(); err != nil {
+			t.Error(err)
+		}
+		text, _ := o.Events()
+		if e := lastEvent(t, text); e.Type != "tag" || e.Job != 2 || jobOf(t, o, 2).State != taskDone {
+			t.Errorf("%+v", e)
+		}
+	})
+}
+
+// A slowTagger takes a minute, unless it fails.
+type slowTagger struct{ *tagging }
+
+func (s *slowTagger) Tag(ctx context.Context, img imgsrc.Desc, add, remove []string) error {
+	if s.err == nil {
+		select {
+		case <-time.After(time.Minute):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return s.tagging.Tag(ctx, img, add, remove)
+}

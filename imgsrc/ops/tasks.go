@@ -27,6 +27,9 @@ type tasks struct {
 func (ts *tasks) add(t *task) {
 	ts.mu.Lock()
 	defer ts.mu.Unlock()
+	if t.isOver() {
+		return // before it was late enough to be one
+	}
 	if ts.byNumber == nil {
 		ts.byNumber = map[uint32]*task{}
 	}
@@ -62,6 +65,16 @@ func (ts *tasks) get(number uint32) *task {
 	ts.mu.Lock()
 	defer ts.mu.Unlock()
 	return ts.byNumber[number]
+}
+
+// listed returns the number of a task that is a job, and 0 for one that is not, or not yet.
+func (t *task) listed() uint32 {
+	if t == nil {
+		return 0
+	}
+	t.o.tasks.mu.Lock()
+	defer t.o.tasks.mu.Unlock()
+	return t.number
 }
 
 func (t *task) isOver() bool {
