@@ -300,7 +300,10 @@ func TestMovedLinks(t *testing.T) {
 		g.arrived(l)
 	}
 	if got := says(first); got != short {
-		t.Errorf("in the end the node says %s", got)
+		t.Errorf("to who has looked it up before it says %s", got)
+	}
+	if n := len(g.spaces[spaceImages].moves.to); n > 0 {
+		t.Errorf("%d links are not told of", n)
 	}
 }
 

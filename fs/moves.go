@@ -3,6 +3,7 @@ package fs
 import (
 	"strconv"
 	"sync"
+	"time"
 )
 
 // A link's node says where it stands. When the kernel renames it, the kernel has the old name's node under the new name, until
@@ -13,8 +14,13 @@ import (
 type moves struct {
 	mu      sync.RWMutex
 	to      map[node]*moved
-	renewed map[string]int // how often the link of this path and target was renamed
+	left    map[node]*moved // those that the kernel has nowhere any more, for who was just about to read them
+	renewed map[string]int  // how often the link of this path and target was renamed
 }
+
+// leaveTime is how long a node says what it said last after the kernel has been told to forget it: whoever has looked it up
+// before reads it now.
+const leaveTime = time.Minute
 
 // moved is a link's node that the kernel has under another name.
 type moved struct {
@@ -26,8 +32,10 @@ type moved struct {
 func (m *moves) of(n node, own string) string {
 	m.mu.RLock()
 	defer m.mu.RUnlock()
-	if to := m.to[n]; to != nil {
-		return to.to
+	for _, known := range []map[node]*moved{m.to, m.left} {
+		if l := known[n]; l != nil {
+			return l.to
+		}
 	}
 	return own
 }
@@ -48,7 +56,7 @@ func (m *moves) add(n node, from, to string) []*moved {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.to == nil {
-		m.to, m.renewed = map[node]*moved{}, map[string]int{}
+		m.to, m.left, m.renewed = map[node]*moved{}, map[node]*moved{}, map[string]int{}
 	}
 	all := []*moved{{n, to}}
 	for other, there := range m.to {
@@ -63,13 +71,20 @@ func (m *moves) add(n node, from, to string) []*moved {
 	return all
 }
 
-// drop forgets a node that the kernel has nowhere any more.
-func (m *moves) drop(l *moved) {
+// leave is called when the kernel has a node nowhere any more.
+func (m *moves) leave(l *moved) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.to[l.node] == l {
-		delete(m.to, l.node)
+	if m.to[l.node] != l {
+		return // it was renamed once more
 	}
+	delete(m.to, l.node)
+	m.left[l.node] = l
+	time.AfterFunc(leaveTime, func() {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		delete(m.left, l.node)
+	})
 }
 
 // moveLink is called before the kernel hears that a link has another name.
@@ -84,9 +99,8 @@ func (f *FS) moveLink(from, to place, id string) {
 // arrived is called when the kernel has been told to look anew where a link was moved.
 func (f *FS) arrived(l *moved) {
 	for _, sp := range f.spaces {
-		sp.moves.drop(l) // a node is in one of them only
+		sp.moves.leave(l) // a node is in one of them only
 	}
-	f.dropLink(l.node)
 }
 
 // dropLink has the kernel forget what a link says and when it was made.

@@ -2,6 +2,7 @@ package fs
 
 import (
 	"context"
+	"errors"
 	"path"
 	"strconv"
 	"syscall"
@@ -19,9 +20,13 @@ import (
 // as if nothing had happened: the name would be there already.
 const patience = 900 * time.Millisecond
 
-// patiently returns a context that ends some time after the caller of a request has given up.
+// lockTime is how long a request may wait, for a store that somebody has locked or for a registry: nobody can list the
+// directory as long.
+const lockTime = 10 * time.Second
+
+// patiently returns a context that ends some time after the caller of a request has given up, and after lockTime.
 func (f *FS) patiently(cancel <-chan struct{}) (context.Context, context.CancelFunc) {
-	ctx, stop := context.WithCancel(f.ctx)
+	ctx, stop := context.WithTimeout(f.ctx, lockTime)
 	go func() {
 		select {
 		case <-ctx.Done():
@@ -191,7 +196,11 @@ func (f *FS) Rmdir(cancel <-chan struct{}, h *fuse.InHeader, name string) fuse.S
 	if f.refresh(ctx).byID[name] == nil {
 		return fuse.ENOENT
 	}
-	return fuse.Status(errnoOf(f.change(ctx, Write{Control: "remove", Image: name, Key: "rmdir " + name, UID: h.Uid, PID: h.Pid})))
+	err := f.change(ctx, Write{Control: "remove", Image: name, Key: "rmdir " + name, UID: h.Uid, PID: h.Pid})
+	if errors.Is(err, ctx.Err()) && f.refresh(f.ctx).byID[name] == nil {
+		err = nil // what it takes on the disk is still being given back
+	}
+	return fuse.Status(errnoOf(err))
 }
 
 // refuseRemoval tells what could be removed, if this mount allowed it, from what never can.
@@ -206,7 +215,7 @@ func (f *FS) refuseRemoval(h *fuse.InHeader) fuse.Status {
 func (f *FS) change(ctx context.Context, w Write) error {
 	w.Key += " " + strconv.FormatUint(uint64(w.UID), 10)
 	err := f.ops.Do(ctx, w)
-	f.refresh(ctx)
+	f.refresh(f.ctx)
 	return err
 }
 

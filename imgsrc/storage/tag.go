@@ -88,6 +88,9 @@ func (s *Source) tag(ctx context.Context, id string, add, remove []string) error
 	if err := hasNames(img.Names, remove); err != nil {
 		return err
 	}
+	if err := ctx.Err(); err != nil { // nobody waits any more
+		return err
+	}
 	return writeError(changeNames(store, id, add, remove))
 }
 

@@ -55,6 +55,11 @@ var tour = []string{
 	"fails: echo -localhost/nothing:1 >mnt/images/localhost/hello:1.0/tags",
 	"cat mnt/images/localhost/hello:1.0/error",
 
+	"# They can also be made and moved like links. Nothing can be removed, unless the mount was made with --allow-remove.",
+	"cd mnt/images/localhost && ln -s hello:1.0 hello:2 && mv hello:2 hello:3 && readlink hello:3 | cut -c 1-22 && cat hello:3/tags",
+	"fails: rm mnt/images/localhost/hello:3",
+	"echo -localhost/hello:3 >mnt/images/localhost/hello:1.0/tags",
+
 	"# A line in the file push copies the image: to a registry, an archive, a directory.",
 	"echo REGISTRY/hello:1.0 tls-verify=false >mnt/images/localhost/hello:1.0/push",
 	"curl? curl -s http://REGISTRY/v2/hello/manifests/1.0 | cmp - mnt/images/localhost/hello:1.0/manifest.json && echo same",
