@@ -91,6 +91,17 @@ func (m *image) mismatch(key string, want digest.Digest) error {
 
 // Blob implements [imgsrc.Image]. The store unpacks layers and keeps none of their compressed blobs.
 func (m *image) Blob(ctx context.Context, d digest.Digest) (imgsrc.Content, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	chain, err := m.chain()
+	if err != nil {
+		return nil, err
+	}
+	i := slices.IndexFunc(chain, func(l *layer) bool { return l.DiffID == d })
+	if i < 0 && exists(filepath.Join(m.s.imagesDir(m.at.store), m.at.id)) { // without a look at the manifest
+		return nil, fmt.Errorf("opening layer %s of image %s: containers-storage keeps no compressed blobs: %w", d, m.desc.ID, imgsrc.ErrAbsent)
+	}
 	text, err := m.Manifest(ctx)
 	if err != nil {
 		return nil, err
@@ -100,17 +111,9 @@ func (m *image) Blob(ctx context.Context, d digest.Digest) (imgsrc.Content, erro
 		return nil, fmt.Errorf("reading the manifest of image %s: %w", m.desc.ID, err)
 	}
 	for _, blob := range parsed.Layers {
-		if blob.Digest != d {
-			continue
-		}
-		chain, err := m.chain()
-		if err != nil {
-			return nil, err
-		}
-		if i := slices.IndexFunc(chain, func(l *layer) bool { return l.DiffID == d }); i >= 0 {
+		if blob.Digest == d && i >= 0 {
 			return m.s.newDiff(chain[i], d)
 		}
-		return nil, fmt.Errorf("opening layer %s of image %s: containers-storage keeps no compressed blobs: %w", d, m.desc.ID, imgsrc.ErrAbsent)
 	}
 	return nil, fmt.Errorf("opening blob %s of image %s: the manifest names no such layer: %w", d, m.desc.ID, imgsrc.ErrAbsent)
 }
