@@ -29,6 +29,8 @@ type standing struct {
 	lineage func(context.Context, *imgsrc.Entry) (imgsrc.Lineage, error)
 	img     *image
 	r       *rendered
+
+	passing bool // what was found may be repaired: it is not to be kept
 }
 
 type derivedKey struct{ slot, row uint32 }
@@ -61,7 +63,8 @@ func (img *image) derive(ctx context.Context, r *rendered, row *row) (derivedFil
 	if d, ok := img.f.derived.get(key); ok && d.generation == s.snap.Generation && d.entry == e && !passing {
 		return d, d.err
 	}
-	text, err := row.derived(ctx, &standing{e: e, snap: s.snap, facts: r.facts, lineage: s.lineage, img: img, r: r})
+	st := &standing{e: e, snap: s.snap, facts: r.facts, lineage: s.lineage, img: img, r: r}
+	text, err := row.derived(ctx, st)
 	if err != nil && (ctx.Err() != nil || !errors.Is(err, imgsrc.ErrAbsent)) {
 		return derivedFile{}, err
 	}
@@ -73,7 +76,7 @@ func (img *image) derive(ctx context.Context, r *rendered, row *row) (derivedFil
 		}
 		d.at = img.changedAt(row.id, sha256.Sum256(text), s, first)
 	}
-	if !passing {
+	if !passing && !st.passing {
 		img.f.derived.put(key, d, int64(len(text))+128)
 	}
 	return d, err
@@ -209,7 +212,7 @@ func infoJSON(_ context.Context, s *standing) ([]byte, error) {
 }
 
 // liveJSON says from which sources an image is, and how many images have each of its layers.
-func liveJSON(_ context.Context, s *standing) ([]byte, error) {
+func liveJSON(ctx context.Context, s *standing) ([]byte, error) {
 	type source struct {
 		Source string        `json:"source"`
 		Digest digest.Digest `json:"digest"`
@@ -220,6 +223,7 @@ func liveJSON(_ context.Context, s *standing) ([]byte, error) {
 	var live struct {
 		Sources      []source `json:"sources"`
 		SharedLayers []int    `json:"imagesWithLayer,omitempty"`
+		LeftOutOfOCI string   `json:"leftOutOfOCI,omitempty"` // why it is not in oci/
 	}
 	for _, h := range s.e.Held {
 		from := source{Source: h.Source.Name(), Digest: h.Desc().Digest, Names: slices.Concat(h.Names, h.RemoteNames)}
@@ -230,6 +234,13 @@ func liveJSON(_ context.Context, s *standing) ([]byte, error) {
 		live.Sources = append(live.Sources, from)
 	}
 	live.SharedLayers = s.snap.LayerUsers(s.e)
+	if why := s.img.f.oci.whyNot(ctx, s); why != nil {
+		live.LeftOutOfOCI = why.Error()
+		s.passing = errors.Is(why, imgsrc.ErrDamaged)
+	}
+	if ctx.Err() != nil {
+		return nil, ctx.Err()
+	}
 	var b strings.Builder
 	enc := json.NewEncoder(&b)
 	enc.SetEscapeHTML(false)

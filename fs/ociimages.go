@@ -79,11 +79,8 @@ func (f *FS) groupsOf(e *imgsrc.Entry) []*ociGroup {
 			all = append(all, g)
 		}
 		at := len(g.held)
-		if _, far := h.Image.(imgsrc.Remote); !far {
-			at = slices.IndexFunc(g.held, func(o imgsrc.Image) bool { _, far := o.(imgsrc.Remote); return far })
-			if at < 0 {
-				at = len(g.held)
-			}
+		if far := slices.IndexFunc(g.held, isRemote); far >= 0 && !isRemote(h.Image) {
+			at = far
 		}
 		g.held, g.from = slices.Insert(g.held, at, h.Image), slices.Insert(g.from, at, h.Source)
 		for _, name := range slices.Concat(h.Names, h.RemoteNames) {
@@ -170,6 +167,11 @@ func (r *ociRun) convertAll(ctx context.Context) (*ociEntries, error) {
 
 func isIndex(img imgsrc.Image) bool { return img.Desc().Lists != nil }
 
+func isRemote(img imgsrc.Image) bool {
+	_, ok := img.(imgsrc.Remote)
+	return ok
+}
+
 // sameDesc says whether two manifests became the same, and were.
 func sameDesc(a, b v1.Descriptor) bool {
 	return a.Digest == b.Digest && a.Annotations[export.AnnotationOriginal] == b.Annotations[export.AnnotationOriginal]
@@ -180,7 +182,7 @@ func sameDesc(a, b v1.Descriptor) bool {
 func (r *ociRun) group(ctx context.Context, g *ociGroup, depth int) (*ociImage, error) {
 	var best *ociImage
 	for i := range g.held {
-		if _, far := g.held[i].(imgsrc.Remote); far && best != nil && best.err == nil {
+		if isRemote(g.held[i]) && best != nil && best.err == nil {
 			break
 		}
 		img, err := r.image(ctx, g.held[i], g.from[i], depth)
@@ -271,8 +273,7 @@ func (r *ociRun) convert(ctx context.Context, img imgsrc.Image, depth int) (o *o
 			o, err = nil, fmt.Errorf("putting image %s into OCI form: panic: %v", img.Desc().ID, p)
 		}
 	}()
-	o = &ociImage{img: img}
-	_, o.remote = img.(imgsrc.Remote)
+	o = &ociImage{img: img, remote: isRemote(img)}
 	made, err := r.t.make(ctx, o, func(ctx context.Context, d digest.Digest) (*export.OCI, error) {
 		child, err := r.child(ctx, d, depth+1)
 		if err != nil {
@@ -314,7 +315,7 @@ func (t *ociTree) make(ctx context.Context, o *ociImage, child export.ChildFunc)
 	}
 	if facts.ManifestErr == nil && facts.LacksDiffIDs() {
 		if o.remote {
-			return nil, fmt.Errorf("image %s is of schema 1, and all its layers would have to be fetched to say what its config is: push it somewhere: %w", facts.ID, imgsrc.ErrUnsupported)
+			return nil, farSchema1(facts)
 		}
 		if o.diffIDs == nil {
 			if o.diffIDs, err = imgsrc.FindDiffIDs(ctx, o.img, len(facts.Layers)); err != nil {
@@ -335,4 +336,64 @@ func (t *ociTree) again(ctx context.Context, o *ociImage) (*export.OCI, error) {
 		}
 		return &export.OCI{Desc: child.desc}, nil
 	})
+}
+
+// errFollowed: the image is not in oci/ because nobody has asked for more than to see it.
+var errFollowed = errors.New("it was only followed below registry/: a backup has what the mount's sources have")
+
+// whyNot says why an image is not in oci/; nil if it is, or if that cannot be told. For this neither the images of an index are
+// looked at nor the layers of schema 1 read.
+func (t *ociTree) whyNot(ctx context.Context, s *standing) error {
+	groups := t.f.groupsOf(s.e)
+	if len(groups) == 0 {
+		return errFollowed
+	}
+	var why error
+	for _, g := range groups {
+		for _, img := range g.held {
+			facts := s.facts
+			if img != s.e.First().Image {
+				facts = nil
+			}
+			err := tryMake(ctx, img, facts)
+			if err == nil || !export.IsLeftOut(err) {
+				return nil
+			}
+			why = err
+		}
+	}
+	return why
+}
+
+// tryMake looks whether an image can be put into OCI form. Its facts are loaded if they are nil.
+func tryMake(ctx context.Context, img imgsrc.Image, facts *imgsrc.Facts) error {
+	if facts == nil {
+		var err error
+		if facts, err = export.Load(ctx, img); err != nil {
+			return err
+		}
+	}
+	switch {
+	case facts.ManifestErr == nil && facts.Kind == imgsrc.KindIndex:
+		return nil
+	case facts.ManifestErr == nil && facts.LacksDiffIDs() && isRemote(img):
+		return farSchema1(facts)
+	case facts.ManifestErr == nil && facts.LacksDiffIDs():
+		for _, l := range facts.Layers {
+			c, err := img.Blob(ctx, l.Digest)
+			if err == nil {
+				err = c.Close()
+			}
+			if err != nil && !errors.Is(err, imgsrc.ErrAbsent) {
+				return err
+			}
+		}
+		return nil
+	}
+	_, err := export.Convert(ctx, img, facts, nil)
+	return err
+}
+
+func farSchema1(facts *imgsrc.Facts) error {
+	return fmt.Errorf("image %s is of schema 1, and all its layers would have to be fetched to say what its config is: push it to where it is to be kept: %w", facts.ID, imgsrc.ErrUnsupported)
 }
