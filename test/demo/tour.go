@@ -67,8 +67,10 @@ var tour = []string{
 	"tar tf hello.tar | sort",
 	"jq? jq -c '[.type, .reference]' mnt/events",
 
-	"# A backup is a copy. The second one moves nothing.",
-	"rsync? rsync -a mnt/ids/ backup/ && rsync -ai mnt/ids/ backup/ && du -sh backup | cut -f1",
+	"# A backup is a copy of oci/, which is an image layout for every tool. The second one moves nothing.",
+	"rsync? rsync -a mnt/oci/ backup/ && rsync -ai mnt/oci/ backup/ && du -sh backup | cut -f1",
+	"skopeo? skopeo inspect --format '{{.Digest}}' oci:backup:localhost/hello:1.0 && cat mnt/images/localhost/hello:1.0/digest",
+	"(cd mnt/images/localhost/hello:1.0 && sha256sum -c SHA256SUMS)",
 	"cp -a mnt/images/localhost/base:1/ base && diff -r base mnt/images/localhost/base:1 && echo same",
 
 	"imgfs umount mnt",
