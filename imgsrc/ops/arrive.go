@@ -31,6 +31,7 @@ type arrival struct {
 	ref   types.ImageReference
 	sys   *types.SystemContext // of the place that it comes from
 	all   bool                 // with all images of the index that it is
+	text  []byte               // its manifest there; nil: its own
 	task  *task
 	watch *watchdog
 }
@@ -43,7 +44,13 @@ func (o *Ops) receive(ctx context.Context, a arrival) (id string, err error) {
 		return "", err
 	}
 	defer func() { _ = policy.Destroy() }()
-	err = a.to.Receive(ctx, a.name, a.id, func(to types.ImageReference) error {
+	receive := a.to.Receive
+	if to, ok := a.to.(manifestReceiver); ok && a.text != nil {
+		receive = func(ctx context.Context, name, id string, copy func(types.ImageReference) error) error {
+			return to.ReceiveAs(ctx, name, id, a.text, copy)
+		}
+	}
+	err = receive(ctx, a.name, a.id, func(to types.ImageReference) error {
 		var resolved types.ImageReference
 		sys := *a.sys // of the destination: which platform is wanted is checked there once more
 		options := &copy.Options{SourceCtx: a.sys, DestinationCtx: &sys, ReportResolvedReference: &resolved}

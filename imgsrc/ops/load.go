@@ -239,6 +239,11 @@ func (o *Ops) loadOne(ctx context.Context, img loadable, to Receiver, t *task) (
 	}
 	a := arrival{to: to, id: id, ref: src, sys: &types.SystemContext{BlobInfoCacheDir: os.DevNull}, task: t, watch: new(watchdog)}
 	o.choose(a.sys, nil)
+	if img.Original != nil {
+		if a.text, err = original(ctx, img); err != nil {
+			return "", err
+		}
+	}
 	if len(img.names) > 0 {
 		a.name = img.names[0]
 	} else if img.Desc().Lists != nil {
@@ -257,6 +262,24 @@ func (o *Ops) loadOne(ctx context.Context, img loadable, to Receiver, t *task) (
 		return id, nil
 	}
 	return id, o.addNames(ctx, to, id, img.names[1:])
+}
+
+// original returns the manifest that the image had before oci/ made an OCI manifest of it, and that is to be its own again;
+// nil if that is not of the same config and as many layers.
+func original(ctx context.Context, img loadable) ([]byte, error) {
+	text, err := img.Original(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("reading the original manifest of %s: %w", img.Desc().Digest, err)
+	}
+	facts, err := imgsrc.Load(ctx, img)
+	if err != nil {
+		return nil, err
+	}
+	was, err := manifest.FromBlob(text, manifest.GuessMIMEType(text))
+	if err != nil || was.ConfigInfo().Digest != img.Desc().Config || len(was.LayerInfos()) != len(facts.Layers) {
+		return nil, nil //nolint:nilerr // an index, schema 1, or nothing that oci/ would write: the image is what it is
+	}
+	return text, nil
 }
 
 // has says whether a source has the image with this id already.

@@ -38,6 +38,12 @@ type indexReceiver interface {
 	AddIndex(ctx context.Context, name string, text []byte, images map[digest.Digest]string, from string) (id string, err error)
 }
 
+// A manifestReceiver can keep an image under another manifest than the one that is copied, of the same config and layers.
+type manifestReceiver interface {
+	Receiver
+	ReceiveAs(ctx context.Context, name, id string, text []byte, copy func(to types.ImageReference) error) error
+}
+
 // A layoutSource is an OCI layout in a directory, to which images are added as a push adds them.
 type layoutSource interface {
 	imgsrc.Tagger

@@ -13,6 +13,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	"go.podman.io/image/v5/docker/reference"
+	"go.podman.io/image/v5/manifest"
 	istorage "go.podman.io/image/v5/storage"
 	"go.podman.io/image/v5/types"
 	cs "go.podman.io/storage"
@@ -64,7 +65,14 @@ func (s *Source) MayReceive() error {
 // Errors: those of copy; [imgsrc.ErrUnsupported], [imgsrc.ErrReadOnly]; ENOSPC also where only a text of the library's
 // says so.
 func (s *Source) Receive(ctx context.Context, name, id string, copy func(to types.ImageReference) error) error {
-	if err := s.receive(ctx, name, id, copy); err != nil {
+	return s.ReceiveAs(ctx, name, id, nil, copy)
+}
+
+// ReceiveAs is Receive of an image whose manifest, in the store, is to be another than the one that is copied: one of the
+// same config, whose layers are the same but for their compression, which a store does not keep. nil: the one that is
+// copied.
+func (s *Source) ReceiveAs(ctx context.Context, name, id string, text []byte, copy func(to types.ImageReference) error) error {
+	if err := s.receive(ctx, name, id, text, copy); err != nil {
 		if !errors.Is(err, syscall.ENOSPC) && strings.Contains(err.Error(), syscall.ENOSPC.Error()) {
 			err = fmt.Errorf("%w: %w", err, syscall.ENOSPC) // said by the process that unpacks
 		}
@@ -73,7 +81,7 @@ func (s *Source) Receive(ctx context.Context, name, id string, copy func(to type
 	return nil
 }
 
-func (s *Source) receive(ctx context.Context, name, id string, copy func(to types.ImageReference) error) (err error) {
+func (s *Source) receive(ctx context.Context, name, id string, text []byte, copy func(to types.ImageReference) error) (err error) {
 	if err := s.MayReceive(); err != nil {
 		return err
 	}
@@ -94,7 +102,7 @@ func (s *Source) receive(ctx context.Context, name, id string, copy func(to type
 		return err
 	}
 	defer clean()
-	store := &receiving{Store: real, ctx: ctx}
+	store := &receiving{Store: real, ctx: ctx, manifest: text}
 	ref, err := istorage.Transport.NewStoreReference(store, named, id)
 	if err != nil {
 		return invalid(name, err)
@@ -147,7 +155,8 @@ func (s *Source) AddIndex(ctx context.Context, name string, text []byte, images 
 // it, and stops unpacking when ctx ends.
 type receiving struct {
 	cs.Store
-	ctx context.Context
+	ctx      context.Context
+	manifest []byte // instead of the image's own; nil: that one
 
 	mu     sync.Mutex
 	layers []string // a parent before its children
@@ -182,7 +191,30 @@ func (r *receiving) CreateImage(id string, names []string, layer, metadata strin
 	if r.ctx.Err() != nil {
 		return nil, context.Cause(r.ctx)
 	}
+	if r.manifest != nil && options != nil {
+		own, err := withManifest(options, r.manifest)
+		if err != nil {
+			return nil, err
+		}
+		options = own
+	}
 	return r.Store.CreateImage(id, names, layer, metadata, options)
+}
+
+// withManifest returns the options of an image that has another manifest. What else there is of it stays.
+func withManifest(options *cs.ImageOptions, text []byte) (*cs.ImageOptions, error) {
+	d, err := manifest.Digest(text)
+	if err != nil {
+		return nil, fmt.Errorf("reading the original manifest: %w: %w", err, imgsrc.ErrDamaged)
+	}
+	own := *options
+	own.BigData = slices.DeleteFunc(slices.Clone(own.BigData), func(b cs.ImageBigDataOption) bool {
+		return b.Key == manifestKeyName || strings.HasPrefix(b.Key, manifestPrefix)
+	})
+	for _, key := range []string{manifestKeyName, manifestPrefix + d.String()} {
+		own.BigData = append(own.BigData, cs.ImageBigDataOption{Key: key, Data: text, Digest: d})
+	}
+	return &own, nil
 }
 
 func (r *receiving) made(layer *cs.Layer) {

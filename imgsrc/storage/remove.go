@@ -43,11 +43,11 @@ func (s *Source) remove(ctx context.Context, id string, names []string) error {
 	if err := s.unused(id); err != nil {
 		return err
 	}
-	store, err := cs.GetStore(s.writable())
+	store, free, err := s.openReal()
 	if err != nil {
-		return writeError(err)
+		return err
 	}
-	defer store.Free() // see tag
+	defer free()
 	if err := ctx.Err(); err != nil {
 		return err
 	}
