@@ -62,9 +62,6 @@ type Listed struct {
 	RecordedDigest digest.Digest
 	// NamesHistory are the names that the image has had, where the source records them.
 	NamesHistory []string
-	// Original returns the manifest that the image had before this one was made for the layout that it is in (see
-	// AnnotationOriginal). Its config and its layers are the same, perhaps compressed otherwise. nil: there was no other.
-	Original func(ctx context.Context) ([]byte, error)
 	// Layers are keys of the layers, base first. Within one source equal keys are equal layers. They only serve to find
 	// images that may have to do with each other.
 	Layers []string
@@ -72,10 +69,6 @@ type Listed struct {
 	// where the source keeps no unpacked layers.
 	Unpacked int64
 }
-
-// AnnotationOriginal is the annotation, of a descriptor in a layout's index.json, that holds the digest of the manifest or
-// index that was there in the place of the one that is described. That is a blob of the layout.
-const AnnotationOriginal = "io.github.imgfs.original-manifest"
 
 // An Image is one manifest and what it points to. It never changes. Its methods may be called from several goroutines
 // at once; each of them verifies what it returns, and fails with ErrNotFound when the image has been removed from its

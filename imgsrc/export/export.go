@@ -17,7 +17,7 @@ import (
 
 // AnnotationOriginal is the annotation, of a descriptor in a layout's index.json, that holds the digest of the manifest or
 // index that the source has in the place of the one that is described. That is a blob of the layout.
-const AnnotationOriginal = imgsrc.AnnotationOriginal
+const AnnotationOriginal = "io.github.imgfs.original-manifest"
 
 // OCI is an image, an index or an artifact in OCI form. It is immutable.
 type OCI struct {

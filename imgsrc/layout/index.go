@@ -35,9 +35,8 @@ type entry struct {
 	object      object
 	annotations object
 	descriptor
-	name     string        // empty: none
-	original digest.Digest // of imgsrc.AnnotationOriginal; empty: none
-	err      error         // why it names no manifest; then only raw holds
+	name string // empty: none
+	err  error  // why it names no manifest; then only raw holds
 }
 
 type descriptor struct {
@@ -125,9 +124,6 @@ func (e *entry) parse(raw []byte) (err error) {
 		if e.name != "" {
 			break
 		}
-	}
-	if d, err := e.annotations.text(imgsrc.AnnotationOriginal); err == nil && digest.Digest(d).Validate() == nil {
-		e.original = digest.Digest(d)
 	}
 	return nil
 }

@@ -52,7 +52,6 @@ func (s *images) List(ctx context.Context) (*imgsrc.Listing, error) {
 		return nil, fmt.Errorf("listing %s: %w", s.Name(), err)
 	}
 	names := map[digest.Digest][]string{}
-	originals := map[digest.Digest]digest.Digest{}
 	l := &imgsrc.Listing{ModTime: ix.modTime}
 	for _, e := range ix.entries {
 		switch {
@@ -61,21 +60,11 @@ func (s *images) List(ctx context.Context) (*imgsrc.Listing, error) {
 		case e.name != "":
 			names[e.digest] = append(names[e.digest], e.name)
 		}
-		if e.err == nil && e.original != "" {
-			originals[e.digest] = e.original
-		}
 	}
 	l.Problems = append(l.Problems, w.problems...)
 	damaged := w.sparse
 	for _, m := range w.order {
-		listed := imgsrc.Listed{Image: m.image, Names: unique(names[m.digest]), Layers: m.layers}
-		if d := originals[m.digest]; d != "" {
-			listed.Original = func(context.Context) ([]byte, error) {
-				text, _, err := s.store.Read(d, -1)
-				return text, err
-			}
-		}
-		l.Images = append(l.Images, listed)
+		l.Images = append(l.Images, imgsrc.Listed{Image: m.image, Names: unique(names[m.digest]), Layers: m.layers})
 		damaged = damaged || m.image.Desc().Damaged != nil
 	}
 	s.mu.Lock()

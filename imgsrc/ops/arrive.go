@@ -5,11 +5,9 @@ import (
 	"context"
 	"errors"
 	"net/http"
-	"os"
 	"regexp"
 	"strings"
 	"syscall"
-	"time"
 
 	"github.com/docker/distribution/registry/api/errcode"
 	"github.com/opencontainers/go-digest"
@@ -109,7 +107,7 @@ func (r *reworded) Unwrap() error { return r.err }
 // says that somebody else counts the bytes that are read.
 func watchArrival(options *copy.Options, t *task, watch *watchdog, counted bool) (stop func()) {
 	reports := make(chan types.ProgressProperties)
-	options.Progress, options.ProgressInterval = reports, time.Second/4
+	options.Progress, options.ProgressInterval = reports, 1 // each read: else nobody says when the last byte is here
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -161,14 +159,8 @@ func watchArrival(options *copy.Options, t *task, watch *watchdog, counted bool)
 
 // fetching returns what the library needs to know to fetch from the registry host.
 func (o *Ops) fetching(named reference.Named, authFile string, verify types.OptionalBool) (*types.SystemContext, error) {
-	sys := &types.SystemContext{
-		AuthFilePath:            o.opt.AuthFile,
-		BlobInfoCacheDir:        os.DevNull, // see system
-		DockerRegistryUserAgent: "imgfs",
-	}
-	if authFile != "" {
-		sys.AuthFilePath = authFile
-	}
+	sys := o.system(pushLine{authFile: authFile})
+	sys.DockerRegistryUserAgent = "imgfs"
 	configured, err := sysregistriesv2.FindRegistry(sys, named.Name())
 	if err != nil {
 		return nil, err
@@ -176,9 +168,7 @@ func (o *Ops) fetching(named reference.Named, authFile string, verify types.Opti
 	if configured != nil && configured.Blocked {
 		return nil, fail(imgsrc.ErrDenied, "registries.conf blocks %s", configured.Prefix)
 	}
-	if verify == types.OptionalBoolUndefined && o.opt.TLSVerify != nil {
-		verify = types.NewOptionalBool(*o.opt.TLSVerify)
-	}
+	verify = o.verify(pushLine{tlsVerify: verify})
 	switch {
 	case verify != types.OptionalBoolUndefined:
 		sys.DockerInsecureSkipTLSVerify = types.NewOptionalBool(verify == types.OptionalBoolFalse)

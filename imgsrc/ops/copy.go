@@ -195,7 +195,7 @@ func (o *Ops) policy() (*signature.PolicyContext, error) {
 	policy, err := signature.DefaultPolicy(&types.SystemContext{SignaturePolicyPath: o.opt.SignaturePolicy})
 	if errors.Is(err, fs.ErrNotExist) && o.opt.SignaturePolicy == "" {
 		o.noPolicy.Do(func() {
-			o.log.Info("this machine has no signature policy (policy.json): every image may be pushed")
+			o.log.Info("this machine has no signature policy (policy.json): every image may be pushed, pulled and loaded")
 		})
 		policy, err = &signature.Policy{Default: signature.PolicyRequirements{signature.NewPRInsecureAcceptAnything()}}, nil
 	}

@@ -1,4 +1,4 @@
-// Package ops carries out what is written to an image's controls: tag, untag and push.
+// Package ops carries out what is written to the controls: tag, untag and push of an image, pull and load of the mount.
 //
 // It works on package imgsrc's interfaces alone. It knows nothing of a file system, of nodes or errnos, and of no
 // particular backend: the image comes from a [imgsrc.Catalog], names are changed through [imgsrc.Tagger], and the bytes
@@ -49,6 +49,20 @@
 // What is made on this machine is made whole or not at all: an archive, a directory and an image in a layout are written
 // into a directory beside their place and moved into it at the end. Nothing that was there before is removed or replaced;
 // where something is in the way the push fails before it begins. (containers-storage commits by itself.)
+//
+// # Pulling and loading
+//
+// What comes in goes to the first of the mount's sources that is a [Receiver], or a layout. A pull is a copy.Image from the
+// library's own registry client, so that signatures are verified as everywhere else; short names, mirrors and blocked
+// registries are those of registries.conf. A registry that keeps silent is given up as in a push, but not while all bytes
+// are here and the store unpacks them.
+//
+// What is loaded is opened by [Options].Open as the source that it would be for a mount, and copied from there as in a
+// push, after all its blobs have been verified. A tar without the members of an archive is the root file system of a new
+// image: it is read once to be measured, and once more to be copied. An image that the receiver has already, by its id,
+// only gets names: a second manifest of the same config would change the digest that others know it by.
+//
+// That nothing is left of an image that did not come is the Receiver's promise.
 //
 // # Errors
 //

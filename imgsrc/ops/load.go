@@ -239,10 +239,8 @@ func (o *Ops) loadOne(ctx context.Context, img loadable, to Receiver, t *task) (
 	}
 	a := arrival{to: to, id: id, ref: src, sys: &types.SystemContext{BlobInfoCacheDir: os.DevNull}, task: t, watch: new(watchdog)}
 	o.choose(a.sys, nil)
-	if img.Original != nil {
-		if a.text, err = original(ctx, img); err != nil {
-			return "", err
-		}
+	if a.text, err = original(ctx, img); err != nil {
+		return "", err
 	}
 	if len(img.names) > 0 {
 		a.name = img.names[0]
@@ -267,7 +265,14 @@ func (o *Ops) loadOne(ctx context.Context, img loadable, to Receiver, t *task) (
 // original returns the manifest that the image had before oci/ made an OCI manifest of it, and that is to be its own again;
 // nil if that is not of the same config and as many layers.
 func original(ctx context.Context, img loadable) ([]byte, error) {
-	text, err := img.Original(ctx)
+	converted, ok := img.Image.(imgsrc.Converted)
+	if !ok {
+		return nil, nil
+	}
+	text, err := converted.Original(ctx)
+	if errors.Is(err, imgsrc.ErrAbsent) {
+		return nil, nil
+	}
 	if err != nil {
 		return nil, fmt.Errorf("reading the original manifest of %s: %w", img.Desc().Digest, err)
 	}

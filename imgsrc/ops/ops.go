@@ -32,7 +32,7 @@ type Options struct {
 	// Registry returns a registry in which blobs can be mounted, with the credentials of authFile (empty: AuthFile) and
 	// tlsVerify (nil: as TLSVerify says). nil: all blobs are sent.
 	Registry func(host, authFile string, tlsVerify *bool) Mounter
-	// Offline refuses pushes to registries.
+	// Offline refuses pushes to registries and pulls from them.
 	Offline bool
 	// SignaturePolicy is the policy.json to go by. Empty: the system's.
 	SignaturePolicy string

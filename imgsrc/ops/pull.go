@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -49,7 +50,7 @@ func (o *Ops) arrivals(ctx context.Context, op operation, lines []pullLine, err 
 		if line.dryRun {
 			op.kind = "pull-dry-run"
 		}
-		if len(line.candidates) > 0 {
+		if len(line.candidates) > 0 && !o.opt.Offline {
 			host := reference.Domain(line.candidates[len(line.candidates)-1])
 			op.hint = func(err error) string { return arrivalHint(err, host) }
 		} else {
@@ -113,6 +114,9 @@ func (o *Ops) pullOne(ctx context.Context, p pullLine, named reference.Named, to
 			err = context.Cause(ctx) // why, and not where it was noticed
 		}
 	}()
+	if o.opt.Offline {
+		return fail(syscall.EHOSTUNREACH, "the mount is offline")
+	}
 	sys, err := o.fetching(named, p.authFile, p.tlsVerify)
 	if err != nil {
 		return err

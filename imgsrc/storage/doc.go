@@ -29,8 +29,12 @@
 //
 // # Writing
 //
+// An image is received through the library, too: see [Source.Receive]. Layers wait in a directory of ours, which the next
+// process removes if this one is killed (tempdir.go). The library unpacks them and puts each into the store as it comes; a
+// layer that was being unpacked when its process was killed is marked in the store, and removed by whoever next writes there.
+//
 // Names are changed through the library, which is opened for that moment. Nothing else is written.
 //
-// The package does not pull, push, remove or mount, and does not list layers that no image uses. Layers that cannot be
+// The package does not push or mount, and does not list layers that no image uses. Layers that cannot be
 // put together again from tar-split (partial pulls, composefs, layers without tar-split) are absent as a tar.
 package storage
