@@ -19,7 +19,7 @@ import (
 	"go.podman.io/image/v5/docker"
 	"go.podman.io/image/v5/pkg/sysregistriesv2"
 	"go.podman.io/image/v5/signature"
-	"go.podman.io/image/v5/signature/signer"
+	libsigner "go.podman.io/image/v5/signature/signer"
 	"go.podman.io/image/v5/signature/sigstore"
 	"go.podman.io/image/v5/types"
 
@@ -236,7 +236,7 @@ func signSigstore(t *testing.T, host, from, to string) (public []string) {
 	if err := os.WriteFile(filepath.Join(dir, "test.yaml"), []byte("docker:\n  "+host+"/signed:\n    use-sigstore-attachments: true\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	var signs []*signer.Signer
+	var signs []*libsigner.Signer
 	for range 2 {
 		pair, err := sigstore.GenerateKeyPair([]byte("pass"))
 		if err != nil {
