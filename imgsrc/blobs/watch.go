@@ -3,17 +3,44 @@ package blobs
 import (
 	"context"
 	"errors"
-	"fmt"
+	"io/fs"
+	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/fsnotify/fsnotify"
-
-	"github.com/imgfs/imgfs/imgsrc"
 )
 
+// comeBack is how often to look for a directory that has gone.
+const comeBack = time.Second
+
 // Watch calls changed after each change of a file in dir whose name is meant, also when it is replaced, until ctx ends: it
-// then returns nil. Error: imgsrc.ErrNotFound when the directory goes.
+// then returns nil. When the directory goes it waits for another one there. Errors: the system's.
 func Watch(ctx context.Context, dir string, meant func(name string) bool, changed func()) error {
+	for again := false; ; again = true {
+		err := watch(ctx, dir, meant, changed)
+		gone := errors.Is(err, errGone) || again && errors.Is(err, fs.ErrNotExist)
+		if !gone {
+			return err
+		}
+		for !isDir(dir) {
+			select {
+			case <-time.After(comeBack):
+			case <-ctx.Done():
+				return nil
+			}
+		}
+	}
+}
+
+func isDir(path string) bool {
+	fi, err := os.Stat(path)
+	return err == nil && fi.IsDir()
+}
+
+var errGone = errors.New("the directory was removed or renamed")
+
+func watch(ctx context.Context, dir string, meant func(name string) bool, changed func()) error {
 	w, err := fsnotify.NewWatcher()
 	if err != nil {
 		return err
@@ -33,7 +60,7 @@ func Watch(ctx context.Context, dir string, meant func(name string) bool, change
 				return fsnotify.ErrClosed
 			case e.Name == dir && (e.Has(fsnotify.Remove) || e.Has(fsnotify.Rename)):
 				changed()
-				return fmt.Errorf("%w: the directory %s was removed or renamed", imgsrc.ErrNotFound, dir)
+				return errGone
 			case meant(filepath.Base(e.Name)):
 				changed()
 			}

@@ -7,8 +7,6 @@ import (
 	"path/filepath"
 	"testing"
 	"time"
-
-	"github.com/imgfs/imgfs/imgsrc"
 )
 
 // watching runs WatchFile, and returns what it has called and what it ended with.
@@ -60,6 +58,7 @@ func TestWatchFile(t *testing.T) {
 	}
 }
 
+// A directory that goes may come back: that is how layouts are rebuilt.
 func TestWatchFileOfGoneDirectory(t *testing.T) {
 	for name, remove := range map[string]func(dir string) error{
 		"removed": os.RemoveAll,
@@ -69,14 +68,25 @@ func TestWatchFileOfGoneDirectory(t *testing.T) {
 		if err := os.Mkdir(dir, 0o755); err != nil {
 			t.Fatal(err)
 		}
-		calls, ended := watching(t.Context(), t, filepath.Join(dir, "archive.tar"))
+		file := filepath.Join(dir, "archive.tar")
+		ctx, cancel := context.WithCancel(t.Context())
+		calls, ended := watching(ctx, t, file)
 		wait(t, "that it began", calls)
 		if err := remove(dir); err != nil {
 			t.Fatal(err)
 		}
 		wait(t, name, calls)
-		if err := wait(t, "the end", ended); !errors.Is(err, imgsrc.ErrNotFound) {
-			t.Errorf("%s: %v, want ErrNotFound", name, err)
+		if err := os.Mkdir(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		wait(t, "that it came back", calls)
+		if err := os.WriteFile(file, nil, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		wait(t, "the file in it", calls)
+		cancel()
+		if err := wait(t, "the end", ended); err != nil {
+			t.Errorf("%s: %v", name, err)
 		}
 	}
 }

@@ -10,8 +10,8 @@ import (
 	"github.com/imgfs/imgfs/imgsrc/blobs"
 )
 
-// Watch watches the layout's directory for changes of index.json, which tools write in place or replace. Error:
-// imgsrc.ErrNotFound when the directory goes.
+// Watch watches the layout's directory for changes of index.json, which tools write in place or replace, and for another
+// one in its place.
 func (s *Source) Watch(ctx context.Context, changed func()) error {
 	if err := blobs.WatchFile(ctx, filepath.Join(s.dir, v1.ImageIndexFile), changed); err != nil {
 		return fmt.Errorf("watching %s: %w", s.Name(), err)
