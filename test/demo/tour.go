@@ -67,6 +67,10 @@ var tour = []string{
 	"tar tf hello.tar | sort",
 	"jq? jq -c '[.type, .reference]' mnt/events",
 
+	"# An image as one file, for docker load, podman load, tar: made as it is read, at any offset.",
+	"ls -l mnt/images/localhost/hello:1.0/export/docker.tar && tar tf mnt/images/localhost/hello:1.0/export/docker.tar",
+	"tar xOf mnt/images/localhost/hello:1.0/export/rootfs.tar etc/os-release",
+
 	"# A backup is a copy of oci/, which is an image layout for every tool. The second one moves nothing.",
 	"rsync? rsync -a mnt/oci/ backup/ && rsync -ai mnt/oci/ backup/ && du -sh backup | cut -f1",
 	"skopeo? skopeo inspect --format '{{.Digest}}' oci:backup:localhost/hello:1.0 && cat mnt/images/localhost/hello:1.0/digest",
