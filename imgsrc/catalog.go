@@ -191,11 +191,17 @@ func (c *Catalog) moved() []move {
 
 // relist lists the sources that have moved, and makes the new snapshot.
 func (c *Catalog) relist(ctx context.Context, moved []move) error {
+	lists, failures := make([]*Listing, len(moved)), make([]error, len(moved))
+	var wg sync.WaitGroup
+	for n, m := range moved { // together: one may be waiting for a network
+		wg.Go(func() { lists[n], failures[n] = listOf(ctx, c.sources[m.source]) })
+	}
+	wg.Wait()
 	var errs []error
 	changed := false
-	for _, m := range moved {
+	for n, m := range moved {
 		i, src := m.source, c.sources[m.source]
-		list, err := listOf(ctx, src)
+		list, err := lists[n], failures[n]
 		if err != nil {
 			if c.failed[i] == nil || *c.failed[i] != m.stamp {
 				errs = append(errs, err)

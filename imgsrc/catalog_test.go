@@ -366,6 +366,27 @@ func (panicking) Name() string                           { return "panicking:" }
 func (panicking) Stamp() Stamp                           { return "" }
 func (panicking) List(context.Context) (*Listing, error) { panic("nil map") }
 
+// Each of these sources lists when the other one has begun to.
+func TestCatalogListsTogether(t *testing.T) {
+	var begun sync.WaitGroup
+	begun.Add(2)
+	c := NewCatalog(slog.New(slog.DiscardHandler), &meetingSource{fakeSource: fakeSource{name: "a"}, begun: &begun}, &meetingSource{fakeSource: fakeSource{name: "b"}, begun: &begun})
+	if _, err := c.Refresh(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
+
+type meetingSource struct {
+	fakeSource
+	begun *sync.WaitGroup
+}
+
+func (s *meetingSource) List(ctx context.Context) (*Listing, error) {
+	s.begun.Done()
+	s.begun.Wait()
+	return s.fakeSource.List(ctx)
+}
+
 func TestListPanic(t *testing.T) {
 	c := NewCatalog(slog.New(slog.DiscardHandler), panicking{})
 	if s, err := c.Refresh(t.Context()); err == nil || !strings.Contains(err.Error(), "nil map") || len(s.Entries) != 0 {
