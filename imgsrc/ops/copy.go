@@ -11,6 +11,7 @@ import (
 	"go.podman.io/image/v5/copy"
 	"go.podman.io/image/v5/docker/reference"
 	"go.podman.io/image/v5/image"
+	"go.podman.io/image/v5/manifest"
 	"go.podman.io/image/v5/signature"
 	"go.podman.io/image/v5/types"
 
@@ -76,6 +77,11 @@ func (o *Ops) copyImage(ctx context.Context, p pushJob) (err error) {
 	}}
 	if p.line.all {
 		c.options.ImageListSelection = copy.CopyAllImages
+	}
+	if old := p.held.Desc().MediaType; kind == registryKind && p.line.format == "" && p.line.compression == nil && (old == manifest.DockerV2Schema1MediaType || old == manifest.DockerV2Schema1SignedMediaType) {
+		// Registries do not take it any more, and some say so in a way (500) that nobody understands. Its digest would not
+		// stay either: it is signed anew.
+		c.options.ForceManifestMIMEType = manifest.DockerV2Schema2MediaType
 	}
 	done, err := o.shape(ctx, c, p, all)
 	defer done()

@@ -12,6 +12,7 @@ import (
 	"syscall"
 
 	"github.com/docker/distribution/registry/api/errcode"
+	registryv2 "github.com/docker/distribution/registry/api/v2"
 	"go.podman.io/image/v5/docker"
 	"go.podman.io/image/v5/manifest"
 	"go.podman.io/image/v5/signature"
@@ -120,13 +121,25 @@ func unsupported(err error) bool {
 	var layers manifest.ManifestLayerCompressionIncompatibilityError
 	var code errcode.ErrorCoder
 	switch {
-	case errors.As(err, &typ), errors.As(err, &layers):
+	case errors.As(err, &typ), errors.As(err, &layers), isArtifact(err):
 		return true
 	case errors.As(err, &code):
 		return code.ErrorCode() == errcode.ErrorCodeUnsupported
 	}
 	// The library joins the texts of several attempts, and leaves the errors behind.
 	return strings.Contains(err.Error(), "Uploading manifest failed, attempted the following formats")
+}
+
+// noRepository reports whether a registry has no such repository, and makes none of its own accord.
+func noRepository(err error) bool {
+	var code errcode.ErrorCoder
+	return errors.As(err, &code) && code.ErrorCode() == registryv2.ErrorCodeNameUnknown
+}
+
+// isArtifact reports whether the library was asked for something that only an image has.
+func isArtifact(err error) bool {
+	var artifact manifest.NonImageArtifactError
+	return errors.As(err, &artifact)
 }
 
 // registryHint says what to do about an error of a push to the registry host; empty if that is not known.
@@ -139,6 +152,8 @@ func registryHint(err error, host string) string {
 	switch c := condition(err); {
 	case rejected(err):
 		return localHint(err)
+	case noRepository(err):
+		return fmt.Sprintf("%s makes no repositories on its own: make it there first", host)
 	case unauthorized(err):
 		return fmt.Sprintf("log in with `podman login %s`, or name the credentials with authfile=", host)
 	case errors.Is(c, syscall.ECONNREFUSED):
@@ -156,6 +171,8 @@ func localHint(err error) string {
 	switch {
 	case rejected(err):
 		return "the signature policy (policy.json) does not let this image through"
+	case isArtifact(err):
+		return "an artifact can go as it is to docker://, oci:, oci-archive: and dir:"
 	case errors.Is(err, fs.ErrPermission):
 		return "write to a place that you own"
 	}

@@ -153,7 +153,7 @@ func (p *pushLine) set(name, value string, resolve pathResolver) error {
 func (p *pushLine) check() error {
 	kind := p.dest.kind()
 	if p.format != "" && !slices.Contains(kind.formats, p.format) {
-		return fail(imgsrc.ErrUnsupported, "%s cannot hold this format", kind.name)
+		return fail(imgsrc.ErrUnsupported, "%s cannot hold this format: leave format= out", kind.name)
 	}
 	if p.compression != nil && !kind.compresses {
 		return fail(imgsrc.ErrUnsupported, "%s keeps no compressed layers: leave compression= out", kind.name)

@@ -165,6 +165,7 @@ func TestPushRefused(t *testing.T) {
 		{"forbidden, no JSON", nil, []string{answer(403, `<html>`) + "/web:1"}, imgsrc.ErrDenied, "podman login"},
 		{"unauthorized", nil, []string{answer(401, ``) + "/web:1"}, imgsrc.ErrDenied, "podman login"},
 		{"unsupported", nil, []string{answer(405, `{"errors":[{"code":"UNSUPPORTED"}]}`) + "/web:1"}, imgsrc.ErrUnsupported, "unsupported"},
+		{"no repository", nil, []string{answer(404, `{"errors":[{"code":"NAME_UNKNOWN","message":"no such repository"}]}`) + "/web:1"}, imgsrc.ErrNotFound, "make it there first"},
 		{"server error", nil, []string{answer(500, `oops`) + "/web:1"}, nil, "500"},
 		{"certificate", nil, []string{tlsHost + "/web:1", "tls-verify=true"}, nil, "tls-verify=false"},
 		{"certificate, mount", &yes, []string{tlsHost + "/web:1"}, nil, "tls-verify=false"},

@@ -14,6 +14,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	imgspecv1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"go.podman.io/image/v5/docker/reference"
+	"go.podman.io/image/v5/image"
 	"go.podman.io/image/v5/manifest"
 	"go.podman.io/image/v5/types"
 	"go.podman.io/storage/pkg/chunked/toc"
@@ -112,17 +113,28 @@ func (s *source) LayerInfosForCopy(ctx context.Context, instance *digest.Digest)
 	var ids []digest.Digest
 	for n, l := range layers {
 		infos[n] = l.BlobInfo
+		if l.EmptyLayer {
+			continue // of schema 1: see blob
+		}
 		blob, missing := s.hasBlob(ctx, img, l.Digest)
 		if missing != nil && !errors.Is(missing, imgsrc.ErrAbsent) {
 			return nil, missing
 		}
-		if blob && !s.plain {
+		if blob && !s.plain && !s.recompressed {
 			continue
 		}
 		if ids == nil {
 			if ids, err = diffIDs(ctx, img); err != nil && !blob {
 				return nil, err
 			}
+		}
+		if blob && !s.plain {
+			// Archives of Docker call their layers compressed when they are not, and what is believed to be compressed already
+			// would be left alone.
+			if n < len(ids) && ids[n] == l.Digest && !manifest.MIMETypeIsMultiImage(mediaType) {
+				infos[n].MediaType, changed = uncompressedType(mediaType), true
+			}
+			continue
 		}
 		info, err := s.diffInfo(ctx, img, n, ids, mediaType, l.BlobInfo)
 		if err == nil {
@@ -175,10 +187,7 @@ func (s *source) diffInfo(ctx context.Context, img imgsrc.Image, n int, ids []di
 	if err != nil {
 		return types.BlobInfo{}, fmt.Errorf("opening layer %d (%s): %w", n, ids[n], err)
 	}
-	info := types.BlobInfo{Digest: ids[n], Size: size, MediaType: imgspecv1.MediaTypeImageLayer}
-	if mediaType == manifest.DockerV2Schema2MediaType {
-		info.MediaType = manifest.DockerV2SchemaLayerMediaTypeUncompressed
-	}
+	info := types.BlobInfo{Digest: ids[n], Size: size, MediaType: uncompressedType(mediaType)}
 	for key, value := range blob.Annotations {
 		if _, ok := toc.ChunkedAnnotations[key]; ok {
 			continue // says where things are in the compressed blob
@@ -195,6 +204,14 @@ func (s *source) diffInfo(ctx context.Context, img imgsrc.Image, n int, ids []di
 	}
 	s.diffs[ids[n]] = diff{img, n, blob}
 	return info, nil
+}
+
+// uncompressedType is the media type of a layer that is not compressed, in a manifest of this one.
+func uncompressedType(mediaType string) string {
+	if mediaType == manifest.DockerV2Schema2MediaType {
+		return manifest.DockerV2SchemaLayerMediaTypeUncompressed
+	}
+	return imgspecv1.MediaTypeImageLayer
 }
 
 // diffIDs returns what an image's config says its layers are: nothing if it has none, or an artifact's, which can be
@@ -272,6 +289,9 @@ func (s *source) blobsOf(ctx context.Context, instance *digest.Digest) (kept []d
 	defer s.reading()()
 	all = true
 	for _, l := range m.LayerInfos() {
+		if l.EmptyLayer {
+			continue
+		}
 		if ok, _ := s.hasBlob(ctx, img, l.Digest); ok && l.Digest.Validate() == nil {
 			kept = append(kept, l.Digest)
 		} else {
@@ -335,6 +355,9 @@ func (s *source) blob(ctx context.Context, d digest.Digest) (imgsrc.Content, err
 		if content, err = img.Blob(ctx, d); err == nil {
 			return content, nil
 		}
+	}
+	if d == image.GzippedEmptyLayerDigest { // schema 1 names it for each step that changed no file, and no source lists it
+		return &textContent{bytes.NewReader(image.GzippedEmptyLayer)}, nil
 	}
 	return nil, fmt.Errorf("opening blob %s: %w", d, err)
 }
