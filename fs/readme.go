@@ -29,7 +29,7 @@ const readmeHead = `Container images as files.
   load                 write the path of an archive, a layout, or a root file system's tar: PATH [name=REFERENCE] [wait=false]
   error                the text of the last failed pull or load; empty after one that succeeded
   events               what happened to this mount: JSON lines, oldest first
-  jobs/<n>             pushes that run, wait or have ended: JSON; write "cancel" to cancel one
+  jobs/<n>             operations that run, wait or have ended: JSON; write "cancel" to cancel one
 
 In each image's directory:
 
@@ -58,7 +58,7 @@ A link is a link: add a slash to read what it points to, and search where the im
   echo localhost:5000/web:2 > ids/<id>/push
                                           pushes it; the write returns when the push is done
   cat ids/<id>/error                      says why a write failed
-  jq . jobs/*                             how far the pushes are (so does imgfs jobs)
+  jq . jobs/*                             how far pushes and pulls are (so does imgfs jobs)
   echo cancel > jobs/1                    cancels one
   echo quay.io/a/b:1 > pull               pulls an image; it is in ids/ when the write returns
   echo ~/Downloads/image.tar > load       loads what docker save or podman save has written

@@ -1,6 +1,7 @@
 package ops
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -44,7 +45,7 @@ func (o *Ops) arrivals(ctx context.Context, op operation, lines []pullLine, err 
 	if err != nil {
 		return o.done(op, err)
 	}
-	for _, line := range lines {
+	for i, line := range lines {
 		op := op
 		op.reference = line.text
 		if line.dryRun {
@@ -65,7 +66,7 @@ func (o *Ops) arrivals(ctx context.Context, op operation, lines []pullLine, err 
 			return t.work(ctx, func() error { return work(ctx, line, to, t) })
 		}
 		if !line.wait {
-			o.background(op, run)
+			o.background(op, sameLine(op, cmp.Or(line.place, line.text), op.request.Lines[i]), run)
 		} else if err := run(o.begin(ctx, op)); err != nil {
 			return err
 		}

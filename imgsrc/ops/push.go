@@ -35,7 +35,7 @@ func (o *Ops) push(ctx context.Context, r Request) error {
 	if err != nil {
 		return o.done(op, err)
 	}
-	for _, line := range lines {
+	for i, line := range lines {
 		to := line.dest.String()
 		op := operation{kind: "push", doing: "pushing", to: to, reference: to, hint: line.dest.hint, request: r, start: time.Now()}
 		if line.dest.kind().file {
@@ -45,7 +45,7 @@ func (o *Ops) push(ctx context.Context, r Request) error {
 			return t.work(ctx, func() error { return o.copy(ctx, pushJob{line, snapshot, entry, entry.First(), t}) })
 		}
 		if !line.wait {
-			o.background(op, run)
+			o.background(op, sameLine(op, to, r.Lines[i]), run)
 		} else if err := run(o.begin(ctx, op)); err != nil {
 			return err
 		}

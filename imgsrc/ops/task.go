@@ -27,8 +27,9 @@ type task struct {
 	number uint32
 	queued time.Time
 	cancel context.CancelCauseFunc
-	turn   *turn // nil: it has not lined up
-	fetch  bool  // it is for whoever reads: see Fetch
+	turn   *turn  // nil: it has not lined up
+	fetch  bool   // it is for whoever reads: see Fetch
+	key    string // no two that wait or run have the same; empty: see background
 	sent   atomic.Int64
 
 	mu       sync.Mutex // guards what follows; taken after tasks.mu
@@ -76,10 +77,14 @@ var (
 // begin makes an operation a job, which waits for its turn until run is called. The context that it returns ends when the
 // job is cancelled, too; its cause then says by whom. The caller must call end.
 func (o *Ops) begin(ctx context.Context, op operation) (context.Context, *task) {
-	t := &task{operation: op, o: o, queued: time.Now(), state: taskQueued, blobs: map[digest.Digest]*blobTask{}}
+	t := o.newTask(op)
 	ctx, t.cancel = context.WithCancelCause(ctx)
 	o.tasks.add(t)
 	return ctx, t
+}
+
+func (o *Ops) newTask(op operation) *task {
+	return &task{operation: op, o: o, queued: time.Now(), state: taskQueued, blobs: map[digest.Digest]*blobTask{}}
 }
 
 // lateAfter is how long something may take that is no job.
@@ -208,14 +213,32 @@ func (t *task) work(ctx context.Context, do func() error) error {
 }
 
 // background begins a job that nobody waits for, and has run do its work. When background returns the job can be seen and
-// has its place in the line.
-func (o *Ops) background(op operation, run func(context.Context, *task) error) {
-	ctx, t := o.begin(o.jobs.ctx, op)
+// has its place in the line. If one with this key waits or runs already, that is the one; an empty key is no other's.
+func (o *Ops) background(op operation, key string, run func(context.Context, *task) error) {
+	t := o.newTask(op)
+	t.key = key
+	ctx, cancel := context.WithCancelCause(o.jobs.ctx)
+	t.cancel = cancel
+	if !o.tasks.add(t) {
+		cancel(nil)
+		return
+	}
 	t.turn = o.turns.lineUp()
 	o.jobs.background(func() error {
 		defer t.endPanic()
 		return run(ctx, t)
 	})
+}
+
+// sameLine is the key of the job of one line, at a place that does not depend on where its writer was; empty if the line
+// has something that does.
+func sameLine(op operation, place string, words []string) string {
+	for _, word := range words[1:] {
+		if strings.HasPrefix(word, "authfile=") || strings.HasPrefix(word, "sign-") {
+			return ""
+		}
+	}
+	return fmt.Sprintf("%s %s %d %q %q", op.request.Control, op.request.Image, op.request.UID, place, words[1:])
 }
 
 // endPanic is deferred where a job's work may panic: what guard catches must not stay a job that runs for ever.

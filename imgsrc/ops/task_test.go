@@ -423,3 +423,37 @@ func (s *slowTagger) Tag(ctx context.Context, img imgsrc.Desc, add, remove []str
 	}
 	return s.tagging.Tag(ctx, img, add, remove)
 }
+
+// TestSameLine queues lines that mean the same while the first of them waits or runs, and after.
+func TestSameLine(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		img := smallImage(t)
+		o, _ := newOps(t, Options{Pushes: 1}, img)
+		begun := held(o, nil)
+		for _, words := range [][]string{
+			{"localhost:1/a:1", "wait=false"},
+			{"localhost:1/a:1", "wait=false"},          // joins the one that runs
+			{"docker://localhost:1/a:1", "wait=false"}, // another way to say the same
+			{"localhost:1/b:1", "wait=false"},
+			{"localhost:1/b:1", "wait=false"}, // joins the one that waits
+			{"localhost:1/b:1", "format=oci", "wait=false"},
+			{"localhost:1/b:1", "authfile=/x", "wait=false"},
+			{"localhost:1/b:1", "authfile=/x", "wait=false"}, // could be another file
+		} {
+			if err := o.Do(t.Context(), pushTo(img, words...)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if numbers, _ := o.Jobs(); len(numbers) != 5 {
+			t.Errorf("jobs %v", numbers)
+		}
+		time.Sleep(5*time.Minute + time.Second)
+		synctest.Wait()
+		if err := o.Do(t.Context(), pushTo(img, "localhost:1/a:1", "wait=false")); err != nil {
+			t.Fatal(err)
+		}
+		if numbers, _ := o.Jobs(); len(numbers) != 6 || begun.Load() != 5 {
+			t.Errorf("after the first has ended: jobs %v, %d have begun", numbers, begun.Load())
+		}
+	})
+}

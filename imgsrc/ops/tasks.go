@@ -1,6 +1,7 @@
 package ops
 
 import (
+	"cmp"
 	"encoding/json"
 	"slices"
 	"sync"
@@ -24,11 +25,15 @@ type tasks struct {
 	changed  time.Time
 }
 
-func (ts *tasks) add(t *task) {
+// add gives a task its number. Not ok if it is no job: it is over, or one with its key waits or runs.
+func (ts *tasks) add(t *task) (ok bool) {
 	ts.mu.Lock()
 	defer ts.mu.Unlock()
 	if t.isOver() {
-		return // before it was late enough to be one
+		return false
+	}
+	if t.key != "" && slices.ContainsFunc(ts.order, func(other *task) bool { return other.key == t.key && !other.isOver() }) {
+		return false
 	}
 	if ts.byNumber == nil {
 		ts.byNumber = map[uint32]*task{}
@@ -38,6 +43,7 @@ func (ts *tasks) add(t *task) {
 	ts.byNumber[t.number] = t
 	ts.order = append(ts.order, t)
 	ts.changed = later(ts.changed)
+	return true
 }
 
 // ended drops the oldest job that has ended if there are too many of them, or the oldest fetch.
@@ -185,7 +191,7 @@ func seconds(d time.Duration) float64 { return float64(d.Microseconds()) / 1e6 }
 // json describes the job at the moment now. mu is held.
 func (t *task) json(now time.Time) jobJSON {
 	j := jobJSON{
-		Number: t.number, Operation: t.kind, State: t.state, Image: t.request.Image, Reference: redactWord(t.reference),
+		Number: t.number, Operation: t.kind, State: t.state, Image: cmp.Or(t.request.Image, t.arrived), Reference: redactWord(t.reference),
 		PID: t.request.PID, Queued: t.queued.UTC(), Sent: t.sent.Load(), Retries: t.retries, Error: t.err,
 	}
 	if !t.fetch {
