@@ -157,10 +157,8 @@ func readJobs(point string, ended map[uint32]bool) ([]job, error) {
 	switch {
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ENOTDIR):
 		return nil, fmt.Errorf("the mount is gone: %w", mount.ErrNotMount)
-	case errors.Is(err, syscall.ENOTCONN):
-		return nil, mount.ErrDead
 	case err != nil:
-		return nil, err
+		return nil, gone(err)
 	}
 	var jobs []job
 	highest, was := uint32(0), uint32(0)
@@ -186,11 +184,19 @@ func readJobs(point string, ended map[uint32]bool) ([]job, error) {
 		case errors.Is(err, fs.ErrNotExist):
 			continue // the mount has dropped it just now
 		case err != nil:
-			return nil, err
+			return nil, gone(err)
 		}
 		kept = append(kept, j)
 	}
 	return kept, nil
+}
+
+// gone returns mount.ErrDead if that is what an error of a read means.
+func gone(err error) error {
+	if errors.Is(err, syscall.ENOTCONN) || errors.Is(err, syscall.ECONNABORTED) {
+		return mount.ErrDead
+	}
+	return err
 }
 
 // read reads a job's file. A text that is no JSON is read again: it was changed while it was read.
