@@ -373,6 +373,9 @@ func (t *tree) read(ctx context.Context, p layer.Place, dest []byte, off int64) 
 	clear(dest)
 	at := int64(0) // where the extent's bytes are in the body
 	for _, x := range p.Extents {
+		if x.Off >= off+int64(len(dest)) {
+			break
+		}
 		from, to := max(off, x.Off), min(off+int64(len(dest)), x.Off+x.Len)
 		if from < to {
 			if _, err := readFull(ctx, files.it, p.Body, dest[from-off:to-off], at+from-x.Off); err != nil {

@@ -38,7 +38,7 @@ type largeHead struct {
 // largeHeads is how many bytes a header has that is kept.
 const largeHeads = 64 << 10
 
-// A PlaceReader reads the body of a file in a tree: with a Place without Extents, the bytes that the layer has.
+// A PlaceReader reads the file that has its bytes at a place in a tree, as imgsrc.Content.ReadAt does. Holes are zeros.
 type PlaceReader func(ctx context.Context, p layer.Place, b []byte, off int64) (int, error)
 
 // LayOutRootfs lays out a tree as a tar. It reads no body. Errors: imgsrc.ErrDamaged if there is an entry that cannot be
@@ -98,11 +98,22 @@ func linked(t *layer.Tree, n uint32) bool {
 
 // A member is an entry of the tar: its header, with a sparse file's map, and its body.
 type member struct {
-	head []byte
-	body layer.Place // Body.Size is 0 where there is none
+	head   []byte
+	body   int64       // bytes
+	place  layer.Place // of the body
+	sparse *sparseBody
 }
 
-func (e *member) size() int64 { return int64(len(e.head)) + padded(e.body.Body.Size) }
+func (m *member) size() int64 { return int64(len(m.head)) + padded(m.body) }
+
+// reader reads the body.
+func (m *member) reader(read PlaceReader) Reader {
+	file := func(ctx context.Context, p []byte, off int64) (int, error) { return read(ctx, m.place, p, off) }
+	if m.sparse != nil {
+		return m.sparse.reader(file)
+	}
+	return file
+}
 
 // entry makes the entry of a node; its header is appended to buf.
 func (r *RootfsTar) entry(t *layer.Tree, n uint32, buf []byte) (member, error) {
@@ -128,15 +139,20 @@ func (r *RootfsTar) entry(t *layer.Tree, n uint32, buf []byte) (member, error) {
 		}
 	case unix.S_IFREG:
 		h.typ = typeRegular
-		p, _ := t.Place(n)
-		var sparse []byte
-		if p.Extents != nil {
-			sparse = sparseMap(p.Extents, p.Size)
-			h.sparse, h.realSize = true, p.Size
+		m := member{}
+		m.place, _ = t.Place(n)
+		if m.body = m.place.Size; m.place.Extents != nil {
+			m.sparse = newSparseBody(m.place.Extents, m.place.Size)
 		}
-		h.size = int64(len(sparse)) + p.Body.Size
-		p.Size, p.Extents = p.Body.Size, nil
-		return member{append(appendHeader(buf, &h), sparse...), p}, nil
+		if m.sparse == nil {
+			h.size = m.body
+			m.head = appendHeader(buf, &h)
+			return m, nil
+		}
+		m.body = m.sparse.data()
+		h.sparse, h.realSize, h.size = true, m.place.Size, int64(len(m.sparse.text))+m.body
+		m.head = append(appendHeader(buf, &h), m.sparse.text...)
+		return m, nil
 	case unix.S_IFLNK:
 		h.typ = typeSymlink
 		h.link, _ = t.Readlink(n)
@@ -182,11 +198,10 @@ func (r *RootfsTar) ReadAt(ctx context.Context, t *layer.Tree, read PlaceReader,
 		} else {
 			at -= head
 		}
-		if size := e.body.Body.Size; at >= 0 && at < size && n < len(p) {
-			part := p[n:min(int64(len(p)), int64(n)+size-at)]
-			body := func(ctx context.Context, p []byte, off int64) (int, error) { return read(ctx, e.body, p, off) }
-			if err := readBody(ctx, body, part, at); err != nil {
-				return n, fmt.Errorf("reading %q at %d: %w", e.body.Body.Path, at, err)
+		if at >= 0 && at < e.body && n < len(p) {
+			part := p[n:min(int64(len(p)), int64(n)+e.body-at)]
+			if err := readBody(ctx, e.reader(read), part, at); err != nil {
+				return n, fmt.Errorf("reading %q at %d: %w", e.place.Body.Path, at, err)
 			}
 			n += len(part)
 		}

@@ -1,9 +1,7 @@
 package export
 
 import (
-	"bytes"
 	"path"
-	"slices"
 	"strconv"
 	"strings"
 
@@ -217,21 +215,4 @@ func escapeXattr(name string) string {
 	}
 	name = strings.NewReplacer("%25", "%2525", "%3D", "%253D").Replace(name)
 	return strings.ReplaceAll(name, "=", "%3D")
-}
-
-// sparseMap is what the body of a sparse file begins with (GNU tar's format 1.0): the number of extents, then the offset
-// and length of each, a number a line, padded to a block. A file that ends in a hole has an empty extent at its end.
-func sparseMap(extents []imgsrc.Extent, size int64) []byte {
-	if n := len(extents); n == 0 || extents[n-1].Off+extents[n-1].Len < size {
-		extents = append(slices.Clip(extents), imgsrc.Extent{Off: size})
-	}
-	var b bytes.Buffer
-	line := func(v int64) { b.WriteString(strconv.FormatInt(v, 10)); b.WriteByte('\n') }
-	line(int64(len(extents)))
-	for _, e := range extents {
-		line(e.Off)
-		line(e.Len)
-	}
-	b.Write(padding(int64(b.Len())))
-	return b.Bytes()
 }

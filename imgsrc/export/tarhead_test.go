@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -118,39 +117,6 @@ func TestRecord(t *testing.T) {
 		var length int
 		if _, err := fmt.Sscanf(string(b), "%d ", &length); err != nil || length != len(b) {
 			t.Fatalf("%d bytes: the record of %d says %d, %v", n, len(b), length, err)
-		}
-	}
-}
-
-func TestSparseMap(t *testing.T) {
-	for _, test := range []struct {
-		extents []imgsrc.Extent
-		size    int64
-	}{
-		{[]imgsrc.Extent{}, 100},
-		{[]imgsrc.Extent{{Off: 0, Len: 3}}, 3},
-		{[]imgsrc.Extent{{Off: 4096, Len: 3}}, 10000},
-		{[]imgsrc.Extent{{Off: 10, Len: 10}, {Off: 512, Len: 600}, {Off: 99999, Len: 1}}, 100000},
-	} {
-		want := make([]byte, test.size)
-		var data []byte
-		for i, e := range test.extents {
-			for k := range e.Len {
-				want[e.Off+k] = byte('a' + i)
-			}
-			data = append(data, want[e.Off:e.Off+e.Len]...)
-		}
-		before := slices.Clone(test.extents)
-		body := append(sparseMap(test.extents, test.size), data...)
-		for _, name := range []string{"dir/sparse", strings.Repeat("n", 200), strings.Repeat("d/", 150) + "s"} {
-			h := &header{name: name, typ: typeRegular, size: int64(len(body)), sparse: true, realSize: test.size}
-			got, content := readBack(t, h, body)
-			if got.Name != name || got.Size != test.size || !bytes.Equal(content, want) {
-				t.Errorf("%v of %d is read as %+v", test.extents, test.size, got)
-			}
-		}
-		if !slices.Equal(before, test.extents) {
-			t.Errorf("the extents were changed: %v", test.extents)
 		}
 	}
 }
