@@ -48,6 +48,9 @@ func layoutOf(t *testing.T, f *FS) (names []string, all map[string]file) {
 		if err := json.Unmarshal([]byte(got.text), &m); err != nil {
 			t.Fatal(err)
 		}
+		if m.Config.Digest == "" { // an index
+			continue
+		}
 		for _, l := range append(m.Layers, m.Config) {
 			if got, ok := all["/blobs/sha256/"+l.Digest.Encoded()]; !ok || got.attr.size != l.Size {
 				t.Errorf("%+v is not there", l)
@@ -204,5 +207,70 @@ func TestOCISharedConfig(t *testing.T) {
 	}
 	if !maps.Equal(originals, want) {
 		t.Errorf("%q, want %q", originals, want)
+	}
+}
+
+// registryImage is in a registry.
+type registryImage struct{ *fakeImage }
+
+func (registryImage) Local(int) bool { return false }
+
+// What is here is read here, whichever source is named first; a registry is asked only for what nobody else has.
+func TestOCINear(t *testing.T) {
+	a, b := makeImage(t, "a", "one"), makeImage(t, "b", "one", "two")
+	f, _, _ := newTree(t, named(registryImage{a}, "h.io/a:1"), named(a, "localhost/a:1"), named(registryImage{b}, "h.io/b:1"))
+	names, all := layoutOf(t, f)
+	if slices.Sort(names); !slices.Equal(names, []string{"h.io/a:1", "h.io/b:1", "localhost/a:1"}) {
+		t.Errorf("%q", names)
+	}
+	for layer, remote := range map[string]bool{"one": false, "two": true} {
+		n := all["/blobs/sha256/"+digest.FromBytes(tarOf(t, layer)).Encoded()].node
+		file, ok := f.oci.state.Load().file(n.entry())
+		if _, far := file.of.img.(registryImage); !ok || far != remote {
+			t.Errorf("layer %s is from a registry: %v, want %v", layer, far, remote)
+		}
+	}
+}
+
+// An index has what is there of its images; one that comes changes it.
+func TestOCIIndex(t *testing.T) {
+	a, b := makeImage(t, "a", "one"), makeImage(t, "b", "two")
+	list := v1.Index{MediaType: v1.MediaTypeImageIndex, Manifests: []v1.Descriptor{
+		{MediaType: a.desc.MediaType, Digest: a.desc.Digest, Size: a.desc.Size, Platform: &v1.Platform{OS: "linux", Architecture: "amd64"}},
+		{MediaType: b.desc.MediaType, Digest: b.desc.Digest, Size: b.desc.Size, Platform: &v1.Platform{OS: "linux", Architecture: "arm64"}},
+	}}
+	index := &fakeImage{manifest: mustJSON(t, list)}
+	d := digest.FromBytes(index.manifest)
+	index.desc = imgsrc.Desc{
+		ID: d.Encoded(), Digest: d, MediaType: list.MediaType, Size: int64(len(index.manifest)), Lists: []digest.Digest{a.desc.Digest, b.desc.Digest},
+	}
+	f, src, _ := newTree(t, named(index, "localhost/multi:1"), named(a))
+	platforms := func() []string {
+		t.Helper()
+		var top, ix v1.Index
+		_, all := layoutOf(t, f)
+		if err := json.Unmarshal([]byte(all["/index.json"].text), &top); err != nil {
+			t.Fatal(err)
+		}
+		i := slices.IndexFunc(top.Manifests, func(d v1.Descriptor) bool { return d.Annotations[v1.AnnotationRefName] != "" })
+		if err := json.Unmarshal([]byte(all["/blobs/sha256/"+top.Manifests[i].Digest.Encoded()].text), &ix); err != nil {
+			t.Fatal(err)
+		}
+		var names []string
+		for _, d := range ix.Manifests {
+			names = append(names, d.Platform.Architecture)
+			if _, ok := all["/blobs/sha256/"+d.Digest.Encoded()]; !ok {
+				t.Errorf("%s is not there", d.Digest)
+			}
+		}
+		return names
+	}
+	if got := platforms(); !slices.Equal(got, []string{"amd64"}) {
+		t.Errorf("%q", got)
+	}
+	src.set(named(index, "localhost/multi:1"), named(a), named(b))
+	f.oci.docs = newMemo[uint32, []byte](0)
+	if got := platforms(); !slices.Equal(got, []string{"amd64", "arm64"}) {
+		t.Errorf("%q when the other has come", got)
 	}
 }

@@ -161,12 +161,8 @@ func (c *conversion) run(ctx context.Context) (*OCI, error) {
 
 // unchanged is an image that stays as it is. If it was made from another that is known, that one's manifest is still the original.
 func (c *conversion) unchanged(ctx context.Context, blobs []Blob) (*OCI, error) {
-	d := c.f.Digest
-	if d.Validate() != nil || d.Algorithm().FromBytes(c.f.Manifest) != d { // of a signed manifest of schema 1 it is another
-		d = digest.FromBytes(c.f.Manifest)
-	}
 	o := &OCI{
-		Desc:     v1.Descriptor{MediaType: c.f.ManifestType(), Digest: d, Size: int64(len(c.f.Manifest))},
+		Desc:     v1.Descriptor{MediaType: c.f.ManifestType(), Digest: c.digest(), Size: int64(len(c.f.Manifest))},
 		Manifest: c.f.Manifest, Blobs: unique(blobs),
 	}
 	made, ok := c.img.(imgsrc.Converted)
@@ -180,13 +176,22 @@ func (c *conversion) unchanged(ctx context.Context, blobs []Blob) (*OCI, error) 
 	if err != nil {
 		return nil, err
 	}
-	o.setOriginal(original)
+	o.setOriginal(original, digest.FromBytes(original))
 	return o, nil
 }
 
-func (o *OCI) setOriginal(b []byte) {
+// digest is that of the source's manifest as a file: its own, but for a signed one of schema 1, whose digest leaves the
+// signatures out.
+func (c *conversion) digest() digest.Digest {
+	if d := c.f.Digest; d.Validate() == nil && d.Algorithm().FromBytes(c.f.Manifest) == d {
+		return d
+	}
+	return digest.FromBytes(c.f.Manifest)
+}
+
+func (o *OCI) setOriginal(b []byte, d digest.Digest) {
 	o.Original = b
-	o.Desc.Annotations = map[string]string{AnnotationOriginal: digest.FromBytes(b).String()}
+	o.Desc.Annotations = map[string]string{AnnotationOriginal: d.String()}
 }
 
 // changed is an image with another manifest, unless that turns out to be the same.
@@ -205,7 +210,7 @@ func (c *conversion) changed(ctx context.Context, mediaType string, doc any, blo
 		Desc:     v1.Descriptor{MediaType: mediaType, Digest: digest.FromBytes(b), Size: int64(len(b))},
 		Manifest: b, Blobs: unique(blobs),
 	}
-	o.setOriginal(c.f.Manifest)
+	o.setOriginal(c.f.Manifest, c.digest())
 	return o, nil
 }
 

@@ -28,6 +28,8 @@ func seeds(f *testing.F, l *testLayout) {
 	l.name(a, "e")
 	l.name(ix, "ix")
 	l.add(b, nameContainerd, "docker.io/library/b:1", v1.AnnotationRefName, "1")
+	l.made(a, l.asDocker(a), "f")
+	l.made(b, a, "")
 	s := text(f, map[string]any{"schemaVersion": 2, "manifests": l.entries, "x": 1.5})
 	f.Add([]byte(s))
 	f.Add([]byte(strings.ReplaceAll(s, `"annotations":{`, `"annotations":{"a":"<\ud800>","a":1,`)))
@@ -65,6 +67,11 @@ func FuzzList(f *testing.F) {
 			seen[d.Digest] = true
 			if m, err := img.Manifest(t.Context()); err == nil && digest.FromBytes(m) != d.Digest && d.Digest.Algorithm() == digest.SHA256 {
 				t.Errorf("manifest %s has other bytes", d.Digest)
+			}
+		}
+		for _, e := range ix.entries { // what an entry leads to is listed as that, or as what it was made from
+			if e.err == nil && e.original != "" && seen[e.original] {
+				seen[e.digest] = true
 			}
 		}
 		for _, e := range ix.entries {
