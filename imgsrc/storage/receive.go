@@ -60,7 +60,8 @@ func (s *Source) MayReceive() error {
 // The library puts each layer into the store as it comes, under the store's lock as podman pull does, and lists the image
 // last of all. Nobody else ever sees a part of it. If copy fails the layers that it has made are removed, unless an
 // image or a container has them by now; while others are received too that waits for the last of them, because they may
-// build on those layers. A layer that is being unpacked stops when ctx ends.
+// build on those layers. (Another process that is pulling the same layers may have counted on them, and will have to
+// repeat that: the store does not tell what others are about to use.) A layer that is being unpacked stops when ctx ends.
 //
 // Errors: those of copy; [imgsrc.ErrUnsupported], [imgsrc.ErrReadOnly]; ENOSPC also where only a text of the library's
 // says so.
