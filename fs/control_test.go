@@ -182,3 +182,47 @@ func TestControlTimeMoves(t *testing.T) {
 		}
 	}
 }
+
+func TestTopControls(t *testing.T) {
+	f, _, ops := newTree(t, named(makeImage(t, "a"), "localhost/a:1"))
+	for _, name := range []string{"pull", "load"} {
+		hit, err := f.view(rootNode).lookup(t.Context(), rootNode, name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !f.isControl(hit.node) {
+			t.Errorf("%s takes no writes", name)
+		}
+		for _, result := range []error{nil, imgsrc.ErrInvalid, context.Canceled} {
+			ops.do = func(_ context.Context, w Write) error {
+				if w.Control != name || w.Image != "" || !reflect.DeepEqual(w.Lines, [][]string{{"x", "all=true"}}) || !strings.HasPrefix(w.Key, name+" ") {
+					t.Errorf("%s: %+v", name, w)
+				}
+				return result
+			}
+			was, err := f.view(hit.node).attr(t.Context(), hit.node, false)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := f.control.write(t.Context(), hit.node, fuse.Caller{}, []byte("x all=true\n"), 0); !errors.Is(err, result) {
+				t.Errorf("%s: %v, want %v", name, err, result)
+			}
+			is, err := f.view(hit.node).attr(t.Context(), hit.node, false)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !is.mtime.After(was.mtime) || is.size != 0 || is.mode&0o777 != 0o644 || !is.live {
+				t.Errorf("%s: after a write that ended with %v: %+v", name, result, is)
+			}
+		}
+	}
+	ops.lastError = "pulling x: no"
+	hit, err := f.view(rootNode).lookup(t.Context(), rootNode, "error")
+	if err != nil {
+		t.Fatal(err)
+	}
+	a, err := f.view(hit.node).attr(t.Context(), hit.node, false)
+	if err != nil || a.size != int64(len(ops.lastError)+1) || f.isControl(hit.node) {
+		t.Errorf("error: %+v, %v", a, err)
+	}
+}

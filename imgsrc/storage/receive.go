@@ -93,6 +93,7 @@ func (s *Source) receive(ctx context.Context, name, id string, text []byte, copy
 		}
 		id = ""
 	}
+	s.probeFirst()
 	real, free, err := s.openReal()
 	if err != nil {
 		return err

@@ -297,3 +297,29 @@ func TestTempDir(t *testing.T) {
 		t.Error("in a directory that is not there")
 	}
 }
+
+// What the kernel can do is tried out in a process of its own: no mount of it is ever seen here, and it is known afterwards.
+func TestProbe(t *testing.T) {
+	r := newReal(t, "overlay")
+	r.do(t, "podman", "images", "-q")
+	s := r.source(t)
+	known := func() []string {
+		files, err := filepath.Glob(filepath.Join(r.run, "overlay", "idmapped-lower-dir-*"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return files
+	}
+	for _, file := range known() {
+		if err := os.Remove(file); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.probeFirst()
+	if len(known()) != 1 {
+		t.Errorf("known: %q", known())
+	}
+	if left, err := filepath.Glob(filepath.Join(r.root, "overlay", "compat*")); err != nil || len(left) > 0 {
+		t.Errorf("left: %q, %v", left, err)
+	}
+}
