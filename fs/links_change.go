@@ -165,6 +165,7 @@ func (f *FS) unlink(ctx context.Context, p place, who fuse.Caller) error {
 	if err != nil {
 		return err
 	}
+	f.linger(p)
 	return f.change(ctx, f.linkWrite(p, id, who, nil, "-"+name))
 }
 

@@ -3,6 +3,7 @@ package fs
 import (
 	"fmt"
 	"maps"
+	"path"
 	"strings"
 	"syscall"
 	"time"
@@ -34,6 +35,40 @@ func (f *FS) remake(sp *nameSpace, change func(*imgsrc.Made)) error {
 	s.names[sp.n] = sp.state(old.snap, old.names[sp.n], false, time.Now())
 	f.state.Store(&s)
 	return nil
+}
+
+// lingerTime is how long a directory stays that has lost its last name to rm.
+const lingerTime = 2 * time.Second
+
+// linger keeps the directories above a name that is about to go, as far as they have no other: rm -r wants to remove them
+// itself, and complains if they are gone.
+func (f *FS) linger(p place) {
+	s := f.state.Load().names[p.sp.n]
+	var dirs []string
+	for dir := path.Dir(p.path); dir != "."; dir = path.Dir(dir) {
+		if children, ok := s.tree.Dir(dir); !ok || len(children) > 1 || s.made.Dirs[dir] {
+			break
+		}
+		dirs = append(dirs, dir)
+	}
+	if len(dirs) == 0 {
+		return
+	}
+	err := f.remake(p.sp, func(m *imgsrc.Made) {
+		for _, dir := range dirs {
+			m.Dirs[dir] = true
+		}
+	})
+	if err != nil {
+		return // then rm complains
+	}
+	time.AfterFunc(lingerTime, func() {
+		_ = f.remake(p.sp, func(m *imgsrc.Made) { // there is less of it: no error
+			for _, dir := range dirs {
+				delete(m.Dirs, dir)
+			}
+		})
+	})
 }
 
 // isMade says whether the link at a path is one that is only here.
