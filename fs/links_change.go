@@ -36,7 +36,7 @@ func (f *FS) link(ctx context.Context, p place, who fuse.Caller, target string) 
 	case err == nil && p.sp.holder(s.snap, name) != nil:
 		return found{}, imgsrc.ErrExists
 	}
-	if err := f.change(ctx, f.linkWrite(p, id, who, err, "+"+name)); err != nil {
+	if err := f.changeName(ctx, p, id, name, who, err); err != nil {
 		return found{}, err
 	}
 	if c, ok := f.state.Load().names[p.sp.n].tree.Lookup(p.path); ok && !c.Dir && c.ID == id {
@@ -62,13 +62,28 @@ func (f *FS) nameFor(p place, id, typed string) (name string, made bool, err err
 	return name, false, err
 }
 
+// changeName gives an image the name of a link, and takes those in remove from it. err is why that cannot be: it is
+// only recorded then.
+func (f *FS) changeName(ctx context.Context, p place, id, name string, who fuse.Caller, err error, remove ...string) error {
+	lines := []string{"+" + name}
+	for _, was := range remove {
+		lines = append(lines, "-"+was)
+	}
+	if err := f.change(ctx, f.linkWrite(p, id, who, err, lines...)); err != nil {
+		return err
+	}
+	if e := p.sp.holder(f.state.Load().snap, name); e != nil && e.ID != id {
+		f.failed("link", id, fmt.Sprintf("naming image %.12s %s: another source, which counts before its own, has that name for %.12s", id, name, e.ID))
+		return imgsrc.ErrExists
+	}
+	return nil
+}
+
 // linkWrite is what ops is asked for: lines as those of tags, or to record why there are none.
 func (f *FS) linkWrite(p place, id string, who fuse.Caller, err error, lines ...string) Write {
 	w := Write{Control: "link", Image: id, UID: who.Uid, PID: who.Pid, Remote: p.remote(), Err: err}
-	w.Key = "link " + p.path + " " + id
 	for _, line := range lines {
 		w.Lines = append(w.Lines, []string{line})
-		w.Key += " " + line
 	}
 	return w
 }
@@ -129,11 +144,11 @@ func (f *FS) rename(ctx context.Context, from, to place, who fuse.Caller, noRepl
 		return imgsrc.ErrExists
 	}
 	if !made || err != nil {
-		lines := []string{"+" + name}
+		var gone []string
 		if was != "" && was != name {
-			lines = append(lines, "-"+was)
+			gone = []string{was}
 		}
-		if err := f.change(ctx, f.linkWrite(to, id, who, err, lines...)); err != nil {
+		if err := f.changeName(ctx, to, id, name, who, err, gone...); err != nil {
 			return err
 		}
 	}

@@ -55,7 +55,7 @@ type Write struct {
 	Control string
 	Image   string     // the id of the image whose control it is; empty for those of the mountpoint
 	Lines   [][]string // the words of each line; blank lines and comments are left out
-	Key     string     // equal for equal writes (file, user, bytes), and only for those
+	Key     string     // equal for equal writes (file, user, bytes), and only for those; empty: nothing is equal
 	UID     uint32     // the writer
 	PID     uint32     // the writer; 0 if it cannot be seen from here
 	Remote  bool       // of a link: its name is one in a registry

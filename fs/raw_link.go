@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"path"
-	"strconv"
 	"syscall"
 	"time"
 
@@ -196,7 +195,7 @@ func (f *FS) Rmdir(cancel <-chan struct{}, h *fuse.InHeader, name string) fuse.S
 	if f.refresh(ctx).byID[name] == nil {
 		return fuse.ENOENT
 	}
-	err := f.change(ctx, Write{Control: "remove", Image: name, Key: "rmdir " + name, UID: h.Uid, PID: h.Pid})
+	err := f.change(ctx, Write{Control: "remove", Image: name, UID: h.Uid, PID: h.Pid})
 	if errors.Is(err, ctx.Err()) && f.refresh(f.ctx).byID[name] == nil {
 		err = nil // what it takes on the disk is still being given back
 	}
@@ -213,7 +212,6 @@ func (f *FS) refuseRemoval(h *fuse.InHeader) fuse.Status {
 
 // change has ops change something, which then shows at once. The kernel is told of other names than the caller's later.
 func (f *FS) change(ctx context.Context, w Write) error {
-	w.Key += " " + strconv.FormatUint(uint64(w.UID), 10)
 	err := f.ops.Do(ctx, w)
 	f.refresh(f.ctx)
 	return err

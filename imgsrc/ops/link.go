@@ -65,7 +65,7 @@ func noNames(held []imgsrc.Held, remote bool) error {
 }
 
 // link is tag for names of one kind. They are changed in the first source that has all those that are to be removed and
-// takes the others.
+// takes the others; what is removed goes from the image's other sources as well, or its link would still be there.
 func (o *Ops) link(ctx context.Context, r Request) (add, remove []string, err error) {
 	if err := o.refuse(r); err != nil {
 		return nil, nil, err
@@ -79,14 +79,24 @@ func (o *Ops) link(ctx context.Context, r Request) (add, remove []string, err er
 		return nil, nil, err
 	}
 	var first error // why the first source did not take them
-	for _, tagger := range taggersOf(entry.Held, r.Remote) {
-		i := slices.IndexFunc(entry.Held, func(h imgsrc.Held) bool { return h.Source == imgsrc.Source(tagger) })
+	taggers := taggersOf(entry.Held, r.Remote)
+	for i, tagger := range taggers {
 		if add, remove, err = netEffect(lines, tagger, namesIn(entry, tagger)); err == nil && len(add)+len(remove) > 0 {
-			err = tagAll(ctx, tagger, entry, entry.Held[i], add, remove)
+			err = tagAll(ctx, tagger, entry, heldBy(entry, tagger), add, remove)
 		}
 		if errors.Is(err, imgsrc.ErrReadOnly) || errors.Is(err, imgsrc.ErrInvalid) || errors.Is(err, imgsrc.ErrNotFound) {
 			first = cmp.Or(first, err)
 			continue
+		}
+		for _, other := range taggers[i+1:] {
+			if err != nil {
+				break
+			}
+			has := namesIn(entry, other)
+			its := slices.DeleteFunc(slices.Clone(remove), func(name string) bool { return !slices.Contains(has, name) })
+			if len(its) > 0 {
+				err = tagAll(ctx, other, entry, heldBy(entry, other), nil, its)
+			}
 		}
 		if err != nil {
 			return nil, nil, err
@@ -97,4 +107,9 @@ func (o *Ops) link(ctx context.Context, r Request) (add, remove []string, err er
 		return add, remove, nil
 	}
 	return nil, nil, cmp.Or(first, noNames(entry.Held, r.Remote))
+}
+
+// heldBy is an image's first manifest in one of its sources.
+func heldBy(entry *imgsrc.Entry, source imgsrc.Source) imgsrc.Held {
+	return entry.Held[slices.IndexFunc(entry.Held, func(h imgsrc.Held) bool { return h.Source == source })]
 }

@@ -26,6 +26,7 @@ func TestLinks(t *testing.T) {
 		"renamed":                         {false, []string{"+localhost/new:1", "-localhost/one:1"}, nil, "[localhost/new:1] [localhost/two:1] [reg.io/web:1]"},
 		"renamed in the second":           {false, []string{"+localhost/new:1", "-localhost/two:1"}, nil, "[localhost/one:1] [localhost/new:1] [reg.io/web:1]"},
 		"removed from the second":         {false, []string{"-localhost/two:1"}, nil, "[localhost/one:1] [] [reg.io/web:1]"},
+		"removed from both":               {false, []string{"-localhost/both:1"}, nil, "[localhost/one:1] [localhost/two:1] [reg.io/web:1]"},
 		"to the name that it has":         {false, []string{"+localhost/one:1"}, nil, "[localhost/one:1] [localhost/two:1] [reg.io/web:1]"},
 		"of nobody":                       {false, []string{"-localhost/none:1"}, imgsrc.ErrNotFound, "[localhost/one:1] [localhost/two:1] [reg.io/web:1]"},
 		"the registry's is not a store's": {false, []string{"-reg.io/web:1"}, imgsrc.ErrNotFound, "[localhost/one:1] [localhost/two:1] [reg.io/web:1]"},
@@ -38,6 +39,10 @@ func TestLinks(t *testing.T) {
 			one := &tagging{fakeSource: &fakeSource{name: "containers-storage:", images: []imgsrc.Listed{{Image: img, Names: []string{"localhost/one:1"}}}}}
 			two := &tagging{fakeSource: &fakeSource{name: "oci:/srv", images: []imgsrc.Listed{{Image: img, Names: []string{"localhost/two:1"}}}}}
 			reg := &hostTagging{tagging{fakeSource: &fakeSource{name: "docker://reg.io", images: []imgsrc.Listed{{Image: remoteImage{img}, RemoteNames: []string{"reg.io/web:1"}}}}}, "reg.io"}
+			if strings.Contains(name, "both") {
+				one.images[0].Names = append(one.images[0].Names, "localhost/both:1")
+				two.images[0].Names = append(two.images[0].Names, "localhost/both:1")
+			}
 			o, _ := newOpsOn(t, Options{}, one, two, reg)
 			r := tagRequest(img, test.words...)
 			r.Control, r.Remote = "link", test.remote
