@@ -101,6 +101,8 @@ const (
 	aheadReaders = 4
 	// aheadWait is how long a reader waits for others' files at the most.
 	aheadWait = 50 * time.Millisecond
+	// aheadFar is how many files that would have to be fetched are passed over to find those that would not.
+	aheadFar = 64
 	// aheadBatches is how many batches are kept for readers who may never come.
 	aheadBatches = 4
 )
@@ -153,9 +155,16 @@ func (t *tree) batch(first uint32) *batch {
 	for n := range here {
 		here[n] = t.img.isLocal(t.base + n)
 	}
+	far := 0
 	for size := int64(0); b.next < t.Len(); b.next++ {
 		p, ok := t.Place(b.next)
-		if !ok || p.Size == 0 || p.Size > aheadFile || t.Inode(b.next) != b.next || !here[p.Layer] && !t.isNear(p) {
+		if !ok || p.Size == 0 || p.Size > aheadFile || t.Inode(b.next) != b.next {
+			continue
+		}
+		if !here[p.Layer] && !t.isNear(p) {
+			if far++; far > aheadFar {
+				break
+			}
 			continue
 		}
 		if size += p.Size; size > aheadBytes {

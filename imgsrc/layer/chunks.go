@@ -136,39 +136,19 @@ func (t *Chunks) Unpack(n int, packed []byte) (b []byte, err error) {
 			err = fmt.Errorf("the %d bytes at %d of the blob: %w: %w", len(packed), c.off, imgsrc.ErrDamaged, err)
 		}
 	}()
-	var z io.Reader
 	switch Detect(packed[:min(len(packed), HeadLen)]) {
 	case Gzip:
-		r := inflaters.Get().(*inflate.Reader)
-		r.Reset(bytes.NewReader(packed))
-		defer func() {
-			r.Reset(nil)
-			inflaters.Put(r)
-		}()
-		z = r
+		z := inflaters.Get().(*inflate.Reader)
+		z.Reset(bytes.NewReader(packed))
+		b, err = c.from(z)
+		z.Reset(nil)
+		inflaters.Put(z)
 	case Zstd:
-		r, ok := chunkDecoders.Get().(*zstd.Decoder)
-		if !ok {
-			if r, err = zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(maxWindow), zstd.WithDecoderLowmem(true)); err != nil {
-				return nil, err
-			}
-		}
-		if err := r.Reset(bytes.NewReader(packed)); err != nil {
-			return nil, err
-		}
-		defer func() {
-			_ = r.Reset(nil)
-			chunkDecoders.Put(r)
-		}()
-		z = r
+		b, err = c.fromZstd(packed)
 	default:
-		return nil, fmt.Errorf("no gzip and no zstd begins there")
+		err = fmt.Errorf("no gzip and no zstd begins there")
 	}
-	if _, err := io.CopyN(io.Discard, z, c.inner); err != nil {
-		return nil, err
-	}
-	b = make([]byte, c.size)
-	if _, err := io.ReadFull(z, b); err != nil {
+	if err != nil {
 		return nil, err
 	}
 	if sha256.Sum256(b) != c.sum {
@@ -177,5 +157,35 @@ func (t *Chunks) Unpack(n int, packed []byte) (b []byte, err error) {
 	return b, nil
 }
 
-// chunkDecoders are kept, because making one costs more than most chunks.
-var chunkDecoders sync.Pool
+// from reads the chunk out of its stream.
+func (c *chunk) from(z io.Reader) ([]byte, error) {
+	if _, err := io.CopyN(io.Discard, z, c.inner); err != nil {
+		return nil, err
+	}
+	b := make([]byte, c.size)
+	_, err := io.ReadFull(z, b)
+	return b, err
+}
+
+// wholeFrames decodes frames at once, which takes no window beside the result: that is many times a chunk.
+var wholeFrames = sync.OnceValues(func() (*zstd.Decoder, error) {
+	return zstd.NewReader(nil, zstd.WithDecoderConcurrency(0), zstd.WithDecoderMaxWindow(maxWindow), zstd.WithDecoderMaxMemory(maxChunk))
+})
+
+func (c *chunk) fromZstd(packed []byte) ([]byte, error) {
+	z, err := wholeFrames()
+	if err != nil {
+		return nil, err
+	}
+	b, err := z.DecodeAll(packed, make([]byte, 0, c.inner+c.size))
+	if err == nil && int64(len(b)) >= c.inner+c.size {
+		return b[c.inner : c.inner+c.size : c.inner+c.size], nil
+	}
+	// Something else follows that is not whole, or is large.
+	s, err := zstd.NewReader(bytes.NewReader(packed), zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(maxWindow), zstd.WithDecoderLowmem(true))
+	if err != nil {
+		return nil, err
+	}
+	defer s.Close()
+	return c.from(s)
+}

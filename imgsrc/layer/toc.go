@@ -116,7 +116,7 @@ func (r TOCRef) readChunked(ctx context.Context, read RangeReader) ([]byte, erro
 		return nil, err
 	}
 	defer z.Close()
-	json, err := readLimited(z, r.plain)
+	json, err := readLimited(z, r.plain, len(packed))
 	if err == nil && int64(len(json)) != r.plain {
 		err = fmt.Errorf("%w: it has %d bytes, and the manifest says %d", imgsrc.ErrDamaged, len(json), r.plain)
 	}
@@ -187,12 +187,15 @@ func unpackStargz(packed []byte) ([]byte, error) {
 	if h.Name != stargzTOC || h.Size > maxTOC {
 		return nil, fmt.Errorf("%w: the tar that should hold it has %q of %d bytes", imgsrc.ErrUnsupported, h.Name, h.Size)
 	}
-	return readLimited(t, maxTOC)
+	return readLimited(t, h.Size, len(packed))
 }
 
-// readLimited reads to the end, which must come within limit bytes.
-func readLimited(r io.Reader, limit int64) ([]byte, error) {
-	b, err := io.ReadAll(io.LimitReader(r, limit+1))
+// readLimited unpacks a table to its end, which must come within limit bytes.
+func readLimited(r io.Reader, limit int64, packed int) ([]byte, error) {
+	var out bytes.Buffer
+	out.Grow(int(min(limit, 8*int64(packed))) + bytes.MinRead)
+	_, err := out.ReadFrom(io.LimitReader(r, limit+1))
+	b := out.Bytes()
 	switch {
 	case err != nil && errors.Is(err, imgsrc.ErrUnsupported):
 		return nil, err

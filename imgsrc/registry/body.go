@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"regexp"
+	"slices"
 	"strconv"
 	"syscall"
 	"time"
@@ -276,13 +277,13 @@ func (c *Client) blobRange(ctx context.Context, p place, d digest.Digest, offset
 			return nil, &failure{text: r.doing(p.endpoint) + ": " + err.Error(), condition: imgsrc.ErrDamaged}
 		}
 	}
-	var part []byte
-	buf := make([]byte, min(n, 256<<10))
+	part := make([]byte, 0, min(n, 4<<20))
 	for err == nil && int64(len(part)) < n {
 		var k int
+		part = slices.Grow(part, 1)
 		stall.Reset(c.limits.stall)
-		k, err = resp.Body.Read(buf[:min(n-int64(len(part)), int64(len(buf)))])
-		part = append(part, buf[:k]...)
+		k, err = resp.Body.Read(part[len(part):min(int64(cap(part)), n)])
+		part = part[:len(part)+k]
 		c.counted(d, k)
 	}
 	if err != nil && err != io.EOF {

@@ -229,6 +229,7 @@ func (z *lazy) entries(ctx context.Context, emit func(*imgsrc.File) error) error
 	if err != nil {
 		return fmt.Errorf("layer %s: %w", z.layer.Digest, err)
 	}
+	s.unpacked.put(chunkKey{z, ofTable}, chunks, chunks.Memory())
 	z.mu.Lock()
 	defer z.mu.Unlock()
 	z.proven, z.chunks, z.weak = true, chunks, weak.Make(chunks)
@@ -283,7 +284,7 @@ type chunkKey struct {
 // chunk returns the bytes of a chunk, verified.
 func (z *lazy) chunk(ctx context.Context, t *layer.Chunks, n int) (b []byte, err error) {
 	s, key := z.source, chunkKey{z, n}
-	if b := s.unpacked.get(key); b != nil {
+	if b, ok := s.unpacked.get(key).([]byte); ok {
 		return b, nil
 	}
 	return flight.Do(ctx, s.flights, key, func(ctx context.Context) (b []byte, err error) {
@@ -310,7 +311,7 @@ func (z *lazy) chunk(ctx context.Context, t *layer.Chunks, n int) (b []byte, err
 		if err != nil {
 			return nil, err
 		}
-		s.unpacked.put(key, b)
+		s.unpacked.put(key, b, int64(len(b)))
 		return b, nil
 	})
 }

@@ -33,6 +33,9 @@ func (s spans) add(from, to int64) spans {
 
 // remove returns the parts without what lies between two offsets.
 func (s spans) remove(from, to int64) spans {
+	if from >= to {
+		return s
+	}
 	var left spans
 	for _, x := range s {
 		if before := (span{x.from, min(x.to, from)}); before.from < before.to {

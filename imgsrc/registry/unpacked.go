@@ -2,6 +2,7 @@ package registry
 
 import (
 	lru "container/list"
+	"runtime/debug"
 	"sync"
 	"time"
 )
@@ -9,7 +10,8 @@ import (
 const (
 	// unpackBytes is how many bytes chunks may take together while they are unpacked.
 	unpackBytes = 192 << 20
-	// unpackedBytes is how many bytes of unpacked chunks are kept for the next read. The last one is kept whatever its size.
+	// unpackedBytes is how many bytes of unpacked chunks, and of tables that say where they are, are kept for the next read.
+	// The last one is kept whatever its size.
 	unpackedBytes = 16 << 20
 	// unpackedTime is how long they are kept when nobody reads.
 	unpackedTime = 10 * time.Second
@@ -18,7 +20,7 @@ const (
 )
 
 // unpackedChunks are chunks that somebody is probably in the middle of: the kernel asks for 128 KiB at a time, and a chunk
-// can have many times that.
+// can have many times that. So are tables: who has listed a layer mostly reads a file next.
 type unpackedChunks struct {
 	mu    sync.Mutex
 	order *lru.List // of *unpackedChunk, the one used last in front
@@ -29,16 +31,20 @@ type unpackedChunks struct {
 }
 
 type unpackedChunk struct {
-	key   chunkKey
-	bytes []byte
+	key  chunkKey
+	it   any
+	size int64
 }
+
+// ofTable is the number under which a layer's table is kept.
+const ofTable = -1
 
 func newUnpacked() *unpackedChunks {
 	return &unpackedChunks{order: lru.New(), byKey: map[chunkKey]*lru.Element{}}
 }
 
-// get returns a chunk, nil if it is not there.
-func (u *unpackedChunks) get(key chunkKey) []byte {
+// get returns what is kept, nil if it is not there.
+func (u *unpackedChunks) get(key chunkKey) any {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	el := u.byKey[key]
@@ -47,17 +53,18 @@ func (u *unpackedChunks) get(key chunkKey) []byte {
 	}
 	u.order.MoveToFront(el)
 	u.used = time.Now()
-	return el.Value.(*unpackedChunk).bytes
+	return el.Value.(*unpackedChunk).it
 }
 
-func (u *unpackedChunks) put(key chunkKey, b []byte) {
+// put keeps something of size bytes.
+func (u *unpackedChunks) put(key chunkKey, it any, size int64) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	if u.byKey[key] != nil {
 		return
 	}
-	u.byKey[key] = u.order.PushFront(&unpackedChunk{key, b})
-	u.size += int64(len(b))
+	u.byKey[key] = u.order.PushFront(&unpackedChunk{key, it, size})
+	u.size += size
 	for u.size > unpackedBytes && u.order.Len() > 1 {
 		u.dropLocked(u.order.Back())
 	}
@@ -70,18 +77,20 @@ func (u *unpackedChunks) put(key chunkKey, b []byte) {
 func (u *unpackedChunks) dropLocked(el *lru.Element) {
 	c := u.order.Remove(el).(*unpackedChunk)
 	delete(u.byKey, c.key)
-	u.size -= int64(len(c.bytes))
+	u.size -= c.size
 }
 
 // expire drops all chunks when nobody has read for a while.
 func (u *unpackedChunks) expire() {
 	u.mu.Lock()
-	defer u.mu.Unlock()
 	if left := unpackedTime - time.Since(u.used); left > 0 && u.timer != nil {
 		u.timer.Reset(left)
+		u.mu.Unlock()
 		return
 	}
 	u.clearLocked()
+	u.mu.Unlock()
+	debug.FreeOSMemory() // unpacking took several times as much
 }
 
 func (u *unpackedChunks) clearLocked() {

@@ -17,7 +17,7 @@ import (
 func Stargz(l *Layout) error { return lazily(l, "localhost/app", App()) }
 
 // Lazy adds localhost/lazy:gzip, :stargz and :chunked, the same image of some 11 MiB: files that do not compress away, small
-// ones in directories, and one large.
+// ones in directories, and one large. And localhost/odd:stargz, whose tables of contents cannot say its names.
 func Lazy(l *Layout) error {
 	data := Big(10 << 20).Layers[0].Entries[0].Data
 	base := Layer{CreatedBy: "many files", Entries: []Entry{Dir("srv")}}
@@ -31,7 +31,10 @@ func Lazy(l *Layout) error {
 		Dir("srv"), File("srv/large", string(data[6<<20:])), File("srv/zeros", string(make([]byte, 1<<20))), Dir("srv/1"), Opaque("srv/1"),
 		Whiteout("srv/2/00"), File("srv/hello", "hello\n").WithOwner(1000, 1000), Link("srv/hello-again", "srv/hello"),
 	}}
-	return lazily(l, "localhost/lazy", Image{Layers: []Layer{base, top}})
+	odd := Odd()
+	odd.Compression = EStargz
+	_, err := l.Add(odd, "localhost/odd:stargz")
+	return errors.Join(err, lazily(l, "localhost/lazy", Image{Layers: []Layer{base, top}}))
 }
 
 // lazily adds an image with each kind of layers, tagged gzip, stargz and chunked.
