@@ -1,6 +1,7 @@
 package ops
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -187,5 +188,28 @@ func TestHold(t *testing.T) {
 	o.others.own("x", "y") // while nothing is under way it does not pile up
 	if len(o.others.touched.names) > 0 {
 		t.Error("what was touched is not forgotten")
+	}
+}
+
+// TestPushIntoSource pushes into the layout that the image is from: that is a push, and no change that others made.
+func TestPushIntoSource(t *testing.T) {
+	img := smallImage(t)
+	src := &fakeSource{name: "oci:/srv/fake", images: []imgsrc.Listed{{Image: img}}}
+	o, _ := newOpsOn(t, Options{}, src)
+	o.copy = func(context.Context, pushJob) error {
+		src.mu.Lock()
+		defer src.mu.Unlock()
+		src.stamp++
+		src.images[0].Names = []string{"x"}
+		return nil
+	}
+	if err := o.Do(t.Context(), pushTo(img, "oci:"+t.TempDir()+":x")); err != nil {
+		t.Fatal(err)
+	}
+	if others, own := othersOf(t, o); others != nil || own != 1 {
+		t.Errorf("%q, and %d of its own", others, own)
+	}
+	if e := o.opt.Catalog.Snapshot().ByName("x"); e == nil {
+		t.Error("what was pushed into it does not show")
 	}
 }

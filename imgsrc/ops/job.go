@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"runtime/debug"
 	"sync"
+	"syscall"
 	"time"
 )
 
@@ -15,7 +16,7 @@ const grace = 2 * time.Second
 // Why a job's context ended.
 var (
 	errAbandoned = fail(context.Canceled, "cancelled, because its writer left")
-	errClosed    = fail(context.Canceled, "cancelled, because the mount is going away")
+	errClosed    = fail(syscall.ECANCELED, "cancelled, because the mount is going away")
 )
 
 // jobs are the requests that are being carried out, and those whose result nobody has got yet.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -246,13 +247,13 @@ func TestClose(t *testing.T) {
 		if err := o.Close(t.Context()); err != nil {
 			t.Error(err)
 		}
-		if err := <-errs; !errors.Is(err, context.Canceled) {
+		if err := <-errs; !errors.Is(err, syscall.ECANCELED) {
 			t.Error(err)
 		}
 		if text, _ := o.Events(); strings.Count(string(text), "going away") != 2 {
 			t.Errorf("events %s", text)
 		}
-		if err := o.Do(t.Context(), pushTo(img, "localhost:1/web")); !errors.Is(err, context.Canceled) {
+		if err := o.Do(t.Context(), pushTo(img, "localhost:1/web")); !errors.Is(err, syscall.ECANCELED) {
 			t.Errorf("after Close: %v", err)
 		}
 	})

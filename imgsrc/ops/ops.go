@@ -121,8 +121,8 @@ func New(opt Options) *Ops {
 //
 // Errors: imgsrc.ErrInvalid (a line, a name, a destination), ErrNotFound (the image, or the name to be removed),
 // ErrExists, ErrReadOnly, ErrDenied (by a registry, or the signature policy), ErrUnsupported, ErrDamaged; of the system's
-// ECONNREFUSED, EHOSTUNREACH, ETIMEDOUT, ENOSPC and what opening a path says; ECANCELED when the job was cancelled;
-// context.Canceled when the Ops is closed.
+// ECONNREFUSED, EHOSTUNREACH, ETIMEDOUT, ENOSPC and what opening a path says; ECANCELED when the job was cancelled,
+// or the Ops closed.
 func (o *Ops) Do(ctx context.Context, r Request) error {
 	return o.jobs.do(ctx, r.Key, func(ctx context.Context) (err error) {
 		switch r.Control {
@@ -176,7 +176,7 @@ func (o *Ops) Events() (text []byte, changed time.Time) { return o.events.read()
 func (o *Ops) LastError(id string) (text string, changed time.Time) { return o.errors.get(id) }
 
 // Close cancels what is running or queued and waits until it is gone, or until ctx ends, whose error it then returns.
-// Requests that come later fail with context.Canceled.
+// Requests that come later fail with ECANCELED.
 func (o *Ops) Close(ctx context.Context) error { return o.jobs.close(ctx) }
 
 // image returns the catalog's entry for the image of a request, from a listing that is not older than the request.

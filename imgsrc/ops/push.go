@@ -42,6 +42,10 @@ func (o *Ops) push(ctx context.Context, r Request) error {
 			op.status = "save"
 		}
 		run := func(ctx context.Context, t *task) error {
+			if name, here := nameHere(line.dest); here { // which may be a source of this mount, too
+				defer o.others.hold(name)()
+				defer o.showPushed(ctx, r.Image, name)
+			}
 			return t.work(ctx, func() error { return o.copy(ctx, pushJob{line, snapshot, entry, entry.First(), t}) })
 		}
 		if !line.wait {
@@ -51,6 +55,27 @@ func (o *Ops) push(ctx context.Context, r Request) error {
 		}
 	}
 	return nil
+}
+
+// nameHere returns the name that a push gives to an image on this machine; not here if it goes elsewhere, or into a file.
+func nameHere(dest destination) (name string, here bool) {
+	switch d := dest.(type) {
+	case *storeName:
+		return d.named.String(), true
+	case *layoutDir:
+		return d.name, true
+	case *engine:
+		return d.named.String(), true
+	}
+	return "", false
+}
+
+// showPushed makes visible in the tree what was pushed into one of its own sources, as this mount's doing.
+func (o *Ops) showPushed(ctx context.Context, id, name string) {
+	o.others.own(id, name)
+	if _, err := o.opt.Catalog.Refresh(context.WithoutCancel(ctx)); err != nil {
+		o.log.Warn("listing after pushing", "image", id, "error", redact(err.Error()))
+	}
 }
 
 // An instancer is a source that has images of an index that it does not list.
