@@ -41,7 +41,7 @@ func (p *jobLines) print(jobs []job) {
 			continue
 		}
 		// In one write: whoever reads a pipe gets whole lines.
-		_, _ = fmt.Fprintf(p.w, "{\"mountpoint\":%s,%s", point, strings.TrimPrefix(string(j.text), "{"))
+		_, _ = fmt.Fprintf(p.w, "{\"mountpoint\":%s,%s\n", point, strings.TrimRight(strings.TrimPrefix(string(j.text), "{"), " \n"))
 	}
 }
 

@@ -158,7 +158,7 @@ func TestJobIsKept(t *testing.T) {
 		if again, _, _ := o.Job(1, false); string(again) != string(running) {
 			t.Errorf("without asking for it: %s", again)
 		}
-		if again, last, _ := o.Job(1, true); string(again) == string(running) || !last.After(later) {
+		if again, last, _ := o.Job(1, true); string(again) == string(running) || !last.After(later) || len(again) != len(running) {
 			t.Errorf("%s", again)
 		}
 		_ = task.end(nil)

@@ -1,6 +1,7 @@
 package ops
 
 import (
+	"bytes"
 	"cmp"
 	"encoding/json"
 	"slices"
@@ -15,6 +16,10 @@ const keptTasks = 100
 
 // shownEvery is how long a job stays as it was last shown: a reader's file must not change between its stat and its read.
 const shownEvery = 250 * time.Millisecond
+
+// sizeStep is what a job's text is filled up to with blanks. Two who read one file share what the kernel knows of its size:
+// if that were another with each digit, one would now and then get the text of one moment, cut to the size of another.
+const sizeStep = 512
 
 // tasks are the jobs that run, wait, or have ended last, by their number, which counts from 1.
 type tasks struct {
@@ -143,6 +148,8 @@ func (t *task) show() {
 	if err != nil {
 		panic(err) // strings and numbers: there is nothing that cannot be written
 	}
+	size := max(len(s.text), (len(text)/sizeStep+1)*sizeStep)
+	text = append(text, bytes.Repeat([]byte{' '}, size-len(text)-1)...)
 	text = append(text, '\n')
 	if string(text) != string(s.text) {
 		s.text, s.changed = text, later(s.changed)
