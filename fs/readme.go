@@ -55,6 +55,8 @@ A link is a link: add a slash to read what it points to, and search where the im
   ln -s base:1 images/localhost/web:2     tags it too; ln -sfn takes the name from another image, mv gives it another
                                           name, mkdir makes room for names; with --allow-remove rm untags, and
                                           rmdir ids/<id> removes the image
+  echo HOST/REPO:2 > registry/HOST/REPO:1/tags
+                                          another tag in that registry; no layer is sent
   echo localhost:5000/web:2 > ids/<id>/push
                                           pushes it; the write returns when the push is done
   cat ids/<id>/error                      says why a write failed

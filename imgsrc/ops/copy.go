@@ -83,7 +83,7 @@ func (o *Ops) copyImage(ctx context.Context, p pushJob) (err error) {
 		// stay either: it is signed anew.
 		c.options.ForceManifestMIMEType = manifest.DockerV2Schema2MediaType
 	}
-	done, err := o.shape(ctx, c, p, all)
+	done, err := o.shape(ctx, c, p, watch, all)
 	defer done()
 	if err != nil {
 		return err
@@ -118,7 +118,7 @@ func (c *copying) run(ctx context.Context, t *task, watch *watchdog) error {
 
 // shape decides in which form layers are stored, which of them the destination need not be sent, and who signs. all says
 // that all layers are offered as the blobs that the manifest names. done lets go of what was needed for that.
-func (o *Ops) shape(ctx context.Context, c *copying, p pushJob, all bool) (done func(), err error) {
+func (o *Ops) shape(ctx context.Context, c *copying, p pushJob, watch *watchdog, all bool) (done func(), err error) {
 	kind := p.line.dest.kind()
 	var desired *types.LayerCompression // nil: as the transport has it
 	switch {
@@ -129,7 +129,9 @@ func (o *Ops) shape(ctx context.Context, c *copying, p pushJob, all bool) (done 
 		if kind.preserves {
 			desired = new(types.Compress)
 		}
-	case all && kind.compresses && !kind.preserves:
+	case all && kind.compresses && !kind.preserves && p.held.Unpacked == 0:
+		// What is built in a store names the layers as they lie there, for want of others: they are compressed like those that
+		// were pulled, as every tool does it.
 		desired = new(types.PreserveOriginal) // uncompressed blobs too: their digests are the image's
 	}
 	done = func() {}
@@ -140,9 +142,10 @@ func (o *Ops) shape(ctx context.Context, c *copying, p pushJob, all bool) (done 
 		c.options.PreserveDigests = desired != nil && p.line.format == ""
 	case isRegistry && p.line.compression == nil: // with a compression the library asks for that in what it reuses
 		host := reference.Domain(d.named)
+		o.learn(ctx, p, host)
 		u := &upload{
 			ImageReference: c.to, host: host, repo: reference.Path(d.named), known: &o.known, from: repositories(p.entry, host),
-			original: c.from.original, desired: desired, log: o.log,
+			original: c.from.original, desired: desired, reached: &watch.reached, log: o.log,
 		}
 		if o.opt.Registry != nil {
 			u.mounter = o.opt.Registry(host, p.line.authFile, verifyOf(p.line.tlsVerify))

@@ -2,10 +2,13 @@ package ops
 
 import (
 	"context"
+	"errors"
 	"io"
 	"log/slog"
 	"slices"
+	"strings"
 	"sync"
+	"sync/atomic"
 
 	"github.com/opencontainers/go-digest"
 	"go.podman.io/image/v5/docker/reference"
@@ -34,6 +37,7 @@ type upload struct {
 	from       []string
 	original   func(diffID digest.Digest) digest.Digest // the gzipped layer that the manifest names; empty: none
 	desired    *types.LayerCompression                  // nil: the transport's own
+	reached    *atomic.Bool                             // set when the registry has answered
 	log        *slog.Logger
 }
 
@@ -69,9 +73,10 @@ type uploadDestination struct {
 	types.ImageDestination
 	*upload
 
-	mu    sync.Mutex
-	cache types.BlobInfoCache // the copy's own, which learns what a blob is without its compression
-	sent  []digest.Digest
+	mu      sync.Mutex
+	cache   types.BlobInfoCache // the copy's own, which learns what a blob is without its compression
+	sent    []digest.Digest
+	useless []string // the repositories that nothing is mounted from
 }
 
 func (d *uploadDestination) Reference() types.ImageReference { return d.ImageDestination.Reference() }
@@ -114,22 +119,42 @@ func (d *uploadDestination) TryReusingBlob(ctx context.Context, info types.BlobI
 // reuse looks for exactly this blob, in the repository and then in others of the registry.
 func (d *uploadDestination) reuse(ctx context.Context, info types.BlobInfo, cache types.BlobInfoCache) (bool, types.BlobInfo, error) {
 	ok, got, err := d.ImageDestination.TryReusingBlob(ctx, info, cache, false)
+	if err == nil {
+		d.reached.Store(true)
+	}
 	if ok || err != nil || d.mounter == nil {
 		return ok, got, err
 	}
 	for _, from := range slices.Concat(d.known.places(d.host, info.Digest), d.from) {
-		if from == d.repo {
+		if !d.mounts(ctx, from, info.Digest) {
 			continue
-		}
-		if err := d.mounter.Mount(ctx, d.repo, from, info.Digest); err != nil {
-			d.log.Debug("mounting blob", "blob", info.Digest, "from", from, "to", d.repo, "error", redact(err.Error()))
-			continue // whatever it was: it can be sent
 		}
 		if ok, got, err := d.ImageDestination.TryReusingBlob(ctx, info, cache, false); ok || err != nil {
 			return ok, got, err
 		}
 	}
 	return false, types.BlobInfo{}, nil
+}
+
+// mounts has a blob mounted from another repository. Why it cannot be is not of interest: it can be sent.
+func (d *uploadDestination) mounts(ctx context.Context, from string, blob digest.Digest) bool {
+	d.mu.Lock()
+	useless := from == d.repo || slices.Contains(d.useless, from)
+	d.mu.Unlock()
+	if useless {
+		return false
+	}
+	err := d.mounter.Mount(ctx, d.repo, from, blob)
+	if err == nil {
+		return true
+	}
+	d.log.Debug("mounting blob", "blob", blob, "from", from, "to", d.repo, "error", redact(err.Error()))
+	if !errors.Is(err, imgsrc.ErrNotFound) {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		d.useless = append(d.useless, from)
+	}
+	return false
 }
 
 // Close remembers what was sent, also of a push that failed: it will be tried again.
@@ -140,6 +165,40 @@ func (d *uploadDestination) Close() error {
 		d.known.add(d.host, d.repo, sent, d.cache.UncompressedDigest(sent))
 	}
 	return d.ImageDestination.Close()
+}
+
+// maxBases is how many images are looked at for layers that a registry may have of them.
+const maxBases = 16
+
+// learn finds out what the registry may have of the image's lower layers: other images of the same source begin with the
+// same layer, and have been pulled from there. A source that has unpacked a layer has seen that it is what the config says;
+// of any other, two digests that a manifest and a config put side by side prove nothing.
+func (o *Ops) learn(ctx context.Context, p pushJob, host string) {
+	looked := 0
+	for _, e := range p.snapshot.Entries {
+		for _, h := range e.Held {
+			if e == p.entry || h.Source != p.held.Source || h.Unpacked == 0 || len(h.Layers) == 0 || len(p.held.Layers) == 0 || h.Layers[0] != p.held.Layers[0] {
+				continue
+			}
+			repos := repositories(e, host)
+			if len(repos) == 0 || looked == maxBases {
+				continue
+			}
+			looked++
+			facts, err := imgsrc.Load(ctx, h)
+			if err != nil || facts.ManifestErr != nil {
+				continue
+			}
+			for _, l := range facts.Layers {
+				if !strings.HasSuffix(l.MediaType, "gzip") || l.Digest.Validate() != nil || l.DiffID.Validate() != nil {
+					continue
+				}
+				for _, repo := range repos {
+					o.known.add(host, repo, l.Digest, l.DiffID)
+				}
+			}
+		}
+	}
 }
 
 // knownBlobs is what this mount has sent where, and what became of layers when they were compressed with gzip.

@@ -131,6 +131,52 @@ func TestPushMounts(t *testing.T) {
 	}
 }
 
+// The layers of an image that another one was made from are not sent to the registry that this one was pulled from, and
+// a repository that may not be read from is asked once.
+func TestPushMountsBase(t *testing.T) {
+	reg := newCounter(t, startDistribution(t, ""))
+	layers := [][]byte{tarOf("f", noise(300_000)), tarOf("g", noise(400_000)), tarOf("h", noise(50_000))}
+	base := newImage(t, imgspecv1.MediaTypeImageManifest, true, "base", layers[:2]...)
+	first, _ := newOps(t, Options{}, base)
+	if err := first.Do(t.Context(), pushTo(base, reg.host+"/base:1")); err != nil {
+		t.Fatal(err)
+	}
+	stored := newImage(t, imgspecv1.MediaTypeImageManifest, false, "base", layers[:2]...)
+	app := newImage(t, imgspecv1.MediaTypeImageManifest, false, "app", layers...)
+	src := &fakeSource{name: "containers-storage:[overlay@/srv/root]", images: []imgsrc.Listed{
+		{Image: stored, Unpacked: 1, Layers: []string{"1", "2"}, RepoDigests: []string{reg.host + "/base@" + string(stored.desc.Digest)}},
+		{Image: app, Layers: []string{"1", "2", "3"}, Names: []string{"localhost/app:1"}},
+	}}
+	o, _ := newOpsOn(t, mounting(t), src)
+	before := reg.sent.Load()
+	if err := o.Do(t.Context(), pushTo(app, reg.host+"/app:1")); err != nil {
+		t.Fatal(err)
+	}
+	if sent := reg.sent.Load() - before; sent < 50_000 || sent > 60_000 {
+		t.Errorf("%d bytes were sent", sent)
+	}
+	if m := inspect(t, "--tls-verify=false", "docker://"+reg.host+"/app:1"); m.Config.Digest != app.desc.Config || len(m.Layers) != 3 {
+		t.Errorf("%+v", m)
+	}
+
+	var asked atomic.Int32
+	reg.front(func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+		if r.Method == http.MethodHead && strings.Contains(r.URL.Path, "/base/blobs/") {
+			asked.Add(1)
+			w.WriteHeader(http.StatusForbidden)
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+	o, _ = newOpsOn(t, mounting(t), src)
+	if err := o.Do(t.Context(), pushTo(app, reg.host+"/denied:1")); err != nil {
+		t.Error(err)
+	}
+	if n := asked.Load(); n > 4 { // several layers at a time
+		t.Errorf("it was asked %d times", n)
+	}
+}
+
 // A registry that is busy, or breaks connections, is tried again, a few times; what has arrived is not sent again.
 func TestPushAgain(t *testing.T) {
 	// Without compression, so that the layers come one by one and have digests.
