@@ -8,6 +8,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 
@@ -316,4 +318,56 @@ func TestMadeIsBounded(t *testing.T) {
 	if s := g.mkdir("images/localhost/one"); s != fuse.Status(syscall.ENOSPC) {
 		t.Errorf("one more: %v", s)
 	}
+}
+
+// A store that somebody has locked holds nobody up for long: who lists the directory waits for the link that is being made.
+func TestLinkGivesUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newTagged(t, makeImage(t, "a"))
+		g.ops.do = func(ctx context.Context, _ Write) error {
+			<-ctx.Done()
+			return ctx.Err()
+		}
+		h := &fuse.InHeader{NodeId: uint64(g.at("images/localhost"))}
+		for _, test := range []struct {
+			interrupted time.Duration
+			want        fuse.Status
+			after       time.Duration
+		}{{time.Second, fuse.EINTR, time.Second + patience}, {time.Hour, fuse.Status(syscall.ETIMEDOUT), lockTime}} {
+			cancel := make(chan struct{})
+			timer := time.AfterFunc(test.interrupted, func() { close(cancel) })
+			began := time.Now()
+			if got := g.Symlink(cancel, h, "a:1", "b:1", &fuse.EntryOut{}); got != test.want || time.Since(began) != test.after {
+				t.Errorf("%v after %v, want %v after %v", got, time.Since(began), test.want, test.after)
+			}
+			timer.Stop()
+		}
+	})
+}
+
+func TestEmptiedDirectoriesLinger(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := makeImage(t, "a")
+		g := newTagged(t, a)
+		g.allowRemove = true
+		for _, name := range []string{"quay.io/x/y:1", "quay.io/z:1"} {
+			g.names[name] = a.desc.ID
+		}
+		g.list()
+		g.refresh(t.Context())
+		if s := g.rm("images/quay.io/x/y:1"); s != fuse.OK {
+			t.Fatal(s)
+		}
+		if s := g.rmdir("images/quay.io/x"); s != fuse.OK {
+			t.Errorf("rmdir of what rm has emptied: %v", s)
+		}
+		if s := g.rm("images/quay.io/z:1"); s != fuse.OK {
+			t.Fatal(s)
+		}
+		time.Sleep(lingerTime + time.Second)
+		synctest.Wait()
+		if says := g.readlink("images/quay.io"); says != syscall.ENOENT.Error() {
+			t.Errorf("the directory is still there: %s", says)
+		}
+	})
 }

@@ -159,7 +159,8 @@ func (f *FS) Rename(cancel <-chan struct{}, in *fuse.RenameIn, oldName, newName 
 	return fuse.Status(errnoOf(f.rename(ctx, from, to, in.Caller, in.Flags&renameNoReplace != 0)))
 }
 
-// Unlink takes a name away, if the mount allows it. It never fails loudly if not: an rm -rf of the mountpoint is to pass.
+// Unlink takes a name away, if the mount allows it. If not that is no event and no line in the log: an rm -rf of the
+// mountpoint would make thousands.
 func (f *FS) Unlink(cancel <-chan struct{}, h *fuse.InHeader, name string) fuse.Status {
 	p, ok := f.place(node(h.NodeId), name)
 	if !ok {
