@@ -28,6 +28,12 @@ type archive struct {
 	generation uint64
 	entry      *imgsrc.Entry
 	at         time.Time // when it last said something else
+	until      time.Time // when to look again, because something is left out that may be repaired; zero: never
+}
+
+// isFor says whether the archive is of this state.
+func (a *archive) isFor(e *imgsrc.Entry, s *state) bool {
+	return a.entry == e && a.generation == s.snap.Generation && (a.until.IsZero() || time.Now().Before(a.until))
 }
 
 // archive returns oci.tar or docker.tar.
@@ -38,7 +44,7 @@ func (img *image) archive(ctx context.Context, entry uint32) (*archive, error) {
 	}
 	s := img.f.state.Load()
 	key := archiveKey{img.slot, entry}
-	if a, ok := img.f.archives.get(key); ok && a.generation == s.snap.Generation && a.entry == e {
+	if a, ok := img.f.archives.get(key); ok && a.isFor(e, s) {
 		return a, nil
 	}
 	res, err := img.shared(ctx, fmt.Sprintf("archive %d %d %d", img.slot, entry, s.snap.Generation), func(ctx context.Context) (any, error) {
@@ -47,7 +53,7 @@ func (img *image) archive(ctx context.Context, entry uint32) (*archive, error) {
 		case exportDocker:
 			a.Archive, err = img.dockerTar(ctx, e)
 		case exportOCI:
-			a.Archive, err = img.ociTar(ctx, e, s)
+			a.Archive, a.until, err = img.ociTar(ctx, e, s)
 		default:
 			err = syscall.ENOENT
 		}
@@ -127,17 +133,21 @@ func (img *image) diffReader(n int) export.Reader {
 }
 
 // ociTar puts oci.tar together: of an index, with those of its images that are here. It reads no layer.
-func (img *image) ociTar(ctx context.Context, e *imgsrc.Entry, s *state) (*export.Archive, error) {
+func (img *image) ociTar(ctx context.Context, e *imgsrc.Entry, s *state) (a *export.Archive, until time.Time, err error) {
 	r, err := img.render(ctx)
 	if err != nil {
-		return nil, err
+		return nil, until, err
 	}
 	c := &ociForms{f: img.f, s: s, made: map[imgsrc.Image]*export.OCI{}}
 	o, err := c.convert(ctx, e, "")
 	if err != nil {
-		return nil, err
+		return nil, until, err
 	}
-	return export.OCITar(o, exportNames(e), r.created)
+	if c.lacking {
+		until = time.Now().Add(damagedKept)
+	}
+	a, err = export.OCITar(o, exportNames(e), r.created)
+	return a, until, err
 }
 
 // ociForms puts an image, and all that it lists, into OCI form, each once: as oci/ does, but of this image alone, and also if
@@ -147,6 +157,8 @@ type ociForms struct {
 	s     *state
 	made  map[imgsrc.Image]*export.OCI
 	depth int
+
+	lacking bool // something that the catalog has is left out, because it is damaged
 }
 
 // candidates are the manifests of an entry that have this digest, the nearest first; without one, those that stand for it.
@@ -234,6 +246,7 @@ func (c *ociForms) child(ctx context.Context, d digest.Digest) (*export.OCI, err
 			return o, err
 		}
 		missing = err
+		c.lacking = c.lacking || errors.Is(err, imgsrc.ErrDamaged) || errors.Is(err, imgsrc.ErrNotFound)
 	}
 	return nil, missing
 }

@@ -52,6 +52,8 @@
 //     id 0, and the kernel asks if somebody wants to know.
 //   - A file's bytes are pushed into the kernel's cache before they are asked for: the answer to the first read of a small
 //     file is preceded by those of the files behind it, in the order of a walk (ahead.go).
+//   - docker.tar and oci.tar have the image's names in them: they are live, and their time is that of their last change. What
+//     may change is at their end, so that a reader who began before the change has read nothing that has moved.
 //   - A link's node includes its target, or the target is the same always, so the kernel may keep what a link says.
 //   - What is computed from an image and the catalog is computed for each state of the catalog in which somebody asks. Its
 //     time moves only if it says something else than before.
