@@ -37,6 +37,9 @@ var markers = map[string]bool{imgspecv1.ImageLayoutFile: true, imgspecv1.ImageIn
 // compression is broken.
 func findRootfs(ctx context.Context, file string) (*rootfs, error) {
 	r := &rootfs{path: file}
+	if marked, err := hasMarker(ctx, file); marked || err != nil {
+		return nil, err
+	}
 	in, err := r.open(ctx)
 	if err != nil {
 		return nil, err
@@ -54,7 +57,7 @@ func findRootfs(ctx context.Context, file string) (*rootfs, error) {
 		if err != nil {
 			return nil, notTar(file, n, err)
 		}
-		if h.Typeflag == tar.TypeReg && markers[path.Clean("/" + h.Name)[1:]] {
+		if isMarker(h) {
 			return nil, nil
 		}
 	}
@@ -69,6 +72,32 @@ func findRootfs(ctx context.Context, file string) (*rootfs, error) {
 	}
 	r.diffID, r.size = sum.Digest(), counted.n
 	return r, nil
+}
+
+func isMarker(h *tar.Header) bool {
+	return h.Typeflag == tar.TypeReg && markers[path.Clean("/" + h.Name)[1:]]
+}
+
+// hasMarker says whether a tar that is not compressed has a marker, by a look at its headers alone: archives of images
+// often have theirs at the end. That there is none says nothing.
+func hasMarker(ctx context.Context, file string) (bool, error) {
+	f, err := os.Open(file)
+	if err != nil {
+		return false, err
+	}
+	defer f.Close()
+	for tr := tar.NewReader(f); ; { // which seeks over the bodies
+		if ctx.Err() != nil {
+			return false, context.Cause(ctx)
+		}
+		h, err := tr.Next()
+		if err != nil {
+			return false, nil //nolint:nilerr // whoever reads all of it says what is wrong
+		}
+		if isMarker(h) {
+			return true, nil
+		}
+	}
 }
 
 // notTar says what is wrong with a file after n members.

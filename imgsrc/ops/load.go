@@ -7,6 +7,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -51,7 +52,7 @@ func (o *Ops) loadPlace(ctx context.Context, p pullLine, to Receiver, t *task) e
 	}
 	src, err := o.opt.Open(ctx, p.place)
 	if err != nil {
-		return notLoadable(err)
+		return notLoadable(p.place, err)
 	}
 	defer src.Close()
 	list, err := src.List(ctx)
@@ -83,12 +84,17 @@ func (o *Ops) loadPlace(ctx context.Context, p pullLine, to Receiver, t *task) e
 	return nil
 }
 
-// notLoadable says of a path that is no source that it is nothing to load either.
-func notLoadable(err error) error {
-	if errors.Is(err, imgsrc.ErrNoSource) {
-		return fail(imgsrc.ErrInvalid, "%s", strings.TrimPrefix(err.Error(), imgsrc.ErrNoSource.Error()+": "))
+// notLoadable says of a path that is no source that it is nothing to load either, and of a place with its transport that
+// there is no such image.
+func notLoadable(place string, err error) error {
+	if !errors.Is(err, imgsrc.ErrNoSource) {
+		return err
 	}
-	return err
+	cond := imgsrc.ErrInvalid
+	if !filepath.IsAbs(place) {
+		cond = imgsrc.ErrNotFound
+	}
+	return fail(cond, "%s", strings.TrimPrefix(err.Error(), imgsrc.ErrNoSource.Error()+": "))
 }
 
 // A loadable is one image of what is loaded.
