@@ -92,7 +92,7 @@ func hasMarker(ctx context.Context, file string) (bool, error) {
 		}
 		h, err := tr.Next()
 		if err != nil {
-			return false, nil //nolint:nilerr // whoever reads all of it says what is wrong
+			return false, nil // whoever reads all of it says what is wrong
 		}
 		if isMarker(h) {
 			return true, nil
