@@ -106,7 +106,7 @@ type ociRun struct {
 	done map[imgsrc.Image]*ociImage
 }
 
-// ociEntries are what there is in OCI form.
+// ociEntries are what there is in OCI form, one for each of the other.
 type ociEntries struct {
 	index  []export.Entry
 	images []*ociImage
@@ -134,35 +134,39 @@ func (r *ociRun) convertAll(ctx context.Context) (*ociEntries, error) {
 	}
 	all := &ociEntries{}
 	for i := range r.snap.Entries {
-		var images []*ociImage
-		entries := map[*ociImage]*export.Entry{}
-		var homeless []string
-		for _, group := range groups[i] {
-			img, err := r.group(ctx, group, 0)
-			if err != nil {
-				return nil, err
-			}
-			if img.err != nil {
-				homeless = append(homeless, group.names...)
-				continue
-			}
-			if j := slices.IndexFunc(images, func(o *ociImage) bool { return sameDesc(o.desc, img.desc) }); j >= 0 {
-				entries[images[j]].Names = append(entries[images[j]].Names, group.names...)
-				continue
-			}
-			images = append(images, img)
-			entries[img] = &export.Entry{Desc: img.desc, Names: group.names}
+		if err := r.add(ctx, all, groups[i]); err != nil {
+			return nil, err
 		}
-		if len(images) > 0 { // a name finds the image, be it by another of its manifests
-			first := entries[images[0]]
-			first.Names = append(first.Names[:len(first.Names):len(first.Names)], homeless...)
-		}
-		for _, img := range images {
-			all.index = append(all.index, *entries[img])
-		}
-		all.images = append(all.images, images...)
 	}
 	return all, nil
+}
+
+// add adds an image of the catalog: its manifests, in their order, each with its names.
+func (r *ociRun) add(ctx context.Context, all *ociEntries, groups []*ociGroup) error {
+	first := len(all.images)
+	var homeless []string
+	for _, group := range groups {
+		img, err := r.group(ctx, group, 0)
+		if err != nil {
+			return err
+		}
+		if img.err != nil {
+			homeless = append(homeless, group.names...)
+			continue
+		}
+		if i := slices.IndexFunc(all.images[first:], func(o *ociImage) bool { return sameDesc(o.desc, img.desc) }); i >= 0 {
+			e := &all.index[first+i]
+			e.Names = append(e.Names, group.names...)
+			continue
+		}
+		all.images = append(all.images, img)
+		all.index = append(all.index, export.Entry{Desc: img.desc, Names: group.names})
+	}
+	if first < len(all.index) { // a name finds the image, be it by another of its manifests
+		e := &all.index[first]
+		e.Names = append(e.Names, homeless...)
+	}
+	return nil
 }
 
 func isIndex(img imgsrc.Image) bool { return img.Desc().Lists != nil }
