@@ -8,6 +8,7 @@
 //	  ids/<id>/           one directory for each image
 //	  images/<reference>  relative links into ids/
 //	  oci/                all images as one OCI image layout (oci.go)
+//	  pull, load          controls; error is the text of the last of their writes that failed
 //	  events              JSON lines
 //	  jobs/<n>            a JSON file for each job (jobs.go)
 //	  ids/<id>/           the rows of table (table.go), and
