@@ -23,6 +23,9 @@ const (
 	stargzDigest    = "containerd.io/snapshot/stargz/toc.digest"
 	chunkedChecksum = "io.github.containers.zstd-chunked.manifest-checksum"
 	chunkedPosition = "io.github.containers.zstd-chunked.manifest-position"
+	// Earlier these were the names: skopeo 1.9 writes them.
+	oldChunkedChecksum = "io.containers.zstd-chunked.manifest-checksum"
+	oldChunkedPosition = "io.containers.zstd-chunked.manifest-position"
 )
 
 const (
@@ -50,10 +53,11 @@ type TOCRef struct {
 // imgsrc.ErrAbsent if it has none that could be verified; imgsrc.ErrUnsupported if it cannot be used.
 func FindTOC(annotations map[string]string, size int64) (TOCRef, error) {
 	ref := TOCRef{size: size}
-	name := chunkedChecksum
-	position, ok := annotations[chunkedPosition]
-	if ref.zstd = ok && annotations[chunkedChecksum] != ""; !ref.zstd { // stargz-snapshotter's zstd:chunked has both
-		name = stargzDigest
+	name, position := stargzDigest, ""
+	for checksum, at := range map[string]string{chunkedChecksum: chunkedPosition, oldChunkedChecksum: oldChunkedPosition} {
+		if annotations[checksum] != "" && annotations[at] != "" && (!ref.zstd || checksum == chunkedChecksum) {
+			ref.zstd, name, position = true, checksum, annotations[at] // also if it is eStargz's too, as stargz-snapshotter makes it
+		}
 	}
 	text, ok := annotations[name]
 	if !ok || size < 0 {
@@ -64,7 +68,7 @@ func FindTOC(annotations map[string]string, size int64) (TOCRef, error) {
 		return TOCRef{}, fmt.Errorf("annotation %s: %w: %q is no sha256 digest", name, imgsrc.ErrUnsupported, text)
 	}
 	if ref.zstd && !ref.setPosition(position) {
-		return TOCRef{}, fmt.Errorf("annotation %s: %w: %q of a blob of %d bytes", chunkedPosition, imgsrc.ErrUnsupported, position, size)
+		return TOCRef{}, fmt.Errorf("annotation beside %s: %w: the position %q of a blob of %d bytes", name, imgsrc.ErrUnsupported, position, size)
 	}
 	return ref, nil
 }

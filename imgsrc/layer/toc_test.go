@@ -287,6 +287,9 @@ func TestTOCUnusable(t *testing.T) {
 		{map[string]string{chunkedChecksum: sum, chunkedPosition: "1:2:9000000000:1"}, imgsrc.ErrUnsupported},
 		{map[string]string{chunkedChecksum: sum, chunkedPosition: "9223372036854775807:9223372036854775807:3:1"}, imgsrc.ErrUnsupported},
 		{map[string]string{chunkedChecksum: sum, chunkedPosition: "1:2:3:1"}, nil},
+		{map[string]string{oldChunkedChecksum: sum, oldChunkedPosition: "1:2:3:1"}, nil},
+		{map[string]string{oldChunkedChecksum: "x", oldChunkedPosition: "1:2:3:1", chunkedChecksum: sum, chunkedPosition: "1:2:3:1", stargzDigest: "y"}, nil},
+		{map[string]string{oldChunkedChecksum: sum, chunkedPosition: "1:2:3:1"}, imgsrc.ErrAbsent},
 		{map[string]string{stargzDigest: sum}, nil},
 	} {
 		if _, err := FindTOC(c.annotations, 1000); !errors.Is(err, c.want) {
