@@ -16,6 +16,7 @@ import (
 	"testing"
 
 	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/specs-go"
 	imgspecv1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"go.podman.io/image/v5/manifest"
 
@@ -351,5 +352,31 @@ func TestKnownBlobs(t *testing.T) {
 	}
 	if n := len(k.repos); n > maxKnown {
 		t.Errorf("%d blobs are remembered", n)
+	}
+}
+
+// An image whose manifest names uncompressed layers stays as it is, unless that is only how a store keeps them.
+func TestPushUncompressed(t *testing.T) {
+	host := startDistribution(t, "")
+	diff := tarOf("f", noise(10_000))
+	img := newImage(t, imgspecv1.MediaTypeImageManifest, true, "", diff)
+	d := digest.FromBytes(diff)
+	img.blobs[d] = diff
+	img.manifest = mustJSON(t, imgspecv1.Manifest{
+		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: imgspecv1.MediaTypeImageManifest,
+		Config: imgspecv1.Descriptor{MediaType: imgspecv1.MediaTypeImageConfig, Digest: img.desc.Config, Size: int64(len(img.config))},
+		Layers: []imgspecv1.Descriptor{{MediaType: imgspecv1.MediaTypeImageLayer, Digest: d, Size: int64(len(diff))}},
+	})
+	img.desc.Digest, img.desc.Size = digest.FromBytes(img.manifest), int64(len(img.manifest))
+	for unpacked, want := range map[int64]string{0: imgspecv1.MediaTypeImageLayer, 1: imgspecv1.MediaTypeImageLayerGzip} {
+		o, _ := newOpsOn(t, Options{}, &fakeSource{name: "oci:/srv/fake", images: []imgsrc.Listed{{Image: img, Unpacked: unpacked}}})
+		to := fmt.Sprintf("%s/web%d:1", host, unpacked)
+		if err := o.Do(t.Context(), pushTo(img, to)); err != nil {
+			t.Fatal(err)
+		}
+		m := inspect(t, "--tls-verify=false", "docker://"+to)
+		if m.Layers[0].MediaType != want || (m.digest == img.desc.Digest) != (unpacked == 0) {
+			t.Errorf("unpacked %d: %+v", unpacked, m)
+		}
 	}
 }
