@@ -80,6 +80,18 @@ func (c *controls) target(n node) (target, error) {
 	return target{control: row.name, image: img.id, shows: row.live != nil, written: func() { img.written(row.id) }}, nil
 }
 
+// spoilt has the kernel drop what somebody has put into its cache of a control without writing it.
+func (c *controls) spoilt(n node) {
+	if isJob(n) {
+		err := fmt.Errorf("a shared mapping: %w: use a write", imgsrc.ErrInvalid)
+		_ = c.f.ops.WriteJob(n.entry(), Write{Control: "jobs", UID: c.f.uid, Err: err}) // moves the time
+		return
+	}
+	if to, err := c.target(n); err == nil {
+		to.written()
+	}
+}
+
 // isControl says whether a node takes writes.
 func (f *FS) isControl(n node) bool {
 	if isJob(n) {
@@ -111,7 +123,8 @@ func (c *controls) write(ctx context.Context, n node, who fuse.Caller, data []by
 		rest = len(text) - 1 - bytes.LastIndexByte(text, '\n')
 	}
 	if rest > maxLine {
-		return fmt.Errorf("reading a line of %d bytes: %w: longer than %d", rest, imgsrc.ErrInvalid, maxLine)
+		err := fmt.Errorf("a line of %d bytes: %w: longer than %d", rest, imgsrc.ErrInvalid, maxLine)
+		return c.do(ctx, to, who, text, nil, err)
 	}
 	tail := bytes.Clone(text[len(text)-rest:])
 	err = c.run(ctx, to, who, text[:len(text)-rest])
@@ -162,6 +175,14 @@ func (c *controls) keep(key halfKey, text []byte) {
 
 func (c *controls) run(ctx context.Context, to target, who fuse.Caller, text []byte) error {
 	lines, err := splitLines(string(text))
+	if err == nil && len(lines) == 0 {
+		return nil
+	}
+	return c.do(ctx, to, who, text, lines, err)
+}
+
+// do hands the lines of a text over, or why there are none.
+func (c *controls) do(ctx context.Context, to target, who fuse.Caller, text []byte, lines [][]string, err error) error {
 	sum := sha256.Sum256(text)
 	w := Write{
 		Control: to.control,
@@ -171,9 +192,6 @@ func (c *controls) run(ctx context.Context, to target, who fuse.Caller, text []b
 		UID:     who.Uid,
 		PID:     who.Pid,
 		Err:     err,
-	}
-	if err == nil && len(lines) == 0 {
-		return nil
 	}
 	err = c.f.ops.Do(ctx, w)
 	if to.shows {

@@ -226,3 +226,41 @@ func TestTopControls(t *testing.T) {
 		t.Errorf("error: %+v, %v", a, err)
 	}
 }
+
+// What somebody has put into the kernel's cache through a shared mapping is not what the control says.
+func TestMappedWrite(t *testing.T) {
+	f, _, ops := newTree(t, named(makeImage(t, "a"), "localhost/a:1"))
+	n := f.image(1).node(viewImage, rowByName["tags"].id)
+	was, err := f.view(n).attr(t.Context(), n, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	in := &fuse.WriteIn{WriteFlags: writeFromCache}
+	in.NodeId = uint64(n)
+	if _, s := f.Write(nil, in, []byte("localhost/b:1\n")); s != fuse.EIO {
+		t.Errorf("%v", s)
+	}
+	is, err := f.view(n).attr(t.Context(), n, false)
+	if err != nil || !is.mtime.After(was.mtime) || len(ops.writes) > 0 {
+		t.Errorf("%v; from %v to %v; carried out: %+v", err, was.mtime, is.mtime, ops.writes)
+	}
+}
+
+func TestLongLineIsRecorded(t *testing.T) {
+	f, _, ops := newTree(t, named(makeImage(t, "a")))
+	tags := f.image(1).node(viewImage, rowByName["tags"].id)
+	_ = f.control.write(t.Context(), tags, fuse.Caller{}, []byte(strings.Repeat("x", maxLine+blockSize)), 0)
+	if len(ops.writes) != 1 || !errors.Is(ops.writes[0].Err, imgsrc.ErrInvalid) || ops.writes[0].Lines != nil {
+		t.Errorf("%+v", ops.writes)
+	}
+}
+
+func TestControlHasTimes(t *testing.T) {
+	f, _, _ := newTree(t, named(makeImage(t, "a"), "localhost/a:1"))
+	in := &fuse.GetAttrIn{}
+	in.NodeId = uint64(f.image(1).node(viewImage, rowByName["tags"].id))
+	out := &fuse.AttrOut{}
+	if s := f.GetAttr(nil, in, out); s != fuse.OK || out.Ctime != out.Mtime || out.Atime != out.Mtime {
+		t.Errorf("%v %+v", s, out.Attr)
+	}
+}

@@ -109,6 +109,8 @@ func (f *FS) fillAttr(out *fuse.Attr, a attr) {
 		out.Uid, out.Gid, out.Rdev = a.uid, a.gid, a.rdev
 		out.Blocks = uint64(a.stored+511) / 512
 	}
+	out.Atime, out.Atimensec = out.Mtime, out.Mtimensec
+	out.Ctime, out.Ctimensec = out.Mtime, out.Mtimensec
 	if a.control { // whoever else is shown as the owner may not write
 		return
 	}
@@ -121,8 +123,6 @@ func (f *FS) fillAttr(out *fuse.Attr, a attr) {
 	if f.owner.Umask != nil && a.mode&syscall.S_IFMT != syscall.S_IFLNK {
 		out.Mode &^= *f.owner.Umask
 	}
-	out.Atime, out.Atimensec = out.Mtime, out.Mtimensec
-	out.Ctime, out.Ctimensec = out.Mtime, out.Mtimensec
 }
 
 // GetAttr describes a node.

@@ -19,6 +19,7 @@ func (f *FS) Write(cancel <-chan struct{}, in *fuse.WriteIn, data []byte) (uint3
 		return 0, fuse.EROFS
 	}
 	if in.WriteFlags&writeFromCache != 0 {
+		f.control.spoilt(n)
 		return 0, fuse.EIO
 	}
 	if in.Uid != f.uid {
