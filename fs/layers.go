@@ -60,7 +60,7 @@ func (v layersView) at(ctx context.Context, n node) (layerFile, error) {
 	case id == titleRow.id:
 		l.row, l.ino = &titleRow, l.ino.nth(uint64(id))
 	default:
-		if int(id) > len(layerTable) {
+		if int(id) > len(layerTable) || layerTable[id-1].diff { // which has a view of its own
 			return layerFile{}, syscall.ENOENT
 		}
 		l.row = &layerTable[id-1]

@@ -194,5 +194,6 @@ func (f *FS) rmdir(p place) error {
 	case !ok || !s.made.Dirs[p.path]:
 		return syscall.EROFS
 	}
+	p.sp.removed.add(p.path)
 	return f.remake(p.sp, func(m *imgsrc.Made) { delete(m.Dirs, p.path) })
 }

@@ -84,15 +84,15 @@ type place struct {
 
 // place returns the place called name in a directory; not ok if no names are there.
 func (f *FS) place(dir node, name string) (p place, ok bool) {
-	if dir.image() != 0 {
-		return place{}, false
+	if dir.image() != 0 || name == "" || name == "." || name == ".." || strings.ContainsAny(name, "/\x00") {
+		return place{}, false // no kernel asks for these, and in a path they mean something else
 	}
 	for _, sp := range f.spaces {
 		if dir.view() != sp.dirs {
 			continue
 		}
-		path, ok := sp.index.name(dir.entry())
-		if !ok || strings.Contains(path, linkSeparator) {
+		path, ok := sp.dirPath(dir)
+		if !ok {
 			return place{}, false
 		}
 		return place{sp: sp, dir: dir, name: name, path: joinName(path, name)}, true

@@ -2,6 +2,7 @@ package fs
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -370,4 +371,61 @@ func TestEmptiedDirectoriesLinger(t *testing.T) {
 			t.Errorf("the directory is still there: %s", says)
 		}
 	})
+}
+
+// The kernel lets nobody make anything in a directory that rmdir has removed, as long as somebody stands in it: the one that is
+// made there next is another node.
+func TestDirectoryMadeAgain(t *testing.T) {
+	g := newTagged(t, makeImage(t, "a"))
+	dir := "images/localhost/team"
+	seen := map[node]bool{}
+	for range 3 {
+		if s := g.mkdir(dir); s != fuse.OK {
+			t.Fatal(s)
+		}
+		n := g.at(dir)
+		if seen[n] {
+			t.Errorf("node %x again", uint64(n))
+		}
+		seen[n] = true
+		walk(t, g.FS, imagesNode, "", map[string]file{})
+		if s := g.rmdir(dir); s != fuse.OK {
+			t.Fatal(s)
+		}
+		if _, err := g.view(n).attr(t.Context(), n, false); errnoOf(err) != syscall.ENOENT {
+			t.Errorf("the directory that was removed: %v", err)
+		}
+	}
+	if s := g.mkdir(dir); s != fuse.OK {
+		t.Fatal(s)
+	}
+	if s := g.ln("../a:1", dir+"/x:1"); s != fuse.OK || g.names["localhost/team/x:1"] == "" {
+		t.Errorf("ln there: %v, names %v", s, g.names)
+	}
+}
+
+// Whoever may read can look up any number of names.
+func TestUnlistedIsBounded(t *testing.T) {
+	a := makeImage(t, "a")
+	g := newTagged(t, a)
+	sp := g.spaces[spaceImages]
+	look := func(dir node, name string) error {
+		_, err := g.view(dir).lookup(t.Context(), dir, name)
+		return err
+	}
+	if err := errors.Join(look(imagesNode, "a:1"), look(idsNode, a.desc.ID[:9])); err != nil {
+		t.Fatal(err)
+	}
+	sp.index.extra, g.targets.extra = maxUnlisted, maxUnlisted
+	if err := errors.Join(look(imagesNode, "a:1"), look(idsNode, a.desc.ID[:9])); err != nil {
+		t.Errorf("names that were looked up before: %v", err)
+	}
+	for _, err := range []error{look(imagesNode, "a@"+a.desc.Digest.String()), look(idsNode, a.desc.ID[:10])} {
+		if errnoOf(err) != syscall.ENOSPC {
+			t.Errorf("one more: %v", err)
+		}
+	}
+	if s := g.ln("a:1", "images/localhost/new:1"); s != fuse.OK {
+		t.Errorf("a name that is listed: %v", s)
+	}
 }

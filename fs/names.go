@@ -3,6 +3,7 @@ package fs
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"sync"
@@ -28,6 +29,8 @@ type nameSpace struct {
 	find  func(ctx context.Context, snap *imgsrc.Snapshot, path string) (id string, dir bool, err error)
 	made  imgsrc.Made // guarded by FS.mu; replaced whole
 	moves moves
+
+	removed removals
 }
 
 // The name spaces.
@@ -145,6 +148,29 @@ type interner struct {
 	mu    sync.RWMutex
 	index map[string]uint32
 	names []string
+	extra int // bytes, of what is not listed
+}
+
+// maxUnlisted is how many bytes of names may be kept that are not listed. Whoever may read the mount can look up as many
+// as he likes.
+const maxUnlisted = 32 << 20
+
+// errUnlisted: the mount has to be made anew for more. Names that are listed have no limit.
+var errUnlisted = fmt.Errorf("more names that are not listed were looked up than are kept: %w", syscall.ENOSPC)
+
+// room says whether a string that is not of a listed name can have a number.
+func (in *interner) room(s string) bool {
+	const overhead = 64 // of an entry of index and of names
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	if _, ok := in.index[s]; ok {
+		return true
+	}
+	if in.extra+len(s)+overhead > maxUnlisted {
+		return false
+	}
+	in.extra += len(s) + overhead
+	return true
 }
 
 func (in *interner) number(s string) uint32 {
@@ -190,10 +216,25 @@ func (sp *nameSpace) node(path string, c imgsrc.NameChild) node {
 	if c.Dir {
 		return sp.dirNode(path)
 	}
-	return makeNode(0, sp.links, sp.index.number(sp.moves.latest(path+linkSeparator+c.ID)))
+	return makeNode(0, sp.links, sp.index.number(sp.link(path, c.ID)))
 }
 
-func (sp *nameSpace) dirNode(path string) node { return makeNode(0, sp.dirs, sp.index.number(path)) }
+// link is what is interned of a link.
+func (sp *nameSpace) link(path, id string) string { return sp.moves.latest(path + linkSeparator + id) }
+
+func (sp *nameSpace) dirNode(path string) node {
+	return makeNode(0, sp.dirs, sp.index.number(sp.removed.latest(path)))
+}
+
+// dirPath is the path of a directory's node.
+func (sp *nameSpace) dirPath(n node) (path string, ok bool) {
+	s, ok := sp.index.name(n.entry())
+	if !ok || strings.Contains(s, linkSeparator) {
+		return "", false
+	}
+	path, _, _ = strings.Cut(s, againSeparator)
+	return path, true
+}
 
 var imagesIno, registryIno = topSeed.under("images"), topSeed.under("registry")
 
@@ -211,7 +252,7 @@ type namesView struct{ *nameSpace }
 func (v namesView) dir(ctx context.Context, n node) (s *nameState, path string, err error) {
 	st := v.f.refresh(ctx)
 	s = st.names[v.n]
-	path, ok := v.index.name(n.entry())
+	path, ok := v.dirPath(n)
 	if !ok {
 		return nil, "", syscall.ENOENT
 	}
@@ -250,6 +291,13 @@ func (v namesView) lookup(ctx context.Context, dir node, name string) (found, er
 	}
 	if c.ID == "" && !c.Dir {
 		return found{}, syscall.ENOENT
+	}
+	interned := v.removed.latest(path)
+	if !c.Dir {
+		interned = v.link(path, c.ID)
+	}
+	if !v.index.room(interned) {
+		return found{}, errUnlisted
 	}
 	return found{node: v.node(path, c), keep: keepNot}, nil
 }

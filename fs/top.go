@@ -122,7 +122,11 @@ func (v topView) lookup(ctx context.Context, dir node, name string) (found, erro
 		return found{node: img.node(viewImage, 0)}, nil
 	}
 	if img := s.unlisted(name); img != nil {
-		return found{node: makeNode(0, viewIDLinks, v.f.targets.number(name+linkSeparator+img.id)), keep: keepNot}, nil
+		link := name + linkSeparator + img.id
+		if !v.f.targets.room(link) {
+			return found{}, errUnlisted
+		}
+		return found{node: makeNode(0, viewIDLinks, v.f.targets.number(link)), keep: keepNot}, nil
 	}
 	return found{}, syscall.ENOENT
 }
