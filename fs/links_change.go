@@ -188,10 +188,11 @@ func (f *FS) unlink(ctx context.Context, p place, who fuse.Caller) error {
 func (f *FS) rmdir(p place) error {
 	s := f.state.Load().names[p.sp.n]
 	children, ok := s.tree.Dir(p.path)
+	_, made := s.made.Dirs[p.path]
 	switch {
 	case len(children) > 0:
 		return syscall.ENOTEMPTY
-	case !ok || !s.made.Dirs[p.path]:
+	case !ok || !made:
 		return syscall.EROFS
 	}
 	p.sp.removed.add(p.path)

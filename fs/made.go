@@ -40,13 +40,17 @@ func (f *FS) remake(sp *nameSpace, change func(*imgsrc.Made)) error {
 // lingerTime is how long a directory stays that has lost its last name to rm.
 const lingerTime = 2 * time.Second
 
+// lingers is what Made.Dirs says of such a directory; of one that mkdir has made it says true.
+const lingers = false
+
 // linger keeps the directories above a name that is about to go, as far as they have no other: rm -r wants to remove them
 // itself, and complains if they are gone.
 func (f *FS) linger(p place) {
 	s := f.state.Load().names[p.sp.n]
 	var dirs []string
 	for dir := path.Dir(p.path); dir != "."; dir = path.Dir(dir) {
-		if children, ok := s.tree.Dir(dir); !ok || len(children) > 1 || s.made.Dirs[dir] {
+		children, ok := s.tree.Dir(dir)
+		if _, made := s.made.Dirs[dir]; !ok || len(children) > 1 || made {
 			break
 		}
 		dirs = append(dirs, dir)
@@ -56,7 +60,7 @@ func (f *FS) linger(p place) {
 	}
 	err := f.remake(p.sp, func(m *imgsrc.Made) {
 		for _, dir := range dirs {
-			m.Dirs[dir] = true
+			m.Dirs[dir] = lingers
 		}
 	})
 	if err != nil {
@@ -65,7 +69,9 @@ func (f *FS) linger(p place) {
 	time.AfterFunc(lingerTime, func() {
 		_ = f.remake(p.sp, func(m *imgsrc.Made) { // there is less of it: no error
 			for _, dir := range dirs {
-				delete(m.Dirs, dir)
+				if stays, ok := m.Dirs[dir]; ok && !stays { // mkdir may have made it anew
+					delete(m.Dirs, dir)
+				}
 			}
 		})
 	})

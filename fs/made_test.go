@@ -370,6 +370,20 @@ func TestEmptiedDirectoriesLinger(t *testing.T) {
 		if says := g.readlink("images/quay.io"); says != syscall.ENOENT.Error() {
 			t.Errorf("the directory is still there: %s", says)
 		}
+
+		// One that mkdir makes in its place stays.
+		g.names["quay.io/z:1"] = g.all[0].desc.ID
+		g.list()
+		for _, s := range []fuse.Status{g.rm("images/quay.io/z:1"), g.rmdir("images/quay.io"), g.mkdir("images/quay.io")} {
+			if s != fuse.OK {
+				t.Fatal(s)
+			}
+		}
+		time.Sleep(lingerTime + time.Second)
+		synctest.Wait()
+		if says := g.readlink("images/quay.io"); says != syscall.EINVAL.Error() {
+			t.Errorf("what mkdir has made is gone: %s", says)
+		}
 	})
 }
 
