@@ -181,7 +181,9 @@ func (c *chunk) fromZstd(packed []byte) ([]byte, error) {
 	if err == nil && int64(len(b)) >= c.inner+c.size {
 		return b[c.inner : c.inner+c.size : c.inner+c.size], nil
 	}
-	// Something else follows that is not whole, or is large.
+	// Something else follows that is not whole, or is large. A window can be that many times a chunk, too.
+	streams <- struct{}{}
+	defer func() { <-streams }()
 	s, err := zstd.NewReader(bytes.NewReader(packed), zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(maxWindow), zstd.WithDecoderLowmem(true))
 	if err != nil {
 		return nil, err
@@ -189,3 +191,6 @@ func (c *chunk) fromZstd(packed []byte) ([]byte, error) {
 	defer s.Close()
 	return c.from(s)
 }
+
+// streams are how many chunks are unpacked at a time that take a window.
+var streams = make(chan struct{}, 2)
