@@ -138,7 +138,7 @@ func (img *image) ociTar(ctx context.Context, e *imgsrc.Entry, s *state) (a *exp
 	if err != nil {
 		return nil, until, err
 	}
-	c := &ociForms{f: img.f, s: s, made: map[imgsrc.Image]*export.OCI{}}
+	c := &ociForms{f: img.f, s: s, made: map[imgsrc.Image]*export.OCI{}, none: map[imgsrc.Image]error{}}
 	o, err := c.convert(ctx, e, "")
 	if err != nil {
 		return nil, until, err
@@ -156,6 +156,7 @@ type ociForms struct {
 	f     *FS
 	s     *state
 	made  map[imgsrc.Image]*export.OCI
+	none  map[imgsrc.Image]error // why others are left out: indexes may list one of those thousands of times
 	depth int
 
 	lacking bool // something that the catalog has is left out, because it is damaged
@@ -203,10 +204,18 @@ func (c *ociForms) convert(ctx context.Context, e *imgsrc.Entry, d digest.Digest
 }
 
 // one converts one manifest. The blobs of the one that stands for the image stay open from one read to the next.
-func (c *ociForms) one(ctx context.Context, e *imgsrc.Entry, of imgsrc.Image) (*export.OCI, error) {
+func (c *ociForms) one(ctx context.Context, e *imgsrc.Entry, of imgsrc.Image) (_ *export.OCI, err error) {
 	if o := c.made[of]; o != nil {
 		return o, nil
 	}
+	if err := c.none[of]; err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil && export.IsLeftOut(err) {
+			c.none[of] = err
+		}
+	}()
 	facts, err := export.Load(ctx, of)
 	if err != nil {
 		return nil, err

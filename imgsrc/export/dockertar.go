@@ -52,7 +52,9 @@ func DockerTar(img *DockerImage) (*Archive, error) {
 		return nil, fmt.Errorf("making manifest.json: %w", err)
 	}
 	a.file("manifest.json", made, list)
-	a.finish()
+	if err := a.finish(); err != nil {
+		return nil, err
+	}
 	return a, nil
 }
 

@@ -20,27 +20,34 @@ func (c *conversion) index(ctx context.Context) (*OCI, error) {
 	ix := v1.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: v1.MediaTypeImageIndex, Manifests: []v1.Descriptor{}}
 	same := c.f.ManifestType() == v1.MediaTypeImageIndex
 	var children []*OCI
-	was := map[digest.Digest]*OCI{} // by the digest in the index
-	var missing error
+	was := map[digest.Digest]*OCI{} // by the digest in the index; nil: not there
+	var missing error               // the first: there may be thousands
 	for _, child := range c.f.Children {
-		o := was[child.Digest]
-		if o == nil {
+		o, known := was[child.Digest]
+		if !known {
 			var err error
-			if o, err = c.childOf(ctx, child.Digest); err != nil {
-				if ctx.Err() != nil || !IsLeftOut(err) {
-					return nil, fmt.Errorf("manifest %s: %w", child.Digest, err)
-				}
-				missing = errors.Join(missing, err)
-				continue
+			o, err = c.childOf(ctx, child.Digest)
+			switch {
+			case err == nil:
+				children = append(children, o)
+			case ctx.Err() != nil || !IsLeftOut(err):
+				return nil, fmt.Errorf("manifest %s: %w", child.Digest, err)
+			case missing == nil:
+				missing = err
+			}
+			if err != nil {
+				o = nil
 			}
 			was[child.Digest] = o
-			children = append(children, o)
+		}
+		if o == nil {
+			continue
 		}
 		same = same && o.Desc.Digest == child.Digest
 		ix.Manifests = append(ix.Manifests, entryOf(child, o))
 	}
 	if len(children) == 0 && len(c.f.Children) > 0 {
-		return nil, fmt.Errorf("none of what it lists can be had: %w", missing)
+		return nil, fmt.Errorf("none of the %d manifests that it lists can be had: %w", len(was), missing)
 	}
 	if same {
 		o, err := c.unchanged(ctx, nil)

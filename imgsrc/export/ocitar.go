@@ -42,7 +42,9 @@ func OCITar(o *OCI, names []string, made time.Time) (*Archive, error) {
 		return nil, fmt.Errorf("making index.json: %w", err)
 	}
 	a.file(v1.ImageIndexFile, sec, index)
-	a.finish()
+	if err := a.finish(); err != nil {
+		return nil, err
+	}
 	return a, nil
 }
 

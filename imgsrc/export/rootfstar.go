@@ -42,7 +42,7 @@ const largeHeads = 64 << 10
 type PlaceReader func(ctx context.Context, p layer.Place, b []byte, off int64) (int, error)
 
 // LayOutRootfs lays out a tree as a tar. It reads no body. Errors: imgsrc.ErrDamaged if there is an entry that cannot be
-// had: an archive without it would be another tree's; ctx's.
+// had: an archive without it would be another tree's; imgsrc.ErrUnsupported if it would be too large; ctx's.
 func LayOutRootfs(ctx context.Context, t *layer.Tree, made time.Time) (*RootfsTar, error) {
 	r := &RootfsTar{nodes: make([]uint32, 0, t.Len()), at: make([]int64, 1, t.Len()+1), first: map[uint32]uint32{}, made: made}
 	var buf []byte
@@ -59,6 +59,9 @@ func LayOutRootfs(ctx context.Context, t *layer.Tree, made time.Time) (*RootfsTa
 		e, err := r.entry(t, n, buf[:0])
 		if err != nil {
 			return err
+		}
+		if e.body > maxArchive-end {
+			return errTooLarge(t.Path(n))
 		}
 		buf = e.head
 		r.nodes = append(r.nodes, n)

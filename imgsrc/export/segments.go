@@ -20,6 +20,15 @@ type Reader func(ctx context.Context, p []byte, off int64) (int, error)
 type Archive struct {
 	segments []segment
 	memory   int64
+	tooLarge string // the member that would make it so; nothing is added behind it
+}
+
+// maxArchive is how many bytes an archive may have: sizes are what a manifest or a table of contents says, and a file's own
+// size has 63 bits.
+const maxArchive = 1 << 62
+
+func errTooLarge(name string) error {
+	return fmt.Errorf("%q would make the archive longer than a file can be: %w", name, imgsrc.ErrUnsupported)
 }
 
 var _ imgsrc.Content = (*Archive)(nil)
@@ -108,7 +117,7 @@ func readBody(ctx context.Context, r Reader, p []byte, off int64) error {
 
 // text adds bytes.
 func (a *Archive) text(b []byte) {
-	if len(b) == 0 {
+	if len(b) == 0 || a.tooLarge != "" {
 		return
 	}
 	a.memory += int64(len(b))
@@ -135,6 +144,12 @@ func (a *Archive) dir(name string, mtime int64) {
 
 // body adds a member that is read from elsewhere.
 func (a *Archive) body(name string, mtime, size int64, r Reader) {
+	if a.tooLarge == "" && (size < 0 || size > maxArchive-a.length()) {
+		a.tooLarge = name
+	}
+	if a.tooLarge != "" {
+		return
+	}
 	a.text(appendHeader(nil, &header{name: name, typ: typeRegular, mode: 0o644, sec: mtime, size: size}))
 	if size > 0 {
 		a.segments = append(a.segments, segment{end: a.length() + size, name: name, body: r})
@@ -142,5 +157,11 @@ func (a *Archive) body(name string, mtime, size int64, r Reader) {
 	a.text(padding(size))
 }
 
-// finish adds the end of a tar: two empty blocks.
-func (a *Archive) finish() { a.text(trailer[:]) }
+// finish adds the end of a tar: two empty blocks. Error: imgsrc.ErrUnsupported if it would be too large.
+func (a *Archive) finish() error {
+	if a.tooLarge != "" {
+		return errTooLarge(a.tooLarge)
+	}
+	a.text(trailer[:])
+	return nil
+}
