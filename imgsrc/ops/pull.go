@@ -65,9 +65,13 @@ func (o *Ops) arrivals(ctx context.Context, op operation, lines []pullLine, err 
 			defer o.others.hold(names...)()
 			return t.work(ctx, func() error { return work(ctx, line, to, t) })
 		}
-		if !line.wait {
-			o.background(op, sameLine(op, cmp.Or(line.place, line.text), op.request.Lines[i]), run)
-		} else if err := run(o.begin(ctx, op)); err != nil {
+		var err error
+		if line.wait {
+			err = run(o.begin(ctx, op))
+		} else {
+			err = o.background(op, sameLine(op, cmp.Or(line.place, line.text), op.request.Lines[i]), run)
+		}
+		if err != nil {
 			return err
 		}
 	}

@@ -48,9 +48,13 @@ func (o *Ops) push(ctx context.Context, r Request) error {
 			}
 			return t.work(ctx, func() error { return o.copy(ctx, pushJob{line, snapshot, entry, entry.First(), t}) })
 		}
-		if !line.wait {
-			o.background(op, sameLine(op, to, r.Lines[i]), run)
-		} else if err := run(o.begin(ctx, op)); err != nil {
+		var err error
+		if line.wait {
+			err = run(o.begin(ctx, op))
+		} else {
+			err = o.background(op, sameLine(op, to, r.Lines[i]), run)
+		}
+		if err != nil {
 			return err
 		}
 	}

@@ -214,20 +214,25 @@ func (t *task) work(ctx context.Context, do func() error) error {
 
 // background begins a job that nobody waits for, and has run do its work. When background returns the job can be seen and
 // has its place in the line. If one with this key waits or runs already, that is the one; an empty key is no other's.
-func (o *Ops) background(op operation, key string, run func(context.Context, *task) error) {
+// Error: ENOSPC if too many wait.
+func (o *Ops) background(op operation, key string, run func(context.Context, *task) error) error {
+	if o.tasks.full() {
+		return o.done(op, fail(syscall.ENOSPC, "%d jobs run or wait already: queue it when some of them have ended", maxTasks))
+	}
 	t := o.newTask(op)
 	t.key = key
 	ctx, cancel := context.WithCancelCause(o.jobs.ctx)
 	t.cancel = cancel
 	if !o.tasks.add(t) {
 		cancel(nil)
-		return
+		return nil
 	}
 	t.turn = o.turns.lineUp()
 	o.jobs.background(func() error {
 		defer t.endPanic()
 		return run(ctx, t)
 	})
+	return nil
 }
 
 // sameLine is the key of the job of one line, at a place that does not depend on where its writer was; empty if the line

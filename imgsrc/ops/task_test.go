@@ -457,3 +457,23 @@ func TestSameLine(t *testing.T) {
 		}
 	})
 }
+
+func TestJobsAreBounded(t *testing.T) {
+	img := smallImage(t)
+	o, _ := newOps(t, Options{}, img)
+	held(o, nil)
+	o.tasks.order = make([]*task, maxTasks)
+	for i := range o.tasks.order {
+		o.tasks.order[i] = &task{o: o}
+	}
+	if err := o.Do(t.Context(), pushTo(img, "localhost:1/web", "wait=false")); !errors.Is(err, syscall.ENOSPC) {
+		t.Errorf("one more: %v", err)
+	}
+	if text, _ := o.LastError(img.Desc().ID); !strings.Contains(text, "10000 jobs") {
+		t.Errorf("error %q", text)
+	}
+	o.tasks.order = o.tasks.order[1:]
+	if err := o.Do(t.Context(), pushTo(img, "localhost:1/web", "wait=false")); err != nil {
+		t.Error(err)
+	}
+}

@@ -14,6 +14,9 @@ import (
 // keptTasks is how many jobs stay to be read when they have ended; of fetches, which reading brings about, as many apart.
 const keptTasks = 100
 
+// maxTasks is how many jobs there may be, most of them waiting: for each, memory is kept.
+const maxTasks = 10_000
+
 // shownEvery is how long a job stays as it was last shown: a reader's file must not change between its stat and its read.
 const shownEvery = 250 * time.Millisecond
 
@@ -49,6 +52,13 @@ func (ts *tasks) add(t *task) (ok bool) {
 	ts.order = append(ts.order, t)
 	ts.changed = later(ts.changed)
 	return true
+}
+
+// full says whether there are as many jobs as there may be.
+func (ts *tasks) full() bool {
+	ts.mu.Lock()
+	defer ts.mu.Unlock()
+	return len(ts.order) >= maxTasks
 }
 
 // ended drops the oldest job that has ended if there are too many of them, or the oldest fetch.
