@@ -15,6 +15,19 @@ import (
 // A pathResolver makes an absolute path, free of symbolic links and outside this mount, of one that somebody typed.
 type pathResolver func(path string) (string, error)
 
+// file resolves the path of a file that is to be read whole. What is there must be one: a pipe would never end, nor would it
+// let go of whoever opens it.
+func (resolve pathResolver) file(path string) (string, error) {
+	path, err := resolve(path)
+	if err != nil {
+		return "", err
+	}
+	if info, err := os.Stat(path); err == nil && !info.Mode().IsRegular() {
+		return "", fail(imgsrc.ErrInvalid, "%s is not a file", quote(path))
+	}
+	return path, nil
+}
+
 // resolver returns the resolver for what the writer of a request typed: relative paths are the writer's.
 func (o *Ops) resolver(r Request) pathResolver {
 	return func(path string) (string, error) {

@@ -6,6 +6,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/imgfs/imgfs/imgsrc"
@@ -90,5 +91,27 @@ func TestRelativePaths(t *testing.T) {
 		if err := o.Do(t.Context(), r); !errors.Is(err, imgsrc.ErrInvalid) || !strings.Contains(err.Error(), "absolute path") {
 			t.Errorf("%s: %v", name, err)
 		}
+	}
+}
+
+// What would be read without an end is refused before anybody opens it.
+func TestFilesThatAreNone(t *testing.T) {
+	dir := t.TempDir()
+	pipe := filepath.Join(dir, "pipe")
+	if err := syscall.Mkfifo(pipe, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	img := smallImage(t)
+	o, _ := newOps(t, Options{}, img)
+	for _, path := range []string{pipe, "/dev/zero", dir} {
+		for _, key := range []string{"authfile=", "sign-by=" + sigstorePrefix} {
+			err := o.Do(t.Context(), pushTo(img, "localhost:1/x", key+path))
+			if !errors.Is(err, imgsrc.ErrInvalid) || !strings.Contains(err.Error(), "is not a file") {
+				t.Errorf("%s%s: %v", key, path, err)
+			}
+		}
+	}
+	if _, err := o.parsePulls([][]string{{"localhost:1/x", "authfile=" + pipe}}, o.resolver(Request{})); !errors.Is(err, imgsrc.ErrInvalid) {
+		t.Errorf("pull: %v", err)
 	}
 }

@@ -54,7 +54,7 @@ var (
 		{"all", boolValue, func(p *pullLine, v string, _ pathResolver) error { p.all = v == "true"; return nil }},
 		{"dry-run", boolValue, func(p *pullLine, v string, _ pathResolver) error { p.dryRun = v == "true"; return nil }},
 		{"authfile", "PATH", func(p *pullLine, v string, resolve pathResolver) (err error) {
-			p.authFile, err = resolve(v)
+			p.authFile, err = resolve.file(v)
 			return err
 		}},
 		{"tls-verify", boolValue, func(p *pullLine, v string, _ pathResolver) error {

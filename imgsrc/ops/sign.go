@@ -25,7 +25,7 @@ const sigstorePrefix = "sigstore:"
 
 func parseSigner(value string, resolve pathResolver) (*signer, error) {
 	if path, ok := strings.CutPrefix(value, sigstorePrefix); ok {
-		file, err := resolve(path)
+		file, err := resolve.file(path)
 		return &signer{file: file}, err
 	}
 	if value == "" {
