@@ -77,7 +77,8 @@
 // could say, holds a lock of the directory until it has the answer. For the same reason the caller's own directories are
 // never waited for, and a caller that is interrupted gets up to 0.9 s: it could not tell a name that it has just made
 // from one that was there. What no source stores is in memory (made.go): empty directories, and links with names that a
-// program made up. The kernel moves a renamed link's node to its new name; moves.go keeps what that says true.
+// program made up. The kernel moves a renamed link's node to its new name; moves.go keeps what that says true. A
+// directory that is made where rmdir has removed one is another node (removals.go).
 //
 // Removing takes Options.AllowRemove. Files in an image's directory cannot be removed, so that no rm -r ever gets as far
 // as removing the directory; rmdir alone does.
