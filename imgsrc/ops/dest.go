@@ -3,14 +3,12 @@ package ops
 import (
 	"context"
 	"net"
-	"os"
 	"slices"
 	"strings"
 
 	"github.com/opencontainers/go-digest"
 	imgspecv1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"go.podman.io/image/v5/docker"
-	"go.podman.io/image/v5/docker/daemon"
 	"go.podman.io/image/v5/docker/reference"
 	"go.podman.io/image/v5/manifest"
 	"go.podman.io/image/v5/pkg/sysregistriesv2"
@@ -174,14 +172,6 @@ func loopback(host string) bool {
 	return host == "localhost" || net.ParseIP(host).IsLoopback()
 }
 
-// An engine is a name in the Docker engine at DOCKER_HOST.
-type engine struct{ named reference.NamedTagged }
-
-func parseDaemon(rest string, _ pathResolver) (destination, error) {
-	named, err := parseTagged(rest)
-	return &engine{named}, err
-}
-
 // parseTagged parses a name with a tag, which is "latest" if none is given.
 func parseTagged(name string) (reference.NamedTagged, error) {
 	named, err := reference.ParseNormalizedNamed(name)
@@ -193,15 +183,4 @@ func parseTagged(name string) (reference.NamedTagged, error) {
 		return nil, fail(imgsrc.ErrInvalid, "%s: write a name and a tag, without a digest", quote(name))
 	}
 	return tagged, nil
-}
-
-func (d *engine) kind() *kind           { return daemonKind }
-func (d *engine) String() string        { return "docker-daemon:" + d.named.String() }
-func (d *engine) check() error          { return nil }
-func (d *engine) hint(err error) string { return localHint(err) }
-
-func (d *engine) stage(s staging) (staged, error) {
-	s.sys.DockerDaemonHost = os.Getenv("DOCKER_HOST")
-	ref, err := daemon.NewReference("", d.named)
-	return staged{ref: ref}, err
 }
