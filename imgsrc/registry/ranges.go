@@ -36,6 +36,7 @@ type ranges struct {
 	full   bool     // nothing more can be
 	have   spans    // what is in the file, probably
 	got    spans    // what this process has put there
+	asked  int64    // how often the registry was asked for a part
 	flying []*fetching
 	runs   []run // where readers were last, the latest at the end
 	x      *blob // the whole blob, if somebody has wanted it; released when the last user has gone
@@ -145,7 +146,7 @@ func (r *ranges) close() {
 		r.file.Close()
 		r.file = nil
 	}
-	r.opened, r.have, r.got = false, nil, nil
+	r.opened, r.have, r.got, r.asked = false, nil, nil, 0
 	if r.x != nil {
 		r.source.blobs.release(r.x)
 		r.x = nil
@@ -248,6 +249,7 @@ func (r *ranges) startLocked(from, to int64, snap func(int64) int64) *fetching {
 	if !ok {
 		return nil
 	}
+	r.asked++
 	r.flying = append(r.flying, g)
 	return g
 }

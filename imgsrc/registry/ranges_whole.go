@@ -15,10 +15,16 @@ import (
 // streamAhead is how far behind what has arrived of a blob something may lie for a reader to wait for it.
 const streamAhead = 8 << 20
 
+// A request costs as much as the bytes that could have come in a round trip: a MiB where that takes 20 ms and a second brings
+// 50 MiB. Of small blobs that is less, or a few files would be the whole.
+const requestBytes, requestShare = 1 << 20, 64
+
 // readsOnLocked says whether a reader is going through the blob: a quarter of it from its beginning on, which the whole then
-// goes on from, or a third of it in any order.
+// goes on from, or a third of it in any order; or in so many steps that the whole would have cost no more than they have. That
+// is then at most twice what it could have cost, who knew it before.
 func (r *ranges) readsOnLocked() bool {
-	return r.got.first() > r.size/4 || r.got.total() > r.size/3
+	spent := r.got.total() + r.asked*min(requestBytes, r.size/requestShare)
+	return r.got.first() > r.size/4 || r.got.total() > r.size/3 || spent > r.size
 }
 
 // blob returns the whole blob, which is fetched when somebody waits for it.
