@@ -42,6 +42,11 @@ func (o *Ops) receive(ctx context.Context, a arrival) (id string, err error) {
 		return "", err
 	}
 	defer func() { _ = policy.Destroy() }()
+	if src, ok := a.ref.(*source); ok { // a copy asks about one name alone
+		if err := permitted(ctx, policy, src); err != nil {
+			return "", err
+		}
+	}
 	receive := a.to.Receive
 	if to, ok := a.to.(manifestReceiver); ok && a.text != nil {
 		receive = func(ctx context.Context, name, id string, copy func(types.ImageReference) error) error {

@@ -10,7 +10,6 @@ import (
 
 	"go.podman.io/image/v5/copy"
 	"go.podman.io/image/v5/docker/reference"
-	"go.podman.io/image/v5/image"
 	"go.podman.io/image/v5/manifest"
 	"go.podman.io/image/v5/signature"
 	"go.podman.io/image/v5/types"
@@ -47,10 +46,10 @@ func (o *Ops) copyImage(ctx context.Context, p pushJob) (err error) {
 		return err
 	}
 	defer func() { _ = policy.Destroy() }()
+	if err := permitted(ctx, policy, src); err != nil {
+		return err
+	}
 	if store, ok := p.line.dest.(*storeName); ok && p.line.format == "" {
-		if _, err := policy.IsRunningImageAllowed(ctx, image.UnparsedInstance(src, nil)); err != nil {
-			return err
-		}
 		if done, err := store.addName(p.held.Desc()); done || err != nil {
 			return err
 		}

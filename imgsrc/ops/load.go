@@ -15,7 +15,6 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	"go.podman.io/image/v5/docker/reference"
-	"go.podman.io/image/v5/image"
 	"go.podman.io/image/v5/manifest"
 	"go.podman.io/image/v5/types"
 
@@ -310,8 +309,7 @@ func (o *Ops) allowed(ctx context.Context, src *source) error {
 		return err
 	}
 	defer func() { _ = policy.Destroy() }()
-	_, err = policy.IsRunningImageAllowed(ctx, image.UnparsedInstance(src, nil))
-	return err
+	return permitted(ctx, policy, src)
 }
 
 // platformOf returns the image of an index for the platform that is meant.

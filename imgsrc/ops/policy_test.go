@@ -2,6 +2,9 @@ package ops
 
 import (
 	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -40,5 +43,51 @@ func TestPolicy(t *testing.T) {
 	o, _ := newOps(t, Options{SignaturePolicy: write(t, "{")}, img)
 	if err := o.Do(t.Context(), pushTo(img, "dir:"+t.TempDir()+"/x")); !errors.Is(err, imgsrc.ErrDenied) {
 		t.Errorf("broken policy: %v", err)
+	}
+}
+
+// TestPolicyNames: an image is what a policy calls it by any of its names, as it is to the tools that read it from there.
+func TestPolicyNames(t *testing.T) {
+	img := smallImage(t)
+	held := imgsrc.Listed{Image: img, RemoteNames: []string{"good.test/a/app:1", "reg.test/a/app:1"}}
+	untagged := imgsrc.Listed{Image: img, RepoDigests: []string{"reg.test/a/app@" + img.desc.Digest.String()}}
+	stored := imgsrc.Listed{Image: img, Names: []string{"good.test/app:1", "reg.test/a/app:1"}}
+	for _, test := range []struct {
+		source    string
+		held      imgsrc.Listed
+		transport string
+		scope     string
+		want      error
+	}{
+		{"docker://reg.test", held, "docker", "reg.test", imgsrc.ErrDenied},
+		{"docker://reg.test/a/app:1", held, "docker", "reg.test/a", imgsrc.ErrDenied},
+		{"docker:", held, "docker", "reg.test/a/app:1", imgsrc.ErrDenied},
+		{"docker:", held, "docker", "*.test", imgsrc.ErrDenied},
+		{"docker:", held, "docker", "reg.test/b", nil},
+		{"docker:", held, "docker", "", imgsrc.ErrDenied},
+		{"docker://reg.test", untagged, "docker", "reg.test/a/app", imgsrc.ErrDenied},
+		{"docker://reg.test/a/app", imgsrc.Listed{Image: img}, "docker", "reg.test/a/app", imgsrc.ErrDenied},
+		{"docker-daemon:", stored, "docker-daemon", "reg.test/a", imgsrc.ErrDenied},
+		{"docker-daemon:", stored, "docker-daemon", "reg.test/b", nil},
+		{"containers-storage:[overlay@/srv/root+/srv/run]", stored, "containers-storage", "[overlay@/srv/root]reg.test/a", imgsrc.ErrDenied},
+		{"containers-storage:[overlay@/srv/root+/srv/run]", stored, "containers-storage", "[overlay@/srv/root]reg.test/b", nil},
+		{"oci:" + t.TempDir(), stored, "oci", "/no/such", nil},
+	} {
+		policy := fmt.Sprintf(`{"default":[{"type":"insecureAcceptAnything"}],"transports":{%q:{%q:[{"type":"reject"}]}}}`, test.transport, test.scope)
+		src := &fakeSource{name: test.source, images: []imgsrc.Listed{test.held}}
+		o, _ := newOpsOn(t, Options{SignaturePolicy: write(t, policy)}, src)
+		if err := o.Do(t.Context(), pushTo(img, "dir:"+t.TempDir()+"/x")); !errors.Is(err, test.want) {
+			t.Errorf("%s, rejected %s:%s: %v, want %v", test.source, test.transport, test.scope, err, test.want)
+		}
+	}
+	kept := t.TempDir()
+	link := filepath.Join(t.TempDir(), "link")
+	if err := os.Symlink(kept, link); err != nil {
+		t.Fatal(err)
+	}
+	policy := fmt.Sprintf(`{"default":[{"type":"insecureAcceptAnything"}],"transports":{"oci":{%q:[{"type":"reject"}]}}}`, kept)
+	o, _ := newOpsOn(t, Options{SignaturePolicy: write(t, policy)}, &fakeSource{name: "oci:" + link, images: []imgsrc.Listed{stored}})
+	if err := o.Do(t.Context(), pushTo(img, "dir:"+t.TempDir()+"/x")); !errors.Is(err, imgsrc.ErrDenied) {
+		t.Errorf("a layout behind a link: %v", err)
 	}
 }

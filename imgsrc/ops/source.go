@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"path/filepath"
 	"strings"
 	"sync"
 
@@ -382,30 +381,6 @@ func (s *source) StringWithinTransport() string {
 }
 
 func (s *source) DockerReference() reference.Named { return nil }
-
-// PolicyConfigurationIdentity is the place of the source, so that a policy can tell one layout or store from another.
-func (s *source) PolicyConfigurationIdentity() string {
-	_, place, _ := strings.Cut(s.held.Source.Name(), ":")
-	return place
-}
-
-// PolicyConfigurationNamespaces are what the transports of this library have there: a layout and the directories above
-// it, "[driver@graphroot]" and "[graphroot]".
-func (s *source) PolicyConfigurationNamespaces() []string {
-	place := s.PolicyConfigurationIdentity()
-	if store, ok := strings.CutPrefix(place, "["); ok {
-		store, _, _ = strings.Cut(strings.TrimSuffix(store, "]"), "+")
-		_, root, _ := strings.Cut(store, "@")
-		return []string{"[" + store + "]", "[" + root + "]"}
-	}
-	var above []string
-	if dir, _, _ := strings.Cut(place, ":"); filepath.IsAbs(dir) {
-		for ; dir != "/"; dir = filepath.Dir(dir) {
-			above = append(above, dir)
-		}
-	}
-	return above
-}
 
 func (s *source) NewImageSource(context.Context, *types.SystemContext) (types.ImageSource, error) {
 	return s, nil
