@@ -3,7 +3,6 @@ package ops
 import (
 	"context"
 	"errors"
-	"io/fs"
 	"os"
 	"syscall"
 	"time"
@@ -13,6 +12,7 @@ import (
 	"go.podman.io/image/v5/manifest"
 	"go.podman.io/image/v5/signature"
 	"go.podman.io/image/v5/types"
+	"go.podman.io/storage/pkg/configfile"
 
 	"github.com/imgfs/imgfs/imgsrc"
 	"github.com/imgfs/imgfs/imgsrc/proxy"
@@ -200,8 +200,14 @@ func (o *Ops) verify(line pushLine) types.OptionalBool {
 // policy returns the signature policy. A machine that has none accepts everything, as it does everywhere else where
 // nobody has said otherwise; that is said once in the log.
 func (o *Ops) policy() (*signature.PolicyContext, error) {
-	policy, err := signature.DefaultPolicy(&types.SystemContext{SignaturePolicyPath: o.opt.SignaturePolicy})
-	if errors.Is(err, fs.ErrNotExist) && o.opt.SignaturePolicy == "" {
+	return o.policyOf(&types.SystemContext{SignaturePolicyPath: o.opt.SignaturePolicy})
+}
+
+// policyOf is policy on a machine that sys describes. One that somebody has named (also with CONTAINERS_POLICY_JSON) and
+// that is not there accepts nothing.
+func (o *Ops) policyOf(sys *types.SystemContext) (*signature.PolicyContext, error) {
+	policy, err := signature.DefaultPolicy(sys)
+	if errors.Is(err, configfile.ErrConfigFileNotFound) {
 		o.noPolicy.Do(func() {
 			o.log.Info("this machine has no signature policy (policy.json): every image may be pushed, pulled and loaded")
 		})

@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 
+	"go.podman.io/image/v5/types"
+
 	"github.com/imgfs/imgfs/imgsrc"
 )
 
@@ -89,5 +91,30 @@ func TestPolicyNames(t *testing.T) {
 	o, _ := newOpsOn(t, Options{SignaturePolicy: write(t, policy)}, &fakeSource{name: "oci:" + link, images: []imgsrc.Listed{stored}})
 	if err := o.Do(t.Context(), pushTo(img, "dir:"+t.TempDir()+"/x")); !errors.Is(err, imgsrc.ErrDenied) {
 		t.Errorf("a layout behind a link: %v", err)
+	}
+}
+
+// TestNoPolicy: a machine without a policy accepts everything, and one whose policy is missed nothing.
+func TestNoPolicy(t *testing.T) {
+	t.Setenv("HOME", t.TempDir())
+	t.Setenv("XDG_CONFIG_HOME", "")
+	t.Setenv("CONTAINERS_POLICY_JSON", "")
+	o, log := newOps(t, Options{})
+	bare := &types.SystemContext{RootForImplicitAbsolutePaths: t.TempDir()}
+	for range 2 {
+		policy, err := o.policyOf(bare)
+		if err != nil {
+			t.Fatalf("none: %v", err)
+		}
+		if err := policy.Destroy(); err != nil {
+			t.Error(err)
+		}
+	}
+	if n := strings.Count(log.String(), "no signature policy"); n != 1 {
+		t.Errorf("said %d times", n)
+	}
+	t.Setenv("CONTAINERS_POLICY_JSON", filepath.Join(t.TempDir(), "policy.json"))
+	if _, err := o.policyOf(bare); !errors.Is(err, imgsrc.ErrDenied) {
+		t.Errorf("one that is named and not there: %v", err)
 	}
 }
