@@ -86,9 +86,11 @@ func (o *Ops) pullFirst(ctx context.Context, p pullLine, to Receiver, t *task) e
 		if err == nil || ctx.Err() != nil {
 			return err
 		}
-		t.retry(err)
 		if len(p.candidates) == 1 {
 			return err
+		}
+		if len(errs)+1 < len(p.candidates) {
+			t.retry(err)
 		}
 		errs = append(errs, fmt.Errorf("%s: %w", named, err))
 	}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -268,6 +269,18 @@ func signSigstore(t *testing.T, host, from, to string) (public []string) {
 		t.Fatal(err)
 	}
 	return public
+}
+
+// TestPullIsNotRetried: what is tried once is not told as tried again.
+func TestPullIsNotRetried(t *testing.T) {
+	o, _ := newOpsOn(t, Options{}, newReceiving(t))
+	host := startEmbedded(t, func(h http.Handler) http.Handler { return h })
+	if err := o.Do(t.Context(), request("pull", host+"/nothing:1")); !errors.Is(err, imgsrc.ErrNotFound) {
+		t.Errorf("%v", err)
+	}
+	if j := jobOf(t, o, 1); j.Retries != 0 || j.State != taskFailed {
+		t.Errorf("%+v", j)
+	}
 }
 
 func TestPullIsCancelled(t *testing.T) {

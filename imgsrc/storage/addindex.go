@@ -10,6 +10,7 @@ import (
 	istorage "go.podman.io/image/v5/storage"
 	"go.podman.io/image/v5/transports"
 	cs "go.podman.io/storage"
+	"go.podman.io/storage/pkg/stringid"
 )
 
 // instancesKey is the big data in which podman and buildah keep where the images of a list are: a JSON object of
@@ -32,11 +33,7 @@ func addIndex(store cs.Store, name string, text []byte, images map[digest.Digest
 	}
 	made := id == ""
 	if made {
-		img, err := store.CreateImage("", nil, "", "", &cs.ImageOptions{})
-		if err != nil {
-			return "", writeError(err)
-		}
-		id = img.ID
+		id = stringid.GenerateRandomID()
 	}
 	places := map[string]string{"": id}
 	for _, instance := range list.Instances() {
@@ -50,10 +47,27 @@ func addIndex(store cs.Store, name string, text []byte, images map[digest.Digest
 		}
 		places[instance.String()] = transports.ImageName(ref)
 	}
-	if err := fillIndex(store, id, name, text, places); err != nil {
+	instances, err := json.Marshal(places)
+	if err != nil {
+		return "", err
+	}
+	if made { // whole, under one lock: nobody sees an image that has no manifest yet
+		_, err = store.CreateImage(id, nil, "", "", &cs.ImageOptions{BigData: []cs.ImageBigDataOption{
+			{Key: cs.ImageDigestBigDataKey, Data: text, Digest: d}, {Key: instancesKey, Data: instances},
+		}})
+	} else {
+		err = store.SetImageBigData(id, instancesKey, instances, nil)
+	}
+	if err != nil {
+		return "", writeError(err)
+	}
+	if name == "" {
+		return id, nil
+	}
+	if err := store.AddNames(id, []string{name}); err != nil {
 		if made {
 			if _, gone := store.DeleteImage(id, true); gone != nil {
-				err = errors.Join(err, fmt.Errorf("removing the unfinished index %s: %w", id, gone))
+				err = errors.Join(err, fmt.Errorf("removing the index %s, which has no name: %w", id, gone))
 			}
 		}
 		return "", writeError(err)
@@ -77,21 +91,4 @@ func indexOf(store cs.Store, d digest.Digest) (string, error) {
 		}
 	}
 	return "", nil
-}
-
-func fillIndex(store cs.Store, id, name string, text []byte, places map[string]string) error {
-	if err := store.SetImageBigData(id, cs.ImageDigestBigDataKey, text, manifest.Digest); err != nil {
-		return err
-	}
-	instances, err := json.Marshal(places)
-	if err != nil {
-		return err
-	}
-	if err := store.SetImageBigData(id, instancesKey, instances, nil); err != nil {
-		return err
-	}
-	if name == "" {
-		return nil
-	}
-	return store.AddNames(id, []string{name})
 }

@@ -261,6 +261,28 @@ func TestAddIndex(t *testing.T) {
 	if _, err := s.AddIndex(t.Context(), "localhost/x:1", []byte("{}"), nil, ""); err == nil {
 		t.Error("something else was taken for an index")
 	}
+	store, free, err := s.openReal()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer free()
+	if _, err := addIndex(&creating{store, t}, "localhost/all:3", append(index, '\n'), ids, "docker://quay.io/a/b"); err != nil {
+		t.Error(err)
+	}
+}
+
+// creating is a store in which each image must be whole when it comes to be.
+type creating struct {
+	cs.Store
+	t *testing.T
+}
+
+func (c *creating) CreateImage(id string, names []string, layer, metadata string, options *cs.ImageOptions) (*cs.Image, error) {
+	img, err := c.Store.CreateImage(id, names, layer, metadata, options)
+	if err == nil && (!slices.Contains(img.BigDataNames, manifestKeyName) || !slices.Contains(img.BigDataNames, instancesKey)) {
+		c.t.Errorf("an image that has only %q", img.BigDataNames)
+	}
+	return img, err
 }
 
 // What a killed process left is removed by the next, and what a living one uses is not.
