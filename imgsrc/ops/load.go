@@ -26,13 +26,10 @@ func (o *Ops) load(ctx context.Context, r Request) error {
 	op := operation{kind: "load", doing: "loading", request: r, start: time.Now()}
 	resolve := o.resolver(r)
 	lines, err := parseArrivals(r.Lines, loadKeys, resolve, func(p *pullLine, word string) (err error) {
-		if p.place, err = resolve(word); err != nil {
+		if p.place, err = resolve.place(word); err != nil {
 			return err
 		}
-		info, err := os.Stat(p.place)
-		if err == nil && !info.IsDir() && !info.Mode().IsRegular() {
-			err = fail(imgsrc.ErrInvalid, "%s is neither a file nor a directory", quote(word))
-		}
+		_, err = os.Stat(p.place)
 		return err
 	})
 	return o.arrivals(ctx, op, lines, err, o.loadPlace)

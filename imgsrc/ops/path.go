@@ -28,6 +28,18 @@ func (resolve pathResolver) file(path string) (string, error) {
 	return path, nil
 }
 
+// place is file for what may be a directory as well.
+func (resolve pathResolver) place(path string) (string, error) {
+	at, err := resolve(path)
+	if err != nil {
+		return "", err
+	}
+	if info, err := os.Stat(at); err == nil && !info.IsDir() && !info.Mode().IsRegular() {
+		return "", fail(imgsrc.ErrInvalid, "%s is neither a file nor a directory", quote(path))
+	}
+	return at, nil
+}
+
 // resolver returns the resolver for what the writer of a request typed: relative paths are the writer's.
 func (o *Ops) resolver(r Request) pathResolver {
 	return func(path string) (string, error) {

@@ -134,7 +134,7 @@ func (o *Ops) parsePulls(lines [][]string, resolve pathResolver) ([]pullLine, er
 			p.place = word
 		case ok && slices.Contains(localTransports, transport):
 			path, ref, named := strings.Cut(rest, ":")
-			if path, err = resolve(path); err != nil {
+			if path, err = resolve.place(path); err != nil {
 				return err
 			}
 			p.place = transport + ":" + path

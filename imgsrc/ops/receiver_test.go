@@ -23,6 +23,7 @@ import (
 	libsigner "go.podman.io/image/v5/signature/signer"
 	"go.podman.io/image/v5/signature/sigstore"
 	"go.podman.io/image/v5/types"
+	"golang.org/x/sys/unix"
 
 	"github.com/imgfs/imgfs/imgsrc"
 )
@@ -280,6 +281,25 @@ func TestPullIsNotRetried(t *testing.T) {
 	}
 	if j := jobOf(t, o, 1); j.Retries != 0 || j.State != taskFailed {
 		t.Errorf("%+v", j)
+	}
+}
+
+// TestPipesAreRefused: a job that waits for somebody to write into a pipe would never end.
+func TestPipesAreRefused(t *testing.T) {
+	pipe := filepath.Join(t.TempDir(), "pipe")
+	if err := unix.Mkfifo(pipe, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	opens := func(context.Context, string) (imgsrc.Source, error) { return nil, errors.New("it was opened") }
+	o, _ := newOpsOn(t, Options{Open: opens}, newReceiving(t))
+	for _, r := range []Request{
+		request("pull", "dir:"+pipe), request("pull", "oci:"+pipe+":x"), request("pull", "docker-archive:"+pipe), request("load", pipe),
+	} {
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		if err := o.Do(ctx, r); !errors.Is(err, imgsrc.ErrInvalid) || !strings.Contains(err.Error(), "neither a file nor a directory") {
+			t.Errorf("%s %q: %v", r.Control, r.Lines, err)
+		}
+		cancel()
 	}
 }
 
