@@ -45,6 +45,8 @@ A link is a link: add a slash to read what it points to, and search where the im
   jq . images/NAME:TAG/config.json        its config
   ls images/NAME:TAG/rootfs/              its files
   grep -r PATTERN ids/                    all images
+  grep ' /etc/passwd$' images/NAME:TAG/layers/*/changes
+                                          which layers added, changed or deleted a file
   rsync -a images/NAME:TAG/ DEST/         a copy of one
   cat images/NAME:TAG/export/docker.tar | docker load
                                           the image as one file: see export/README
@@ -55,8 +57,7 @@ A link is a link: add a slash to read what it points to, and search where the im
   ln -s base:1 images/localhost/web:2     tags it too; ln -sfn takes the name from another image, mv gives it another
                                           name, mkdir makes room for names; with --allow-remove rm untags, and
                                           rmdir ids/<id> removes the image
-  echo HOST/REPO:2 > registry/HOST/REPO:1/tags
-                                          another tag in that registry; no layer is sent
+  ln -s REPO:1 registry/HOST/REPO:2       another tag in that registry; no layer is sent
   echo localhost:5000/web:2 > ids/<id>/push
                                           pushes it; the write returns when the push is done
   cat ids/<id>/error                      says why a write failed

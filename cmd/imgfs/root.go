@@ -9,8 +9,8 @@ func newRootCommand(a *app) *cobra.Command {
 		Use:   "imgfs",
 		Short: "Container images as files",
 		Long: `imgfs puts every container image of a store, a layout, an archive, a Docker engine or a registry
-into one directory tree, where ls, cat, jq, grep, diff, cp and rsync read them, and echo tags and
-pushes.
+into one directory tree, where ls, cat, jq, grep, diff, cp and rsync read them, and echo tags,
+pushes, pulls and loads them.
 
     imgfs mount /mnt                  the images of podman, buildah and CRI-O
     imgfs mount ./layout /mnt         those of an OCI image layout
