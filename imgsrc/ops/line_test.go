@@ -129,6 +129,9 @@ func TestRedact(t *testing.T) {
 		{`containers-storage:[overlay@/root+/run]localhost/x:1`, `containers-storage:[overlay@/root+/run]localhost/x:1`},
 		{`oci:/srv/a@b:tag`, `oci:/srv/a@b:tag`},
 		{`open /home/me@work/x: no`, `open /home/me@work/x: no`},
+		{"stat /tmp/docker:/user:se,cret@h.test/x:1: no such file", "stat ***@h.test/x:1: no such file"},
+		{`Get "https://user:se;cr(et)@h.test/x": EOF`, `Get "https://***@h.test/x": EOF`},
+		{"a:1,b:2@sha256:" + strings.Repeat("a", 64), "a:1,b:2@sha256:" + strings.Repeat("a", 64)},
 	} {
 		if got := redact(test[0]); got != test[1] {
 			t.Errorf("%s\n got %s\nwant %s", test[0], got, test[1])

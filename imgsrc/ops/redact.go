@@ -21,6 +21,8 @@ var (
 	scheme = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9+.-]*$`)
 	// word is what is looked at for userinfo.
 	word = regexp.MustCompile("[^\\s\"'`(),;]+")
+	// parted is userinfo with something in the password that parts words.
+	parted = regexp.MustCompile("[^\\s\"@/]+:[^\\s\"@/]*[`'(),;][^\\s\"@/]*@")
 )
 
 // redact returns text without what may be credentials: userinfo and queries of URLs, and user:password@host without a
@@ -28,7 +30,19 @@ var (
 func redact(text string) string {
 	text = bodyStart.ReplaceAllString(text, "unreadable answer")
 	text = query.ReplaceAllString(text, "$1")
-	return word.ReplaceAllStringFunc(text, redactWord)
+	return word.ReplaceAllStringFunc(redactParted(text), redactWord)
+}
+
+func redactParted(text string) string {
+	var kept strings.Builder
+	last := 0
+	for _, at := range parted.FindAllStringIndex(text, -1) {
+		if !digestTail.MatchString(text[at[1]:]) {
+			kept.WriteString(text[last:at[0]] + "***@")
+			last = at[1]
+		}
+	}
+	return kept.String() + text[last:]
 }
 
 // redactWord is redact for one word as it was typed, which may have quotes and blanks in it.
