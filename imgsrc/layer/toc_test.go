@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"slices"
 	"strings"
 	"testing"
@@ -386,6 +387,7 @@ func FuzzTOC(f *testing.F) {
 		}
 	}
 	f.Add([]byte(`{"version":1,"entries":[{"type":"reg","name":"a","size":4611686018427387904,"chunkType":"zeros"}]}`), int64(100))
+	f.Add(fmt.Appendf(nil, `{"version":1,"entries":[{"type":"reg","name":"a","size":1,"offset":%d,"digest":"%s"}]}`, math.MaxInt64-9, digest.FromString("")), int64(math.MaxInt64))
 	nothing := make([]byte, maxChunk)
 	f.Fuzz(func(t *testing.T, b []byte, end int64) {
 		for _, ref := range []TOCRef{{}, {zstd: true}} {

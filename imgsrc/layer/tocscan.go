@@ -297,7 +297,7 @@ func (s *tocScan) finish() *Chunks {
 			c.end = end
 		}
 		// What follows a chunk need not be another at once, and no format makes one twice as long as it is.
-		c.end = min(c.end, c.off+2*(c.inner+c.size)+slack)
+		c.end = c.off + min(c.end-c.off, 2*(c.inner+c.size)+slack) // a blob may be said to have 2^63 bytes
 	}
 	return t
 }
