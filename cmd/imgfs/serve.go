@@ -16,6 +16,7 @@ import (
 	"github.com/imgfs/imgfs/imgsrc/layer"
 	"github.com/imgfs/imgfs/imgsrc/ops"
 	"github.com/imgfs/imgfs/imgsrc/registry"
+	"github.com/imgfs/imgfs/imgsrc/storage"
 	"github.com/imgfs/imgfs/mount"
 )
 
@@ -76,6 +77,7 @@ func (o *mountOptions) serve(ctx context.Context, a *app, specs []*spec, mountpo
 		TLSVerify:       o.tls(),
 		Insecure:        registry.Trust(o.insecureNetworks),
 		Registry:        registryOf(env.registry),
+		OpenStore:       storage.OpenStore,
 		Offline:         o.offline,
 		Platform:        o.platform,
 		Open:            func(ctx context.Context, place string) (imgsrc.Source, error) { return openPlace(ctx, place, env) },

@@ -50,7 +50,7 @@ func (o *Ops) copyImage(ctx context.Context, p pushJob) (err error) {
 		return err
 	}
 	if store, ok := p.line.dest.(*storeName); ok && p.line.format == "" {
-		if done, err := store.addName(p.held.Desc()); done || err != nil {
+		if done, err := store.addName(p.held.Desc(), o.opt.OpenStore); done || err != nil {
 			return err
 		}
 	}
@@ -64,7 +64,7 @@ func (o *Ops) copyImage(ctx context.Context, p pushJob) (err error) {
 		return err
 	}
 	sys := o.system(p.line)
-	to, err := p.line.dest.stage(staging{sys: sys, blobs: blobs, verify: o.verify(p.line), insecure: o.opt.Insecure})
+	to, err := p.line.dest.stage(staging{sys: sys, blobs: blobs, verify: o.verify(p.line), insecure: o.opt.Insecure, openStore: o.opt.OpenStore})
 	if to.discard != nil {
 		defer to.discard()
 	}

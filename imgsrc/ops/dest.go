@@ -37,6 +37,8 @@ type staging struct {
 	verify types.OptionalBool   // as asked for in the line or of the mount
 
 	insecure func(host string) bool // registries that need no certificate where verify says nothing
+
+	openStore storeOpener
 }
 
 // staged is a destination that is ready to be copied to.

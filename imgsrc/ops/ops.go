@@ -9,6 +9,8 @@ import (
 	"sync"
 	"time"
 
+	"go.podman.io/storage"
+
 	"github.com/imgfs/imgfs/imgsrc"
 )
 
@@ -32,6 +34,9 @@ type Options struct {
 	// Registry returns a registry in which blobs can be mounted, with the credentials of authFile (empty: AuthFile) and
 	// tlsVerify (nil: as TLSVerify says). nil: all blobs are sent.
 	Registry func(host, authFile string, tlsVerify *bool) Mounter
+	// OpenStore opens a containers-storage to push to. The library keeps what a process opens in a list without a lock of its
+	// own, so whoever opens stores beside has a part in this. nil: the library does.
+	OpenStore func(storage.StoreOptions) (storage.Store, error)
 	// Offline refuses pushes to registries and pulls from them.
 	Offline bool
 	// SignaturePolicy is the policy.json to go by. Empty: the system's.

@@ -13,6 +13,9 @@ import (
 	"github.com/imgfs/imgfs/imgsrc"
 )
 
+// A storeOpener is storage.GetStore, or something around it; nil is the former.
+type storeOpener func(storage.StoreOptions) (storage.Store, error)
+
 // A storeName is a name in containers-storage.
 type storeName struct {
 	spec    string // "[driver@graphroot+runroot:options]" as it was typed; empty: the user's default store
@@ -69,7 +72,7 @@ func (d *storeName) check() error          { return nil }
 func (d *storeName) hint(err error) string { return localHint(err) }
 
 // open opens the store for writing. It stays open: the library keeps one of each, and others in this process may use it.
-func (d *storeName) open() (storage.Store, error) {
+func (d *storeName) open(open storeOpener) (storage.Store, error) {
 	options := d.options
 	if d.spec == "" {
 		var err error
@@ -79,11 +82,14 @@ func (d *storeName) open() (storage.Store, error) {
 	}
 	// Without this the overlay driver leaves a bind mount of its directory behind. Other drivers pass over it.
 	options.GraphDriverOptions = append(slices.Clone(options.GraphDriverOptions), "overlay.skip_mount_home=true")
-	return storage.GetStore(options)
+	if open == nil {
+		open = storage.GetStore
+	}
+	return open(options)
 }
 
-func (d *storeName) stage(staging) (staged, error) {
-	store, err := d.open()
+func (d *storeName) stage(s staging) (staged, error) {
+	store, err := d.open(s.openStore)
 	if err != nil {
 		return staged{}, err
 	}
@@ -93,8 +99,8 @@ func (d *storeName) stage(staging) (staged, error) {
 
 // addName gives the image the name if the store has this very image, and reports whether it did. Copying it once more
 // would replace the manifest that it has by one that says the same of uncompressed layers, and so change its digest.
-func (d *storeName) addName(img imgsrc.Desc) (bool, error) {
-	store, err := d.open()
+func (d *storeName) addName(img imgsrc.Desc, open storeOpener) (bool, error) {
+	store, err := d.open(open)
 	if err != nil {
 		return false, err
 	}

@@ -25,6 +25,13 @@ import (
 // openMu guards the library's list of the stores that this process has open, whose Free takes no lock itself.
 var openMu sync.Mutex
 
+// OpenStore is the library's GetStore, for whoever opens stores beside this package in one process.
+func OpenStore(options cs.StoreOptions) (cs.Store, error) {
+	openMu.Lock()
+	defer openMu.Unlock()
+	return cs.GetStore(options)
+}
+
 // openReal opens the store for writing. The library keeps what it opens for the process; close drops that, and unmounts
 // nothing: shutting the store down would unmount what another process has mounted.
 func (s *Source) openReal() (store cs.Store, free func(), err error) {
