@@ -34,7 +34,7 @@ demo: build ## a tour: make images, mount them, read, tag, push, back up, unmoun
 	@$(GO) run ./test/demo bin/imgfs
 
 test: deps ## all tests, against real mounts and real clients
-	@$(GO) run ./test/report -tags $(TAGS) -count=1 -timeout=15m $(PACKAGES)
+	@$(GO) run ./test/report -tags $(TAGS) -count=1 -timeout=15m -p 4 -parallel 4 $(PACKAGES)
 
 race: ## imgsrc, imgsrc/layer and fs under the race detector, where there is a C compiler
 	@if command -v cc >/dev/null; then \

@@ -49,6 +49,7 @@ func (img *image) archive(ctx context.Context, entry uint32) (*archive, error) {
 	}
 	res, err := img.shared(ctx, fmt.Sprintf("archive %d %d %d", img.slot, entry, s.snap.Generation), func(ctx context.Context) (any, error) {
 		a := &archive{generation: s.snap.Generation, entry: e}
+		var err error
 		switch entry {
 		case exportDocker:
 			a.Archive, err = img.dockerTar(ctx, e)
