@@ -68,6 +68,28 @@ func umount(ts *testscript.TestScript, neg bool, args []string) {
 	s.mounts = slices.DeleteFunc(s.mounts, func(m string) bool { return m == at })
 }
 
+func lockFile(ts *testscript.TestScript, neg bool, args []string) {
+	usage(ts, neg, args, len(args) == 1, "lock FILE")
+	s, path := of(ts), ts.MkAbs(args[0])
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	ts.Check(err)
+	ts.Check(unix.FcntlFlock(f.Fd(), unix.F_SETLKW, &unix.Flock_t{Type: unix.F_WRLCK}))
+	if s.locks == nil {
+		s.locks = map[string]*os.File{}
+	}
+	s.locks[path] = f
+}
+
+func unlockFile(ts *testscript.TestScript, neg bool, args []string) {
+	usage(ts, neg, args, len(args) == 1, "unlock FILE")
+	s, path := of(ts), ts.MkAbs(args[0])
+	if s.locks[path] == nil {
+		ts.Fatalf("%s is not locked", path)
+	}
+	ts.Check(s.locks[path].Close())
+	delete(s.locks, path)
+}
+
 func killMount(ts *testscript.TestScript, neg bool, args []string) {
 	usage(ts, neg, args, len(args) == 1, "killmount MOUNTPOINT")
 	at := ts.MkAbs(args[0])

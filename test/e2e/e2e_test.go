@@ -79,6 +79,8 @@ var commands = map[string]func(ts *testscript.TestScript, neg bool, args []strin
 	"mount":      mount,         // mount [FLAG...] [SOURCE...] MOUNTPOINT: imgfs mount; unmounted at the end of the script
 	"umount":     umount,        // umount MOUNTPOINT: imgfs umount; mount and process must be gone
 	"killmount":  killMount,     // killmount MOUNTPOINT: SIGKILL to the process that serves it
+	"lock":       lockFile,      // lock FILE: hold the lock that podman takes of FILE, until the script ends or unlock
+	"unlock":     unlockFile,    // unlock FILE
 	"exits":      exits,         // exits CODE PROGRAM [ARG...]: run it; its exit code must be CODE
 	"waitfor":    waitFor,       // waitfor LINE: run LINE with bash until it succeeds
 	"setenv":     setEnv,        // setenv NAME LINE: set NAME to what LINE, run with bash, prints

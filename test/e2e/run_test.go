@@ -164,6 +164,7 @@ type script struct {
 	registries map[string]*registryServer
 	engines    []*engine
 	servers    []*httptest.Server // of files
+	locks      map[string]*os.File
 }
 
 type scriptKey struct{}
@@ -173,6 +174,9 @@ func of(ts *testscript.TestScript) *script { return ts.Value(scriptKey{}).(*scri
 // close unmounts what the script has mounted, and fails it if anything else is left. What the script started in the
 // background has ended by then, unless the script has failed.
 func (s *script) close() {
+	for _, f := range s.locks {
+		_ = f.Close()
+	}
 	for _, r := range s.registries {
 		r.stop()
 	}
