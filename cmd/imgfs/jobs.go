@@ -15,6 +15,8 @@ const (
 	answerTime = 5 * time.Second
 	// followEvery is how often the jobs are looked at with --follow.
 	followEvery = 300 * time.Millisecond
+	// lastLook is how long the last look may take, when the command has been interrupted.
+	lastLook = time.Second
 )
 
 // jobsOptions is what `imgfs jobs` is asked for.
@@ -80,15 +82,18 @@ func (o *jobsOptions) run(ctx context.Context, a *app, args []string) error {
 	defer tick.Stop()
 	for {
 		jobs, err := r.read(ctx)
-		if ctx.Err() != nil {
-			return nil // that is how it ends
-		}
-		out.print(jobs)
-		if err != nil && r.only != "" {
-			return err
+		if ctx.Err() == nil {
+			out.print(jobs)
+			if err != nil && r.only != "" {
+				return err
+			}
 		}
 		select {
-		case <-ctx.Done():
+		case <-ctx.Done(): // that is how it ends, after a last look
+			last, done := context.WithTimeout(context.WithoutCancel(ctx), lastLook)
+			defer done()
+			jobs, _ = r.read(last) // a mount that has gone has been told of, or was not there to the last
+			out.print(jobs)
 			return nil
 		case <-tick.C:
 		}

@@ -11,7 +11,6 @@ import (
 	"testing"
 	"time"
 
-	cs "go.podman.io/storage"
 	"golang.org/x/sys/unix"
 
 	"github.com/imgfs/imgfs/imgsrc"
@@ -192,11 +191,11 @@ func TestTagBesideOthers(t *testing.T) {
 
 // addName is podman tag.
 func addName(s *Source, id, name string) error {
-	store, err := cs.GetStore(s.writable())
+	store, free, err := s.openReal() // the library's list of stores is this process's, not another's
 	if err != nil {
 		return err
 	}
-	defer store.Free()
+	defer free()
 	return store.AddNames(id, []string{name})
 }
 
