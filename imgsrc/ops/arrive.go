@@ -60,10 +60,20 @@ func (o *Ops) receive(ctx context.Context, a arrival) (id string, err error) {
 		if a.all {
 			options.ImageListSelection = copy.CopyAllImages
 		}
-		_, counted := a.ref.(*source) // by its readers
-		stop := watchArrival(options, a.task, a.watch, counted)
-		_, err := copy.Image(ctx, policy, to, a.ref, options)
-		stop()
+		_, here := a.ref.(*source) // its readers count the bytes
+		once := func() error {
+			options := *options
+			stop := watchArrival(&options, a.task, a.watch, here)
+			defer stop()
+			_, err := copy.Image(ctx, policy, to, a.ref, &options)
+			return err
+		}
+		var err error
+		if here {
+			err = once()
+		} else {
+			err = o.attempt(ctx, a.task, a.watch, once)
+		}
 		id = idOf(resolved)
 		return err
 	})
@@ -119,6 +129,7 @@ func watchArrival(options *copy.Options, t *task, watch *watchdog, counted bool)
 		coming := map[digest.Digest]int64{} // what is left of each blob
 		var resume func()
 		for report := range reports {
+			watch.reached.Store(true)
 			d := report.Artifact.Digest
 			blob := t.blob(d, report.Artifact.Size)
 			switch report.Event {

@@ -47,7 +47,7 @@ type Options struct {
 	PathInside func(path string) bool
 	// Pushes is how many pushes may run at once; 0 means 4.
 	Pushes int
-	// Timeout is how long a registry may keep silent in the middle of a push; 0 means two minutes, which leaves a slow one
+	// Timeout is how long a registry may keep silent in the middle of a push or a pull; 0 means two minutes, which leaves a slow one
 	// the time to store a large layer.
 	Timeout time.Duration
 	// Log gets one line for each failed operation; nil means none.
@@ -81,7 +81,7 @@ type Ops struct {
 	errors lastErrors
 	known  knownBlobs
 
-	backoff time.Duration // between two attempts at a push
+	backoff time.Duration // between two attempts at a push or a pull
 
 	noPolicy sync.Once // says once that there is no signature policy
 
@@ -111,7 +111,7 @@ func New(opt Options) *Ops {
 	if opt.PathInside == nil {
 		opt.PathInside = func(string) bool { return false }
 	}
-	o := &Ops{opt: opt, log: opt.Log, jobs: newJobs(opt.Log), turns: turns{free: opt.Pushes}, backoff: pushBackoff}
+	o := &Ops{opt: opt, log: opt.Log, jobs: newJobs(opt.Log), turns: turns{free: opt.Pushes}, backoff: firstBackoff}
 	o.copy = o.copyImage
 	o.others.report = o.events.add
 	if opt.Catalog != nil {

@@ -141,7 +141,7 @@ func (o *Ops) pullOne(ctx context.Context, p pullLine, named reference.Named, to
 		return err
 	}
 	if p.dryRun {
-		return shorter(o.askWhether(ctx, ref, sys), ref)
+		return shorter(o.attempt(ctx, t, watch, func() error { return o.askWhether(ctx, ref, sys) }), ref)
 	}
 	a := arrival{to: to, name: name, ref: ref, sys: sys, task: t, watch: watch}
 	var id string
@@ -217,7 +217,7 @@ func (o *Ops) withIndex(ctx context.Context, ref types.ImageReference, sys *type
 func (o *Ops) pullAll(ctx context.Context, a arrival, into indexReceiver, named reference.Named) (id string, err error) {
 	var index []byte
 	var instances []instance
-	err = o.withIndex(ctx, a.ref, a.sys, func(src types.ImageSource, _ *signature.PolicyContext, text []byte, mediaType string) error {
+	look := func(src types.ImageSource, _ *signature.PolicyContext, text []byte, mediaType string) error {
 		if !manifest.MIMETypeIsMultiImage(mediaType) {
 			return nil
 		}
@@ -228,7 +228,8 @@ func (o *Ops) pullAll(ctx context.Context, a arrival, into indexReceiver, named 
 		}
 		instances, err = instancesOf(ctx, src, list)
 		return err
-	})
+	}
+	err = o.attempt(ctx, a.task, a.watch, func() error { return o.withIndex(ctx, a.ref, a.sys, look) })
 	if err != nil {
 		return "", shorter(err, a.ref)
 	}

@@ -52,7 +52,7 @@ func (r *receiving) Receive(ctx context.Context, name, id string, copy func(to t
 	if err != nil {
 		return err
 	}
-	if err := copy(ref); err != nil {
+	if err := copy(&emptied{ref, made}); err != nil {
 		return err
 	}
 	if name == "" {
@@ -62,6 +62,19 @@ func (r *receiving) Receive(ctx context.Context, name, id string, copy func(to t
 	defer r.mu.Unlock()
 	r.names = append(r.names, name)
 	return os.Rename(made, filepath.Join(r.dir, digest.FromString(name).Encoded()))
+}
+
+// emptied is a directory in which a second attempt finds nothing of the first: dir: would not write into it.
+type emptied struct {
+	types.ImageReference
+	dir string
+}
+
+func (e *emptied) NewImageDestination(ctx context.Context, sys *types.SystemContext) (types.ImageDestination, error) {
+	if err := errors.Join(os.RemoveAll(e.dir), os.Mkdir(e.dir, 0o755)); err != nil {
+		return nil, err
+	}
+	return e.ImageReference.NewImageDestination(ctx, sys)
 }
 
 // parts are what is left of images that did not come.

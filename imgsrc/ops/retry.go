@@ -8,6 +8,7 @@ import (
 	"net"
 	"regexp"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -17,27 +18,30 @@ import (
 	"github.com/imgfs/imgfs/imgsrc/proxy"
 )
 
-// pushAttempts is how often a push to a registry is tried, and pushBackoff how long it waits after the first time; the
-// time doubles. What has arrived by then is not sent again.
+// maxAttempts is how often a push to a registry or a pull from one is tried in a row without one more blob arriving, and
+// firstBackoff how long it waits after the first time; the time doubles. Layers that have arrived do not move again.
 const (
-	pushAttempts = 4
-	pushBackoff  = time.Second
+	maxAttempts  = 4
+	firstBackoff = time.Second
 )
 
 // attempt calls copy again while its failure is one that may go away. A registry
 // that is not there from the beginning is not waited for.
 func (o *Ops) attempt(ctx context.Context, t *task, watch *watchdog, copy func() error) error {
-	delay := o.backoff
+	delay, row, blobs := o.backoff, 0, 0
 	for n := 1; ; n++ {
 		err := copy()
 		if err == nil || ctx.Err() != nil || !temporary(err, n > 1 || watch.reached.Load()) {
 			return err
 		}
-		if n >= pushAttempts || n > 1 && errors.Is(err, docker.ErrTooManyRequests) { // which the library has repeated itself
+		if row++; t.finished() > blobs {
+			delay, row, blobs = o.backoff, 1, t.finished()
+		}
+		if row >= maxAttempts || row > 1 && errors.Is(err, docker.ErrTooManyRequests) { // which the library has repeated itself
 			return fmt.Errorf("%w (tried %d times)", err, n)
 		}
 		t.retry(err)
-		o.log.Debug("pushing again", "attempt", n, "error", redact(err.Error()))
+		o.log.Debug("trying again", "attempt", n, "error", redact(err.Error()))
 		resume := watch.pause()
 		timer := time.NewTimer(delay)
 		select {
@@ -59,6 +63,9 @@ func temporary(err error, begun bool) bool {
 	var local *sourceError
 	if errors.As(err, &local) || proxy.Unauthorized(err) {
 		return false
+	}
+	if strings.Contains(err.Error(), syscall.ENOSPC.Error()) {
+		return false // whatever broke because of it: a store unpacks in another process, of which only the text comes back
 	}
 	switch {
 	case errors.Is(err, syscall.ECONNREFUSED):
@@ -88,7 +95,8 @@ func temporary(err error, begun bool) bool {
 	return status == 429 || status >= 500 && status != 501
 }
 
-// A sourceError is a failure to read from the image's own source, which nothing at the other end will mend.
+// A sourceError is a failure to read from the image's own source, which nothing at the other end will mend. A registry that
+// is the source repeats by itself what may succeed a little later.
 type sourceError struct{ error }
 
 func (e *sourceError) Unwrap() error { return e.error }

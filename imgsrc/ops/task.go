@@ -64,6 +64,7 @@ type blobTask struct {
 	size   int64 // -1: unknown
 	done   atomic.Int64
 	state  atomic.Pointer[string]
+	ever   atomic.Bool // it has been finished, by this attempt or an earlier one
 }
 
 // The states of a blob.
@@ -312,7 +313,24 @@ func (b *blobTask) add(n int) {
 func (b *blobTask) finished() {
 	if b != nil {
 		b.state.Store(blobDone)
+		b.ever.Store(true)
 	}
+}
+
+// finished returns how many of the blobs have been where they were to go.
+func (t *task) finished() int {
+	if t == nil {
+		return 0
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	n := 0
+	for _, b := range t.order {
+		if b.ever.Load() {
+			n++
+		}
+	}
+	return n
 }
 
 // skipped says that the blob was there already: before any of it was read, or because this task has brought it.

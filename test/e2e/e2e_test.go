@@ -89,7 +89,7 @@ var commands = map[string]func(ts *testscript.TestScript, neg bool, args []strin
 	"checktree":  checkTree,     // checktree MOUNTPOINT: all that the digests, ids and sizes in ids/ promise; prints how many images and layers
 	"hasjson":    hasJSON,       // hasjson FILE FILTER: jq's filter gives neither false nor null
 	"randread":   randRead,      // randread FILE DIGEST: eight readers at random offsets get the bytes that DIGEST is of
-	"registry":   startRegistry, // registry [-auth|-held|-stuck|-mirror ORIGIN] NAME: start one; sets $NAME to HOST:PORT. -held: uploads wait for release; -stuck: downloads, after the first half
+	"registry":   startRegistry, // registry [-auth|-held|-stuck|-flaky|-mirror ORIGIN] NAME: start one; sets $NAME to HOST:PORT. -held: uploads wait for release; -stuck: downloads, after the first half; -flaky: nothing is answered at the first time of asking
 	"fileserver": fileServer,    // fileserver NAME DIR: serve the files in DIR by HTTP, with ranges; sets $NAME to HOST:PORT
 	"engine":     startEngine,   // engine: a Docker engine of this script's own; sets $DOCKER_HOST
 

@@ -63,12 +63,18 @@ func startRegistry(ts *testscript.TestScript, neg bool, args []string) {
 	case 3:
 		kind, origin, name = args[0], args[1], args[2]
 	}
-	usage(ts, neg, args, name != "" && (kind == "" || kind == "-auth" || kind == "-held" || kind == "-stuck") == (origin == "") && (origin == "" || kind == "-mirror"),
-		"registry [-auth|-held|-stuck|-mirror ORIGIN] NAME")
+	usage(ts, neg, args, name != "" && (kind == "" || kind == "-auth" || kind == "-held" || kind == "-stuck" || kind == "-flaky") == (origin == "") && (origin == "" || kind == "-mirror"),
+		"registry [-auth|-held|-stuck|-flaky|-mirror ORIGIN] NAME")
 	if kind == "-held" || kind == "-stuck" {
 		h := &holding{next: registry.New(registry.Logger(log.New(io.Discard, "", 0))), gate: make(chan struct{}), downloads: kind == "-stuck"}
 		server := httptest.NewServer(h)
 		s.registries[name] = &registryServer{holding: h, server: server}
+		ts.Setenv(name, strings.TrimPrefix(server.URL, "http://"))
+		return
+	}
+	if kind == "-flaky" {
+		server := httptest.NewServer(&flaky{next: registry.New(registry.Logger(log.New(io.Discard, "", 0))), asked: map[string]int{}})
+		s.registries[name] = &registryServer{holding: &holding{gate: make(chan struct{})}, server: server}
 		ts.Setenv(name, strings.TrimPrefix(server.URL, "http://"))
 		return
 	}
@@ -141,6 +147,42 @@ func (h *holding) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 	}
 	h.next.ServeHTTP(w, r)
+}
+
+// flaky is a registry that has a bad day: who asks for a manifest is told to come again later, and then that nobody is
+// there; a blob breaks off half way, and is there as a whole only.
+type flaky struct {
+	next http.Handler
+
+	mu    sync.Mutex
+	asked map[string]int // by path
+}
+
+func (f *flaky) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	blob, n := strings.Contains(r.URL.Path, "/blobs/sha256:"), 2
+	if r.Method == http.MethodGet && (blob || strings.Contains(r.URL.Path, "/manifests/")) {
+		f.mu.Lock()
+		n = f.asked[r.URL.Path]
+		f.asked[r.URL.Path]++
+		f.mu.Unlock()
+	}
+	switch {
+	case n == 0 && blob:
+		answer := httptest.NewRecorder()
+		f.next.ServeHTTP(answer, r)
+		body := answer.Body.Bytes()
+		w.Header().Set("Content-Length", strconv.Itoa(len(body)))
+		_, _ = w.Write(body[:len(body)/2])
+		_ = http.NewResponseController(w).Flush()
+		panic(http.ErrAbortHandler)
+	case n == 0:
+		w.Header().Set("Retry-After", "0")
+		w.WriteHeader(http.StatusTooManyRequests)
+	case n == 1 && !blob:
+		w.WriteHeader(http.StatusServiceUnavailable)
+	default:
+		f.next.ServeHTTP(w, r)
+	}
 }
 
 // half answers with the first half of a blob, and with the second when the gate is open.
