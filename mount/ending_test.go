@@ -120,6 +120,67 @@ func TestBusy(t *testing.T) {
 	until(t, "the process ends", func() bool { return !running(st.PID, st.Started) })
 }
 
+// Ending is called once, whichever way the mount ends; while a file is open in one that was detached, and not before.
+func TestEnding(t *testing.T) {
+	signal := func(s unix.Signal) func(string, State) error {
+		return func(_ string, st State) error { return unix.Kill(st.PID, s) }
+	}
+	for name, test := range map[string]struct {
+		open bool
+		do   func(at string, st State) error
+		want string
+	}{
+		"SIGTERM":                {true, signal(unix.SIGTERM), "terminated signal received\n"},
+		"SIGINT":                 {false, signal(unix.SIGINT), "interrupt signal received\n"},
+		"umount(2)":              {false, func(at string, _ State) error { return unix.Unmount(at, 0) }, "unmounted\n"},
+		"umount(2), lazily":      {true, func(at string, _ State) error { return unix.Unmount(at, unix.MNT_DETACH) }, "unmounted\n"},
+		"covered by another one": {true, cover, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			at, file := place(t), t.TempDir()+"/ending"
+			st := start(t, at, "-ending", file)
+			f, err := os.Open(at + "/file")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer f.Close()
+			if !test.open {
+				f.Close()
+			}
+			if err := test.do(at, st); err != nil {
+				t.Fatal(err)
+			}
+			if test.want != "" {
+				until(t, "it is said that the mount ends", func() bool { text, _ := os.ReadFile(file); return string(text) == test.want })
+			} else if _, err := os.Stat(file); err == nil {
+				t.Error("it is said that the mount ends")
+			} else if err := unix.Unmount(at, 0); err != nil { // what covers it
+				t.Error(err)
+			}
+			f.Close()
+			if test.want == "" {
+				end(t, at)
+			}
+			until(t, "the process ends", func() bool { return !running(st.PID, st.Started) })
+			if text, _ := os.ReadFile(file); test.want != "" && string(text) != test.want {
+				t.Errorf("said %q", text)
+			}
+		})
+	}
+}
+
+// cover mounts something over a mount, which can then be seen no more, and is mounted all the same.
+func cover(at string, _ State) error {
+	if os.Geteuid() != 0 {
+		return nil
+	}
+	if err := unix.Mount("tmpfs", at, "tmpfs", 0, ""); err != nil {
+		return err
+	}
+	_, err := os.Stat(at) // the table is changed and reported by now
+	return err
+}
+
 // leftState writes the state file of a dead process for a mount at the same place, whose device number is in use again.
 func leftState(t *testing.T, at, device string) (file string) {
 	t.Helper()

@@ -35,6 +35,7 @@ func serveMain(args []string) int {
 	hang := set.String("hang", "", "no listing is ever answered: interruptible or deaf")
 	die := set.Bool("die", false, "the process ends before it mounts")
 	more := set.Int("more", 0, "how many sources there are beside the first")
+	ending := set.String("ending", "", "a file for why the mount ends")
 	level := set.String("log-level", "error", "")
 	if set.Parse(args) != nil {
 		return 2
@@ -59,6 +60,15 @@ func serveMain(args []string) int {
 			return err
 		}
 		o.Log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: min}))
+		if *ending != "" {
+			o.Ending = func(reason string) {
+				f, err := os.OpenFile(*ending, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+				if err == nil {
+					fmt.Fprintln(f, reason)
+					f.Close()
+				}
+			}
+		}
 		if err := o.Flags.ParseOptions(*words); err != nil {
 			return err
 		}

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"runtime/debug"
+	"sync"
 	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -23,6 +24,11 @@ type Options struct {
 	// Ready is called once when requests are being answered, with the mountpoint; an error ends the mount and is
 	// returned by Serve. It may be nil.
 	Ready func(mountpoint string) error
+
+	// Ending is called once when it is known that the mount ends, with why: before it is taken away if this process does
+	// it; if somebody else has, as soon as that is seen, which for a mount that was detached while files are open is while
+	// they can still be read. It may be nil.
+	Ending func(reason string)
 }
 
 const (
@@ -50,7 +56,7 @@ func Serve(ctx context.Context, fsys fuse.RawFileSystem, o Options) error {
 		m.server.Serve()
 	}()
 	o.Log.Info("mounted", "mountpoint", m.state.Mountpoint, "device", m.state.Device)
-	serveErr := m.wait(ctx, served, o.Ready)
+	serveErr := m.wait(ctx, served, o)
 	return errors.Join(serveErr, m.cleanUp())
 }
 
@@ -154,22 +160,36 @@ func (m *mounted) setReadAhead() {
 }
 
 // wait returns when the mount is gone, or as good as gone.
-func (m *mounted) wait(ctx context.Context, served <-chan struct{}, ready func(string) error) error {
+func (m *mounted) wait(ctx context.Context, served <-chan struct{}, o Options) error {
 	answer := make(chan error, 1)
-	if ready != nil {
-		go func() { answer <- ready(m.state.Mountpoint) }()
+	if o.Ready != nil {
+		go func() { answer <- o.Ready(m.state.Mountpoint) }()
 	}
+	var once sync.Once
+	ending := func(reason string) {
+		if o.Ending != nil {
+			once.Do(func() { o.Ending(reason) })
+		}
+	}
+	gone, stop := m.gone()
+	defer stop()
 	for {
 		select {
 		case <-served:
+			ending("unmounted")
 			m.log.Info("unmounted", "mountpoint", m.state.Mountpoint)
 			return nil
+		case <-gone:
+			ending("unmounted")
+			m.log.Debug("not in the mount table any more", "mountpoint", m.state.Mountpoint)
+			gone = nil
 		case err := <-answer:
 			if err != nil {
 				m.end(served)
 				return err
 			}
 		case <-ctx.Done():
+			ending(context.Cause(ctx).Error())
 			m.log.Info("unmounting", "mountpoint", m.state.Mountpoint, "reason", context.Cause(ctx))
 			m.end(served)
 			return nil

@@ -112,7 +112,10 @@ func (o *mountOptions) serve(ctx context.Context, a *app, specs []*spec, mountpo
 	defer wg.Wait()
 	defer stop()
 
-	options := mount.Options{Point: point, Sources: names, Flags: o.flags, Log: log}
+	options := mount.Options{
+		Point: point, Sources: names, Flags: o.flags, Log: log,
+		Ending: func(reason string) { operations.Record("unmount", "", reason) },
+	}
 	if a.parent != nil {
 		options.Ready = a.parent.Ready
 	}

@@ -30,7 +30,7 @@
 //
 // # Events
 //
-// An event is recorded when an operation has ended, and when a listing of a source shows what no operation of this mount
+// An event is recorded when an operation has ended, when the mount begins and ends, and when a listing of a source shows what no operation of this mount
 // has done (changes.go). Nothing that is read is an event.
 //
 // # Pushing
