@@ -37,10 +37,13 @@ type chunk struct {
 type Chunks struct {
 	list   []chunk
 	starts []int64 // where compressed streams begin, in order, and at last where they end
+	turns  turns
 }
 
 // Memory is what it occupies, in bytes.
-func (t *Chunks) Memory() int64 { return int64(len(t.list))*88 + int64(len(t.starts))*8 }
+func (t *Chunks) Memory() int64 {
+	return int64(len(t.list))*88 + int64(len(t.starts))*8 + t.turns.memory()
+}
 
 // Range is where in the blob chunk n lies: none of it, if that is empty.
 func (t *Chunks) Range(n int) (from, to int64) { return t.list[n].off, t.list[n].end }

@@ -134,8 +134,9 @@ func (r TOCRef) verify(b []byte) error {
 	return nil
 }
 
-// stargzTail is how many bytes of a blob's end to ask for, in the hope that the table is among them.
-func stargzTail(size int64) int64 { return min(size, max(stargzFooter, 4<<10, min(size/64, 64<<10))) }
+// stargzTail is how many bytes of a blob's end to ask for, in the hope that the table is among them: it mostly has a
+// hundredth of all.
+func stargzTail(size int64) int64 { return min(size, max(stargzFooter, 4<<10, min(size/64, 1<<20))) }
 
 func (r TOCRef) readStargz(ctx context.Context, read RangeReader) (json []byte, end int64, err error) {
 	if r.size < stargzFooter {

@@ -55,6 +55,9 @@ type tocScan struct {
 	file   *imgsrc.File // the one whose chunks are being listed
 	first  tocEntry     // its entry
 	done   int64        // bytes of it that the chunks so far have
+
+	names  []string // of the files that have chunks
+	firsts []uint32 // and the first of these
 }
 
 // errUnusable is what is wrong with a table of contents that its digest matches.
@@ -253,6 +256,7 @@ func (s *tocScan) flush() error {
 		if f.Where >= maxChunks || count > maxChunks {
 			return errUnusable("it has more than %d chunks", maxChunks)
 		}
+		s.names, s.firsts = append(s.names, f.Name), append(s.firsts, uint32(f.Where))
 		f.Where |= count << 32
 	}
 	if s.emit == nil || s.stargz && isStargzMark(f) {
@@ -277,7 +281,7 @@ func IsEmitError(err error) bool {
 
 // finish makes the table of chunks. A chunk whose end is not said ends where another begins.
 func (s *tocScan) finish() *Chunks {
-	t := &Chunks{list: slices.Clip(s.chunks), starts: make([]int64, 0, len(s.chunks)+1)}
+	t := &Chunks{list: slices.Clip(s.chunks), starts: make([]int64, 0, len(s.chunks)+1), turns: newTurns(s.names, s.firsts)}
 	for i := range t.list {
 		if c := &t.list[i]; !c.zeros || c.off > 0 && c.off < s.end {
 			t.starts = append(t.starts, c.off)

@@ -164,8 +164,8 @@ const (
 	tries
 )
 
-// part returns a part of the blob.
-func (z *lazy) part(ctx context.Context, from, to int64, try int, snap func(int64) int64) ([]byte, error) {
+// part returns a part of the blob. near is nil for what is no file's.
+func (z *lazy) part(ctx context.Context, from, to int64, try int, near *vicinity) ([]byte, error) {
 	r := z.ranges
 	switch try {
 	case tryWhole:
@@ -177,12 +177,12 @@ func (z *lazy) part(ctx context.Context, from, to int64, try int, snap func(int6
 		if r.has(from, to) {
 			break
 		}
-		r.fetchWhole()
+		r.fetchWhole(from, near)
 		if b, ok, err := r.fromBlob(ctx, from, to, false); ok || ctx.Err() != nil {
 			return b, err
 		}
 	}
-	return r.get(ctx, from, to, snap)
+	return r.get(ctx, from, to, near)
 }
 
 // each calls work with one try after the other until it brings what is right. Errors that say nothing of the bytes end it.
@@ -299,7 +299,7 @@ func (z *lazy) chunk(ctx context.Context, t *layer.Chunks, n int) (b []byte, err
 		}
 		defer s.unpacking.Release(size)
 		err = each(tryAny, tryWhole, func(try int) error {
-			packed, err := z.part(ctx, from, to, try, t.Snap)
+			packed, err := z.part(ctx, from, to, try, &vicinity{snap: t.Snap, turn: t.Turn(n), files: t.Files()})
 			if err != nil {
 				return err
 			}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path"
+	"slices"
 	"sync"
 	"time"
 
@@ -38,10 +39,14 @@ type ranges struct {
 	got    spans    // what this process has put there
 	asked  int64    // how often the registry was asked for a part
 	flying []*fetching
-	runs   []run // where readers were last, the latest at the end
-	x      *blob // the whole blob, if somebody has wanted it; released when the last user has gone
-	coming bool  // the whole blob is being fetched
-	failed bool  // or that has failed
+	runs   []run         // where readers were last, the latest at the end
+	trails []trail       // and which files they read, where these lay scattered
+	took   time.Duration // the last request, to its last byte
+	x      *blob         // the whole blob, if somebody has wanted it; released when the last user has gone
+	coming bool          // the whole blob is being fetched
+	begun  time.Time     // since then
+	seeded int64         // from there on
+	failed bool          // or that has failed
 }
 
 // A fetching is one request under way.
@@ -66,7 +71,10 @@ const (
 	firstWindow, firstShare = 64 << 10, 128
 	leastWindow             = 4 << 10
 	// lastWindow is how far that grows while a reader goes on, also in parts of the blob: by then most of it is wanted.
+	windowGrows           = 4
 	lastWindow, lastShare = 4 << 20, 8
+	// aheadWindow is how far that must have grown for the next to be asked for while this one is read.
+	aheadWindow = 1 << 20
 	// maxRuns is how many readers are told from one another.
 	maxRuns = 8
 )
@@ -146,7 +154,7 @@ func (r *ranges) close() {
 		r.file.Close()
 		r.file = nil
 	}
-	r.opened, r.have, r.got, r.asked = false, nil, nil, 0
+	r.opened, r.have, r.got, r.asked, r.runs, r.trails = false, nil, nil, 0, nil, nil
 	if r.x != nil {
 		r.source.blobs.release(r.x)
 		r.x = nil
@@ -168,9 +176,14 @@ func (r *ranges) forget(from, to int64) {
 	r.have, r.got = r.have.remove(from, to), r.got.remove(from, to)
 }
 
-// get returns a part, from the file or by asking for it and for what is likely to be wanted next. snap moves an end to
-// where nothing is cut in two.
-func (r *ranges) get(ctx context.Context, from, to int64, snap func(int64) int64) ([]byte, error) {
+// A vicinity is what is known of where a part lies.
+type vicinity struct {
+	snap        func(int64) int64 // moves an end to where nothing is cut in two
+	turn, files int               // see layer.Chunks
+}
+
+// get returns a part, from the file or by asking for it and for what is likely to be wanted next.
+func (r *ranges) get(ctx context.Context, from, to int64, near *vicinity) ([]byte, error) {
 	if from < 0 || from > to || to > r.size {
 		return nil, fmt.Errorf("%w: bytes %d to %d of a blob of %d", imgsrc.ErrDamaged, from, to, r.size)
 	}
@@ -181,6 +194,7 @@ func (r *ranges) get(ctx context.Context, from, to int64, snap func(int64) int64
 		r.mu.Lock()
 		r.openLocked()
 		if f := r.file; f != nil && r.have.has(from, to) {
+			r.readAheadLocked(from, near)
 			r.mu.Unlock()
 			b := make([]byte, to-from)
 			if _, err := f.ReadAt(b, from); err == nil {
@@ -195,7 +209,7 @@ func (r *ranges) get(ctx context.Context, from, to int64, snap func(int64) int64
 		}
 		g := r.flyingLocked(from, to)
 		if g == nil {
-			if g = r.startLocked(from, to, snap); g == nil {
+			if g = r.startLocked(from, to, near); g == nil {
 				r.mu.Unlock()
 				return nil, errClosed
 			}
@@ -226,13 +240,15 @@ func (r *ranges) flyingLocked(from, to int64) *fetching {
 }
 
 // startLocked begins a request, in the source's context. Nil if that has been closed.
-func (r *ranges) startLocked(from, to int64, snap func(int64) int64) *fetching {
-	want := r.planLocked(from, to, snap)
+func (r *ranges) startLocked(from, to int64, near *vicinity) *fetching {
+	want := r.planLocked(from, to, near)
 	g := &fetching{span: want, done: make(chan struct{})}
 	ok := r.source.flights.Start(g, func(ctx context.Context) (any, error) {
+		began := time.Now()
 		g.data, g.err = r.ask(ctx, want)
 		r.mu.Lock()
 		if g.err == nil {
+			r.took = time.Since(began)
 			r.keepLocked(g)
 		}
 		for i, other := range r.flying {
@@ -255,29 +271,25 @@ func (r *ranges) startLocked(from, to int64, snap func(int64) int64) *fetching {
 }
 
 // planLocked decides what to ask for when a part is wanted.
-func (r *ranges) planLocked(from, to int64, snap func(int64) int64) span {
+func (r *ranges) planLocked(from, to int64, near *vicinity) span {
 	if r.file == nil || r.full { // what is asked for beyond it would be lost
 		return span{from, to}
 	}
 	want := span{}
 	want.from, want.to = r.have.missing(from, to)
-	if snap == nil {
+	if near == nil {
 		return want
 	}
 	now := run{window: max(leastWindow, min(firstWindow, r.size/firstShare))}
-	for i := len(r.runs) - 1; i >= 0; i-- {
-		last := r.runs[i]
-		if from >= last.from-last.window && from <= last.to+last.window {
-			now.window = max(now.window, min(2*last.window, lastWindow, r.size/lastShare))
-			r.runs = append(r.runs[:i:i], r.runs[i+1:]...)
-			break
-		}
+	if i := r.runLocked(from); i >= 0 {
+		now.window = max(now.window, min(windowGrows*r.runs[i].window, lastWindow, r.size/lastShare))
+		r.runs = append(r.runs[:i:i], r.runs[i+1:]...)
 	}
 	before, behind := r.have.around(want.from, r.size)
 	if want.from-before <= now.window { // whoever skips a little will come back, and the parts join
 		want.from = before
 	}
-	want.to = max(want.to, min(snap(from+now.window), behind))
+	want.to = max(want.to, min(near.snap(from+now.window), behind))
 	for _, g := range r.flying { // what others bring is not asked for twice
 		if g.from >= to {
 			want.to = min(want.to, g.from)
@@ -292,6 +304,32 @@ func (r *ranges) planLocked(from, to int64, snap func(int64) int64) span {
 		r.runs = r.runs[1:]
 	}
 	return want
+}
+
+// readAheadLocked asks for what comes next where a reader has gone on for long, so that he need not wait for it.
+func (r *ranges) readAheadLocked(at int64, near *vicinity) {
+	if near == nil || r.coming || r.full || r.source.offline {
+		return
+	}
+	for _, x := range r.runs {
+		if x.window < aheadWindow || at < (x.from+x.to)/2 || at >= x.to || x.to >= r.size {
+			continue
+		}
+		if r.flyingLocked(x.to, x.to+1) == nil && !r.have.has(x.to, x.to+1) {
+			r.startLocked(x.to, x.to+1, near)
+		}
+		return
+	}
+}
+
+// runLocked returns which of the runs goes on at an offset, -1 if none does.
+func (r *ranges) runLocked(at int64) int {
+	for i, last := range slices.Backward(r.runs) {
+		if at >= last.from-last.window && at <= last.to+last.window {
+			return i
+		}
+	}
+	return -1
 }
 
 // ask asks the registry for a part. Errors: imgsrc.ErrUnsupported if it does not know ranges; imgsrc.ErrDamaged if it sends

@@ -4,6 +4,8 @@ import (
 	"context"
 	"io"
 	"os"
+	"slices"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 
@@ -12,19 +14,61 @@ import (
 
 // Whoever reads a good part of a blob gets the rest faster in one piece.
 
-// streamAhead is how far behind what has arrived of a blob something may lie for a reader to wait for it.
+// streamAhead is how far behind what has arrived of a blob something may lie for a reader to wait for it. He waits for more
+// if that comes about as soon as what he would ask for.
 const streamAhead = 8 << 20
 
 // A request costs as much as the bytes that could have come in a round trip: a MiB where that takes 20 ms and a second brings
 // 50 MiB. Of small blobs that is less, or a few files would be the whole.
 const requestBytes, requestShare = 1 << 20, 64
 
-// readsOnLocked says whether a reader is going through the blob: a quarter of it from its beginning on, which the whole then
+// readsOnLocked says whether a reader is going through the blob: an eighth of it from its beginning on, which the whole then
 // goes on from, or a third of it in any order; or in so many steps that the whole would have cost no more than they have. That
 // is then at most twice what it could have cost, who knew it before.
 func (r *ranges) readsOnLocked() bool {
 	spent := r.got.total() + r.asked*min(requestBytes, r.size/requestShare)
-	return r.got.first() > r.size/4 || r.got.total() > r.size/3 || spent > r.size
+	return r.got.first() > r.size/8 || r.got.total() > r.size/3 || spent > r.size
+}
+
+// A trail is a reader who takes one file after the other, in the order of their names.
+type trail struct {
+	turn  int // of the last file that had to be asked for
+	steps int // how often that was the next one or one soon after it, and lay elsewhere in the blob
+}
+
+const (
+	// fewSteps are no walk yet: a program reads as many files that happen to lie beside one another.
+	fewSteps = 3
+	// stepBytes is how much of a blob is fetched for each further step. It is more than comes in a round trip: that it is a
+	// walk through all of it is the likelier the longer it is one.
+	stepBytes = 64 << 20
+	// A step passes over no more than nextFiles files, or that part of a layer with few. What is there already is passed over.
+	nextFiles, nextShare = 64, 16
+)
+
+// walksLocked takes note of a file that has to be asked for, and says whether it was asked for by who goes through the blob
+// in the order of names, which is not that of the blob. A round trip for each file would be many times what the whole costs.
+func (r *ranges) walksLocked(from int64, near *vicinity) bool {
+	now := trail{turn: near.turn}
+	for i, last := range slices.Backward(r.trails) {
+		if near.turn < last.turn || near.turn > last.turn+max(1, min(nextFiles, near.files/nextShare)) {
+			continue
+		}
+		switch goesOn := r.runLocked(from) >= 0; {
+		case near.turn == last.turn: // a large file's next part
+			now.steps = last.steps
+		case goesOn:
+			now.steps = max(0, last.steps-1)
+		default:
+			now.steps = last.steps + 1
+		}
+		r.trails = slices.Delete(r.trails, i, i+1)
+		break
+	}
+	if r.trails = append(r.trails, now); len(r.trails) > maxRuns {
+		r.trails = r.trails[1:]
+	}
+	return now.steps >= fewSteps && r.size-r.got.total() <= int64(now.steps-fewSteps+1)*stepBytes
 }
 
 // blob returns the whole blob, which is fetched when somebody waits for it.
@@ -46,17 +90,21 @@ func (r *ranges) blobLocked() (*blob, error) {
 	return x, nil
 }
 
-// fetchWhole begins to fetch the whole blob, if it is time for that.
-func (r *ranges) fetchWhole() {
+// fetchWhole begins to fetch the whole blob, if it is time for that when a part is asked for.
+func (r *ranges) fetchWhole(from int64, near *vicinity) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.coming || r.failed || r.source.offline || !r.readsOnLocked() {
+	if r.coming || r.failed || r.source.offline {
+		return
+	}
+	if walks := near != nil && r.walksLocked(from, near); !walks && !r.readsOnLocked() {
 		return
 	}
 	x, err := r.blobLocked()
 	if err != nil {
 		return // there is nothing to wait for: parts are asked for, as before
 	}
+	r.begun, r.seeded = time.Now(), r.got.first()
 	r.coming = r.source.flights.Start(new(int), func(ctx context.Context) (any, error) {
 		h, err := x.wait(ctx, -1)
 		if err == nil {
@@ -86,7 +134,7 @@ func (r *ranges) unnameLocked() {
 // for. With all set it waits until all of the blob has come, and was verified.
 func (r *ranges) fromBlob(ctx context.Context, from, to int64, all bool) (b []byte, ok bool, err error) {
 	r.mu.Lock()
-	coming := r.coming
+	coming, begun, seeded, took := r.coming, r.begun, r.seeded, r.took
 	r.mu.Unlock()
 	if !all && !coming && !r.source.blobs.hasBlob(r.digest) {
 		return nil, false, nil
@@ -99,7 +147,13 @@ func (r *ranges) fromBlob(ctx context.Context, from, to int64, all bool) (b []by
 	switch {
 	case all:
 		last = -1
-	case !x.isNear(to):
+	case !x.isNear(to, func(arrived int64) time.Duration {
+		gone := time.Since(begun)
+		if !coming || arrived <= seeded {
+			return gone // it is about to begin
+		}
+		return time.Duration(float64(gone) / float64(arrived-seeded) * float64(to-arrived))
+	}, 2*took):
 		return nil, false, nil
 	}
 	h, err := x.wait(ctx, last)
@@ -114,12 +168,12 @@ func (r *ranges) fromBlob(ctx context.Context, from, to int64, all bool) (b []by
 	return b, true, nil
 }
 
-// isNear says whether a blob has come as far as an offset, or will have soon. A file of the cache that has not been opened
-// is near.
-func (x *blob) isNear(at int64) bool {
+// isNear says whether a blob has come as far as an offset, or will have soon: within patience, if left tells how long that
+// takes when so much has come. A file of the cache that has not been opened is near.
+func (x *blob) isNear(at int64, left func(arrived int64) time.Duration, patience time.Duration) bool {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	return x.whole || !x.busy || at <= x.arrived+streamAhead
+	return x.whole || !x.busy || at <= x.arrived+streamAhead || left(x.arrived) <= patience
 }
 
 // seed writes what is there of a blob, from its beginning on, into the file of one that is to be fetched, and returns how

@@ -15,7 +15,7 @@ func main() {
 	imgfs := flag.String("imgfs", "bin/imgfs", "the program to measure")
 	runs := flag.Int("runs", 5, "how often each is measured")
 	images := flag.Int("images", 1000, "how many images the large layout has")
-	part := flag.String("part", "all", "all, imgfs, rootfs or claims")
+	part := flag.String("part", "all", "all, imgfs, rootfs, lazy or claims")
 	serve := flag.String("serve", "", "for the program itself: serve the claims' file system in this way, at the mountpoint that follows")
 	flag.Parse()
 	if *serve != "" {
@@ -56,6 +56,7 @@ func bench(ctx context.Context, imgfs string, runs, images int, part string) (er
 		{"claims", b.claims},
 		{"imgfs", func() error { return b.imgfs(imgfs, images) }},
 		{"rootfs", func() error { return b.rootfs(imgfs) }},
+		{"lazy", func() error { return b.lazy(imgfs) }},
 	} {
 		if part != "all" && part != p.name {
 			continue

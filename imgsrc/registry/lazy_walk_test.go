@@ -1,0 +1,148 @@
+package registry
+
+import (
+	"bytes"
+	"fmt"
+	"math/rand/v2"
+	"testing"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/imgfs/imgfs/imgsrc/layer"
+	"github.com/imgfs/imgfs/test/images"
+)
+
+// Whoever goes on reading gets more at a time, and the layer as a whole when most of it is read.
+func TestLazySequential(t *testing.T) {
+	srv := newServer(t)
+	for _, m := range lazyImages(t, lazyEntries()) {
+		t.Run(m.form, func(t *testing.T) {
+			l := srv.pushLazy(m.form, "1", m)
+			c := &counter{digest: l.Digest}
+			srv.front(c.front)
+			defer srv.front(nil)
+			o := newSetup(t, srv.host+"/"+m.form+":1")
+			s := o.mustOpen(t)
+			img := named(t, s, srv.host+"/"+m.form+":1")
+			r := lookInto(t, img)
+			before := c.asked.Load()
+			for n := 200; n < 250; n++ {
+				r.check(fmt.Sprintf("d/%03d", n), lazyFile(n))
+			}
+			if n := c.asked.Load() - before; n > 6 {
+				t.Errorf("%d requests for 50 files", n)
+			}
+			if n := c.bytes.Load(); n > l.Size/4 {
+				t.Errorf("%d bytes of %d for a tenth of the files", n, l.Size)
+			}
+			key := r.files.Key()
+			r.checkAll()
+			if n := c.bytes.Load(); n > l.Size*3/2 {
+				t.Errorf("%d bytes of %d for all files", n, l.Size)
+			}
+			eventually(t, "the layer to be local", func() bool { return img.Local(0) })
+			eventually(t, "its parts to be removed", func() bool { return !exists(o, rangesPath(l.Digest)) })
+			before = c.asked.Load()
+			r.checkAll()
+			if b, err := readDiff(t, img, 0); err != nil || digest.FromBytes(b) != m.diffID {
+				t.Errorf("diff: %v", err)
+			}
+			if b, err := readBlob(t, img, l.Digest); err != nil || !bytes.Equal(b, m.blob) {
+				t.Errorf("blob: %v", err)
+			}
+			if n := c.asked.Load() - before; n != 0 {
+				t.Errorf("%d requests for what is local", n)
+			}
+			// What is shown stays what it is; who looks later sees the tar.
+			if again := lookInto(t, img); again.files.Key() != key || key.Form != layer.TOCForm {
+				t.Errorf("%+v, and before %+v", again.files.Key(), key)
+			}
+			o.newCache(t)
+			r = lookInto(t, named(t, o.mustOpen(t), srv.host+"/"+m.form+":1"))
+			if r.files.Key().Form != layer.TarForm {
+				t.Errorf("%+v", r.files.Key())
+			}
+			r.checkAll()
+		})
+	}
+}
+
+// Whoever reads the files of a layer in the order of their names, in which they do not lie, gets it as a whole after a few of
+// them. Who leaves most of them out does not.
+func TestLazyScattered(t *testing.T) {
+	srv := newServer(t)
+	entries := lazyEntries()
+	rand.New(rand.NewPCG(1, 2)).Shuffle(len(entries), func(i, j int) { entries[i], entries[j] = entries[j], entries[i] })
+	for _, m := range lazyImages(t, entries) {
+		t.Run(m.form, func(t *testing.T) {
+			l := srv.pushLazy(m.form, "1", m)
+			c := &counter{digest: l.Digest}
+			srv.front(c.front)
+			defer srv.front(nil)
+			o := newSetup(t, srv.host+"/"+m.form+":1")
+			img := named(t, o.mustOpen(t), srv.host+"/"+m.form+":1")
+			r := lookInto(t, img)
+			for n := 0; n < lazyCount; n += 40 {
+				r.check(fmt.Sprintf("d/%03d", n), lazyFile(n))
+			}
+			if n := c.bytes.Load(); n*100 > l.Size*30 || img.Local(0) {
+				t.Errorf("%d bytes of %d for a few files", n, l.Size)
+			}
+			bytes, asked := c.bytes.Load(), c.asked.Load()
+			r.checkAll()
+			if n := c.bytes.Load() - bytes; n > l.Size*5/4 {
+				t.Errorf("%d bytes of %d for the others", n, l.Size)
+			}
+			if n := c.asked.Load() - asked; n > 8 {
+				t.Errorf("%d requests", n)
+			}
+			eventually(t, "the layer to be local", func() bool { return img.Local(0) })
+		})
+	}
+}
+
+// Whoever begins at the beginning gets the rest in one piece, which begins where the parts end.
+func TestLazySeed(t *testing.T) {
+	srv := newServer(t)
+	m := lazyImages(t, lazyEntries())[0]
+	l := srv.pushLazy("a", "1", m)
+	c := &counter{digest: l.Digest}
+	srv.front(c.front)
+	s := newSetup(t, srv.host+"/a:1").mustOpen(t)
+	img := named(t, s, srv.host+"/a:1")
+	r := lookInto(t, img)
+	r.checkAll()
+	eventually(t, "the layer to be local", func() bool { return img.Local(0) })
+	if n := c.bytes.Load(); n > l.Size*5/4 {
+		t.Errorf("%d bytes of %d", n, l.Size)
+	}
+	if n := c.asked.Load(); n > 12 {
+		t.Errorf("%d requests", n)
+	}
+}
+
+// Who reads a large file on and on finds that what comes next is on its way.
+func TestLazyAhead(t *testing.T) {
+	srv := newServer(t)
+	m := lazyImages(t, []images.Entry{images.File("a", noise(8<<20)), images.File("b", noise(24<<20))})[1]
+	l := srv.pushLazy("a", "1", m)
+	c := &counter{digest: l.Digest}
+	srv.front(c.front)
+	r := lookInto(t, named(t, newSetup(t, srv.host+"/a:1").mustOpen(t), srv.host+"/a:1"))
+	p, b := r.place("b"), make([]byte, 128<<10)
+	asked := c.asked.Load()
+	for off := int64(1 << 20); c.asked.Load() < asked+3; off += int64(len(b)) { // windows of 64, 256 and 1024 KiB
+		if _, err := r.files.ReadBody(t.Context(), p.Body, b, off); err != nil {
+			t.Fatal(err)
+		}
+		if off > 4<<20 {
+			t.Fatalf("%d requests", c.asked.Load()-asked)
+		}
+		if c.asked.Load() == asked+3 {
+			if _, err := r.files.ReadBody(t.Context(), p.Body, b, off+600<<10); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	eventually(t, "more to be asked for", func() bool { return c.asked.Load() == asked+4 })
+}
