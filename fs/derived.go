@@ -23,12 +23,12 @@ const derivedBytes = 4 << 20
 
 // standing is what such a file is computed from.
 type standing struct {
-	e       *imgsrc.Entry
-	snap    *imgsrc.Snapshot
-	facts   *imgsrc.Facts
-	lineage func(context.Context, *imgsrc.Entry) (imgsrc.Lineage, error)
-	img     *image
-	r       *rendered
+	e     *imgsrc.Entry
+	snap  *imgsrc.Snapshot
+	state *state
+	facts *imgsrc.Facts
+	img   *image
+	r     *rendered
 
 	passing bool // what was found may be repaired: it is not to be kept
 }
@@ -63,7 +63,7 @@ func (img *image) derive(ctx context.Context, r *rendered, row *row) (derivedFil
 	if d, ok := img.f.derived.get(key); ok && d.generation == s.snap.Generation && d.entry == e && !passing {
 		return d, d.err
 	}
-	st := &standing{e: e, snap: s.snap, facts: r.facts, lineage: s.lineage, img: img, r: r}
+	st := &standing{e: e, snap: s.snap, state: s, facts: r.facts, img: img, r: r}
 	text, err := row.derived(ctx, st)
 	if err != nil && (ctx.Err() != nil || !errors.Is(err, imgsrc.ErrAbsent)) {
 		return derivedFile{}, err
@@ -103,69 +103,6 @@ func (img *image) changedAt(id uint32, sum [sha256.Size]byte, s *state, first ti
 	return was.at
 }
 
-// lineage returns what an image of the catalog was made of.
-func (s *state) lineage(ctx context.Context, e *imgsrc.Entry) (imgsrc.Lineage, error) {
-	img := s.byID[e.ID]
-	if img == nil {
-		return imgsrc.Lineage{}, imgsrc.ErrNotFound
-	}
-	return img.lineageOf(ctx)
-}
-
-// lineageOf returns what the image was made of. It reads the image once.
-func (img *image) lineageOf(ctx context.Context) (imgsrc.Lineage, error) {
-	img.mu.Lock()
-	known := img.lineage
-	img.mu.Unlock()
-	if known != nil {
-		return *known, nil
-	}
-	r, err := img.render(ctx)
-	if err != nil {
-		return imgsrc.Lineage{}, err
-	}
-	l := r.facts.Lineage()
-	if !r.damaged {
-		img.mu.Lock()
-		img.lineage = &l
-		img.mu.Unlock()
-	}
-	return l, nil
-}
-
-// related returns those of the candidates that hold with the image's lineage. One that cannot be read is none of them.
-func (s *standing) related(ctx context.Context, candidates []*imgsrc.Entry, holds func(mine, other imgsrc.Lineage) bool) ([]string, error) {
-	if len(candidates) == 0 {
-		return nil, nil
-	}
-	mine, err := s.lineage(ctx, s.e)
-	if err != nil {
-		return nil, err
-	}
-	var ids []string
-	for _, c := range candidates {
-		l, err := s.lineage(ctx, c)
-		if ctx.Err() != nil {
-			return nil, ctx.Err()
-		}
-		if err == nil && holds(mine, l) {
-			ids = append(ids, c.ID)
-		}
-	}
-	return ids, nil
-}
-
-func (s *standing) parent(ctx context.Context) (string, error) {
-	if s.facts.Kind != imgsrc.KindImage {
-		return "", nil
-	}
-	ids, err := s.related(ctx, s.snap.PerhapsParents(s.e), func(mine, other imgsrc.Lineage) bool { return other.IsParentOf(mine) })
-	if err != nil || len(ids) == 0 {
-		return "", err
-	}
-	return ids[0], nil
-}
-
 func parentText(ctx context.Context, s *standing) ([]byte, error) {
 	id, err := s.parent(ctx)
 	if err == nil && id == "" {
@@ -178,11 +115,18 @@ func childrenText(ctx context.Context, s *standing) ([]byte, error) {
 	if s.facts.Kind != imgsrc.KindImage {
 		return nil, imgsrc.ErrAbsent
 	}
-	ids, err := s.related(ctx, s.snap.PerhapsChildren(s.e), imgsrc.Lineage.IsParentOf)
-	if err == nil && ids == nil {
-		err = imgsrc.ErrAbsent
+	children, err := s.children(ctx)
+	if err != nil {
+		return nil, err
 	}
-	return linesOf(ids), err
+	if len(children) == 0 {
+		return nil, imgsrc.ErrAbsent
+	}
+	ids := make([]string, 0, len(children))
+	for _, c := range children {
+		ids = append(ids, c.ID)
+	}
+	return linesOf(ids), nil
 }
 
 func inspectJSON(ctx context.Context, s *standing) ([]byte, error) {

@@ -102,6 +102,7 @@ type state struct {
 	at      time.Time // when the tree came to be in this state
 	idsTime time.Time
 	names   [spaces]*nameState
+	kinship *kinship
 }
 
 // New returns the tree of a catalog. It lists nothing until it is asked to: call Refresh or Run.
@@ -137,7 +138,9 @@ func New(o Options) *FS {
 	}
 	f.ctx, f.cancel = context.WithCancel(context.Background())
 	f.slots.Store(&[]*image{nil})
-	f.state.Store(&state{snap: &imgsrc.Snapshot{}, byID: map[string]*image{}, names: [spaces]*nameState{emptyNames(), emptyNames()}})
+	f.state.Store(&state{
+		snap: &imgsrc.Snapshot{}, byID: map[string]*image{}, names: [spaces]*nameState{emptyNames(), emptyNames()}, kinship: newKinship(),
+	})
 	f.control.init(f)
 	f.initSpaces()
 	f.oci = newOCITree(f)
@@ -196,7 +199,7 @@ func (f *FS) refresh(ctx context.Context) *state {
 		return old
 	}
 	now := time.Now()
-	s := &state{snap: snap, at: now, byID: make(map[string]*image, len(snap.Entries))}
+	s := &state{snap: snap, at: now, byID: make(map[string]*image, len(snap.Entries)), kinship: newKinship()}
 	first := old.snap.Generation == 0
 	changed := first
 	slots := *f.slots.Load()

@@ -68,15 +68,9 @@ func (img *image) doRender(ctx context.Context) (*rendered, error) {
 	if err != nil {
 		return nil, err
 	}
-	facts, err := imgsrc.Load(ctx, e.First())
+	facts, err := loadFacts(ctx, e)
 	if err != nil {
 		return nil, err
-	}
-	// What the source has recorded costs nothing; to read the layers for it is another matter.
-	if _, ok := e.First().Image.(imgsrc.DiffIDer); ok && facts.LacksDiffIDs() {
-		if ids, err := imgsrc.FindDiffIDs(ctx, e.First().Image, len(facts.Layers)); err == nil {
-			facts = facts.WithDiffIDs(ids)
-		}
 	}
 	r := img.renderFacts(facts)
 	if r.damaged {
@@ -90,6 +84,31 @@ func (img *image) doRender(ctx context.Context) (*rendered, error) {
 	img.mend(r)
 	img.f.rendered.put(img.slot, r)
 	return r, nil
+}
+
+// loadFacts reads what an image's own bytes say.
+func loadFacts(ctx context.Context, e *imgsrc.Entry) (*imgsrc.Facts, error) {
+	facts, err := imgsrc.Load(ctx, e.First())
+	if err != nil {
+		return nil, err
+	}
+	// What the source has recorded costs nothing; to read the layers for it is another matter.
+	if _, ok := e.First().Image.(imgsrc.DiffIDer); ok && facts.LacksDiffIDs() {
+		if ids, err := imgsrc.FindDiffIDs(ctx, e.First().Image, len(facts.Layers)); err == nil {
+			facts = facts.WithDiffIDs(ids)
+		}
+	}
+	return facts, nil
+}
+
+// isDamaged says whether something of an image could not be read: it may be there when it is read again.
+func isDamaged(facts *imgsrc.Facts) bool {
+	for _, err := range []error{facts.ManifestErr, facts.ConfigErr} {
+		if err != nil && !errors.Is(err, imgsrc.ErrAbsent) {
+			return true
+		}
+	}
+	return false
 }
 
 // mend moves the time of the listing when an image of which something could not be read has other files now than then.
@@ -116,12 +135,7 @@ func (img *image) mend(r *rendered) {
 // renderFacts computes the files that say what the image's own bytes say.
 func (img *image) renderFacts(facts *imgsrc.Facts) *rendered {
 	last := table[len(table)-1].id
-	r := &rendered{facts: facts, files: make([][]byte, last+1), errs: make([]error, last+1)}
-	for _, err := range []error{facts.ManifestErr, facts.ConfigErr} {
-		if err != nil && !errors.Is(err, imgsrc.ErrAbsent) {
-			r.damaged = true
-		}
-	}
+	r := &rendered{facts: facts, files: make([][]byte, last+1), errs: make([]error, last+1), damaged: isDamaged(facts)}
 	if facts.Kind == imgsrc.KindIndex {
 		r.platform = imgsrc.Choose(facts.Children, img.f.platform)
 	}

@@ -1,79 +1,16 @@
 package imgsrc
 
 import (
-	"crypto/sha256"
 	"encoding/binary"
-	"errors"
-	"hash"
 	"hash/fnv"
 	"regexp"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/opencontainers/go-digest"
 )
 
 // What images have to do with each other: which one was made from which, and which says something about which.
-
-// A Lineage says what an image was made of, in a form that two images' can be compared in.
-type Lineage struct {
-	layers, below      lineageSum // the diff ids, all and all but the last
-	history, beforeEnd lineageSum // the history, all and without the last step
-	known              bool
-}
-
-type lineageSum [sha256.Size]byte
-
-// Lineage returns an image's. An image without a config (schema 1 too: podman tells none of its parents), or of which diff
-// ids or history cannot be read, has none.
-func (f *Facts) Lineage() Lineage {
-	if f.cfgErr != nil || f.schema1 || f.diffErr != nil && !errors.Is(f.diffErr, ErrAbsent) || len(f.Layers) > 0 && f.Layers[0].DiffID == "" {
-		return Lineage{}
-	}
-	l := Lineage{known: true}
-	h := sha256.New()
-	for _, layer := range f.Layers {
-		h.Sum(l.below[:0])
-		writeText(h, string(layer.DiffID))
-	}
-	h.Sum(l.layers[:0])
-	if len(f.Layers) == 0 {
-		l.below = l.layers
-	}
-	h = sha256.New()
-	for _, e := range f.history {
-		h.Sum(l.beforeEnd[:0])
-		t := time.Time{}
-		if e.Created != nil {
-			t = e.Created.time.UTC()
-		}
-		writeText(h, t.Format(time.RFC3339Nano))
-		for _, s := range []*string{e.CreatedBy, e.Author, e.Comment} {
-			if s == nil {
-				s = new(string)
-			}
-			writeText(h, *s)
-		}
-		if e.EmptyLayer {
-			writeText(h, "empty")
-		}
-	}
-	h.Sum(l.history[:0])
-	return l
-}
-
-func writeText(h hash.Hash, s string) {
-	h.Write(binary.AppendUvarint(nil, uint64(len(s))))
-	h.Write([]byte(s))
-}
-
-// IsParentOf says whether the other image was made from this one in one step, as podman tells it: it has the same layers or
-// one more, and the same history and one step more.
-func (l Lineage) IsParentOf(child Lineage) bool {
-	return l.known && child.known && l.history == child.beforeEnd && l.history != child.history &&
-		(l.layers == child.layers || l.layers == child.below)
-}
 
 // ByDigest returns the image that has a manifest of this digest, or nil; of several the first.
 func (s *Snapshot) ByDigest(d digest.Digest) *Entry { return s.byDigest[d] }
@@ -89,32 +26,67 @@ func (s *Snapshot) AllByDigest(d digest.Digest) []*Entry {
 
 // related is computed when it is first asked for.
 type related struct {
-	tops      map[string][]*Entry // by the key of the topmost layer; "" for images without layers
-	byLayer   map[string][]*Entry
+	users     map[string]*layerUsers // by the layer's key; "" is that of images without layers
 	referrers map[*Entry][]*Entry
-	ids       map[string]uint64 // for each key of tops and byLayer, a sum over the images there
+}
+
+// layerUsers are the images that have a layer.
+type layerUsers struct {
+	all  int
+	tops kinGroup // those whose topmost layer it is
+	next kinGroup // those whose topmost layer lies on it
+}
+
+// A kinGroup is some images, sorted by id, and a sum over them.
+type kinGroup struct {
+	entries []*Entry
+	sum     uint64
+}
+
+func (g *kinGroup) add(e *Entry) {
+	g.entries = append(g.entries, e)
+	g.sum += idSum(e.ID)
 }
 
 func (s *Snapshot) related() *related {
 	s.relatedOnce.Do(func() {
-		r := &related{tops: map[string][]*Entry{}, byLayer: map[string][]*Entry{}, referrers: s.findReferrers(), ids: map[string]uint64{}}
+		r := &related{users: map[string]*layerUsers{}, referrers: s.findReferrers()}
+		of := func(key string) *layerUsers {
+			u := r.users[key]
+			if u == nil {
+				u = &layerUsers{}
+				r.users[key] = u
+			}
+			return u
+		}
 		for _, e := range s.Entries {
 			layers := e.First().Layers
-			id := idSum(e.ID)
-			r.ids[top(layers)] += id
-			r.tops[top(layers)] = append(r.tops[top(layers)], e)
-			seen := map[string]bool{}
-			for _, key := range layers {
-				if !seen[key] {
-					seen[key] = true
-					r.byLayer[key] = append(r.byLayer[key], e)
-					r.ids["in "+key] += id
+			top, below, ok := topLayers(layers)
+			of(top).tops.add(e)
+			if ok {
+				of(below).next.add(e)
+			}
+			for i, key := range layers {
+				if !slices.Contains(layers[:i], key) {
+					of(key).all++
 				}
 			}
 		}
 		s.relations = r
 	})
 	return s.relations
+}
+
+// topLayers are the keys of the topmost layer, "" if there is none, and of the one below it, if there is one.
+func topLayers(layers []string) (top, below string, ok bool) {
+	n := len(layers)
+	if n > 0 {
+		top = layers[n-1]
+	}
+	if n > 1 {
+		return top, layers[n-2], true
+	}
+	return top, "", false
 }
 
 func idSum(id string) uint64 {
@@ -126,13 +98,14 @@ func idSum(id string) uint64 {
 // Relations is a number that differs, as good as certainly, when the images differ that PerhapsParents, PerhapsChildren and
 // Referrers return for e, or those that are there of what e lists.
 func (s *Snapshot) Relations(e *Entry) uint64 {
-	r, layers := s.related(), e.First().Layers
+	r := s.related()
 	h := fnv.New64a()
 	write := func(n uint64) { h.Write(binary.LittleEndian.AppendUint64(nil, n)) }
-	write(r.ids[top(layers)])
-	if n := len(layers); n > 0 {
-		write(r.ids[top(layers[:n-1])])
-		write(r.ids["in "+layers[n-1]])
+	top, below, ok := topLayers(e.First().Layers)
+	write(r.users[top].tops.sum)
+	write(r.users[top].next.sum)
+	if ok {
+		write(r.users[below].tops.sum)
 	}
 	for _, other := range r.referrers[e] {
 		write(idSum(other.ID))
@@ -146,50 +119,68 @@ func (s *Snapshot) Relations(e *Entry) uint64 {
 	return h.Sum64()
 }
 
-func top(layers []string) string {
-	if len(layers) == 0 {
-		return ""
-	}
-	return layers[len(layers)-1]
-}
-
-// PerhapsParents returns the images that this one may have been made from in one step, by their layers.
+// PerhapsParents returns the images that this one may have been made from in one step, by their layers, sorted by id.
 func (s *Snapshot) PerhapsParents(e *Entry) []*Entry {
-	layers := e.First().Layers
-	all := s.related().tops[top(layers)]
-	if len(layers) > 0 {
-		all = slices.Concat(all, s.related().tops[top(layers[:len(layers)-1])])
+	var all []*Entry
+	for _, key := range s.ParentLayers(e) {
+		all = append(all, s.WithTopLayer(key)...)
 	}
-	return s.others(e, all)
+	return others(e, all)
 }
 
-// PerhapsChildren returns the images that may have been made from this one in one step, by their layers.
-func (s *Snapshot) PerhapsChildren(e *Entry) []*Entry {
-	layers := e.First().Layers
-	if len(layers) == 0 {
-		return s.others(e, s.related().tops[""])
+// PerhapsChildren returns the images that may have been made from this one in one step, by their layers, sorted by id.
+func (s *Snapshot) PerhapsChildren(e *Entry) []*Entry { return others(e, s.OnLayer(s.TopLayer(e))) }
+
+// others sorts entries by id and leaves out e.
+func others(e *Entry, all []*Entry) []*Entry {
+	all = slices.DeleteFunc(all, func(o *Entry) bool { return o == e })
+	slices.SortFunc(all, func(a, b *Entry) int { return strings.Compare(a.ID, b.ID) })
+	return all
+}
+
+// ParentLayers returns the keys of the layers one of which is the topmost of the image that this one was made from in one
+// step: its own topmost, and the one below it. Many images may have the same.
+func (s *Snapshot) ParentLayers(e *Entry) (keys []string) {
+	top, below, ok := topLayers(e.First().Layers)
+	keys = append(keys, top)
+	if ok && below != top {
+		keys = append(keys, below)
 	}
-	n := len(layers)
-	return s.others(e, slices.DeleteFunc(slices.Clone(s.related().byLayer[top(layers)]), func(c *Entry) bool {
-		other := c.First().Layers
-		return len(other) < n || len(other) > n+1 || other[n-1] != layers[n-1]
-	}))
+	return keys
+}
+
+// TopLayer returns the key of an image's topmost layer; "" if it has none.
+func (s *Snapshot) TopLayer(e *Entry) string {
+	key, _, _ := topLayers(e.First().Layers)
+	return key
+}
+
+// WithTopLayer returns the images whose topmost layer has this key, sorted by id. The caller must not change the slice.
+func (s *Snapshot) WithTopLayer(key string) []*Entry {
+	if u := s.related().users[key]; u != nil {
+		return u.tops.entries
+	}
+	return nil
+}
+
+// OnLayer returns the images whose topmost layer has this key, or lies on one that has, sorted by id.
+func (s *Snapshot) OnLayer(key string) []*Entry {
+	u := s.related().users[key]
+	if u == nil {
+		return nil
+	}
+	all := slices.Concat(u.tops.entries, u.next.entries)
+	slices.SortFunc(all, func(a, b *Entry) int { return strings.Compare(a.ID, b.ID) })
+	return slices.Compact(all)
 }
 
 // LayerUsers returns for each layer of an image, base first, how many images have it, this one included.
 func (s *Snapshot) LayerUsers(e *Entry) []int {
 	var all []int
 	for _, key := range e.First().Layers {
-		all = append(all, len(s.related().byLayer[key]))
+		all = append(all, s.related().users[key].all)
 	}
 	return all
-}
-
-// others sorts entries by id and leaves out e, and what is there twice.
-func (s *Snapshot) others(e *Entry, all []*Entry) []*Entry {
-	all = slices.DeleteFunc(slices.Clone(all), func(o *Entry) bool { return o == e })
-	slices.SortFunc(all, func(a, b *Entry) int { return strings.Compare(a.ID, b.ID) })
-	return slices.Compact(all)
 }
 
 // Referrers returns the images that say something about this one, sorted by id: those whose manifests name one of its
