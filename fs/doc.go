@@ -25,7 +25,7 @@
 // which it can be reached again, so that find -L and rsync -aL end.
 //
 // A file of every image is one row of a table: a name, a number that is never used again, and a pure function of the image,
-// or of what the catalog says of it (live), or of both (derived.go). An index has few files of its own: the others are links to
+// or of what the catalog says of it (live), or of both (derived.go; lineage.go says which image was made from which). An index has few files of its own: the others are links to
 // those of the platform that is meant.
 //
 // # Nodes and inode numbers

@@ -144,12 +144,16 @@ func gather(e *imgsrc.Entry, of func(imgsrc.Held) []string) []string {
 	return all
 }
 
-// linesOf is a list as a file; nil if there is nothing in it.
+// linesOf is a list as a file; nil if there is nothing in it. Somebody may have put a name into a layout that would be more
+// than one line, or none that can be read: that is not among them.
 func linesOf(items []string) []byte {
-	if len(items) == 0 {
-		return nil
+	var text []byte
+	for _, item := range items {
+		if imgsrc.IsPrintable(item) {
+			text = append(append(text, item...), '\n')
+		}
 	}
-	return []byte(strings.Join(items, "\n") + "\n")
+	return text
 }
 
 // readme is the README of the mountpoint: the cheat sheet for whoever lands there with ls.

@@ -217,6 +217,9 @@ func (t *tree) attr(n uint32, i ino) (attr, error) {
 		ino: i, mode: a.Mode, nlink: a.Nlink, size: a.Size, mtime: time.Unix(a.Sec, int64(a.Nsec)),
 		layered: true, uid: a.UID, gid: a.GID, rdev: a.Rdev, stored: a.Stored,
 	}
+	if out.mode&syscall.S_IFMT == syscall.S_IFLNK {
+		out.mode = syscall.S_IFLNK | 0o777 // no file system of Linux has others, whatever the tar says
+	}
 	if a.Implicit {
 		out.mtime = t.mtime
 	}

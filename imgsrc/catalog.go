@@ -2,9 +2,6 @@ package imgsrc
 
 import (
 	"cmp"
-	"context"
-	"errors"
-	"fmt"
 	"log/slog"
 	"slices"
 	"sort"
@@ -21,12 +18,16 @@ type Catalog struct {
 	log     *slog.Logger
 	sources []Source
 
-	turn   chan struct{} // holds one element while somebody refreshes; guards the next three
-	stamps []Stamp
-	lists  []*Listing
-	failed []*Stamp // at which stamp the source could not be listed; nil if it could
+	turn     chan struct{} // holds one element while somebody uses what follows
+	stamps   []Stamp
+	lists    []*Listing
+	failed   []*Stamp        // at which stamp the source could not be listed; nil if it could
+	listings []*listing      // those that are under way; nil: none
+	errs     []error         // of listings, that nobody has been told yet
+	took     []time.Duration // how long the last listing took that succeeded
 
-	told []atomic.Bool // a watch has called since the source was last listed
+	told []atomic.Bool          // a watch has called since the source was last listed
+	late atomic.Pointer[func()] // what Watch was given: called when a listing comes that nobody has waited for
 
 	current atomic.Pointer[Snapshot]
 	changed func(*Snapshot) // see OnChange; nil: nobody
@@ -120,6 +121,9 @@ func NewCatalog(log *slog.Logger, sources ...Source) *Catalog {
 		lists:   make([]*Listing, len(sources)),
 		failed:  make([]*Stamp, len(sources)),
 		told:    make([]atomic.Bool, len(sources)),
+
+		listings: make([]*listing, len(sources)),
+		took:     make([]time.Duration, len(sources)),
 	}
 	c.current.Store(&Snapshot{})
 	return c
@@ -140,100 +144,6 @@ func (c *Catalog) Sources() []Source { return c.sources }
 
 // Snapshot returns the state that the last Refresh found. It does no I/O.
 func (c *Catalog) Snapshot() *Snapshot { return c.current.Load() }
-
-// Refresh looks at the sources' stamps, lists those that have moved, and returns the current snapshot: the one that
-// there was if nothing changed. When ctx ends first it returns that too, with ctx's error; the listing goes on for the
-// next who asks. A source that cannot be listed keeps its last listing, and is asked again at the next Refresh; its error
-// is returned beside the snapshot, once for each stamp.
-func (c *Catalog) Refresh(ctx context.Context) (*Snapshot, error) {
-	select {
-	case c.turn <- struct{}{}:
-	case <-ctx.Done():
-		return c.current.Load(), ctx.Err()
-	}
-	moved := c.moved()
-	if len(moved) == 0 {
-		<-c.turn
-		return c.current.Load(), nil
-	}
-	done := make(chan error, 1)
-	go func() {
-		err := c.relist(context.WithoutCancel(ctx), moved)
-		<-c.turn
-		done <- err
-	}()
-	select {
-	case err := <-done:
-		return c.current.Load(), err
-	case <-ctx.Done():
-		return c.current.Load(), ctx.Err()
-	}
-}
-
-// A move is a source that is to be listed.
-type move struct {
-	source int
-	stamp  Stamp // taken before the listing: a change in between is seen at the next Refresh
-	told   bool  // a watch has said so
-}
-
-// moved returns the sources that may list something else than they did.
-func (c *Catalog) moved() []move {
-	var all []move
-	for i, src := range c.sources {
-		m := move{source: i, told: c.told[i].Swap(false), stamp: src.Stamp()}
-		if c.lists[i] == nil || c.failed[i] != nil || c.stamps[i] != m.stamp || m.told {
-			all = append(all, m)
-		}
-	}
-	return all
-}
-
-// relist lists the sources that have moved, and makes the new snapshot.
-func (c *Catalog) relist(ctx context.Context, moved []move) error {
-	lists, failures := make([]*Listing, len(moved)), make([]error, len(moved))
-	var wg sync.WaitGroup
-	for n, m := range moved { // together: one may be waiting for a network
-		wg.Go(func() { lists[n], failures[n] = listOf(ctx, c.sources[m.source]) })
-	}
-	wg.Wait()
-	var errs []error
-	changed := false
-	for n, m := range moved {
-		i, src := m.source, c.sources[m.source]
-		list, err := lists[n], failures[n]
-		if err != nil {
-			if c.failed[i] == nil || *c.failed[i] != m.stamp {
-				errs = append(errs, err)
-			}
-			c.failed[i] = &m.stamp
-			continue
-		}
-		for _, p := range list.Problems {
-			c.log.Warn("listing image", "source", src.Name(), "error", p)
-		}
-		c.stamps[i], c.lists[i], c.failed[i] = m.stamp, list, nil
-		changed = true
-	}
-	if changed {
-		s := c.merge()
-		if c.changed != nil {
-			c.changed(s)
-		}
-		c.current.Store(s)
-	}
-	return errors.Join(errs...)
-}
-
-// listOf lists a source. A panic there costs this listing and not the program, as nobody above could catch it.
-func listOf(ctx context.Context, src Source) (list *Listing, err error) {
-	defer func() {
-		if r := recover(); r != nil {
-			list, err = nil, fmt.Errorf("listing %s: panic: %v", src.Name(), r)
-		}
-	}()
-	return src.List(ctx)
-}
 
 func (c *Catalog) merge() *Snapshot {
 	s := &Snapshot{
@@ -315,22 +225,4 @@ func (s *Snapshot) EachName(f func(name string, e *Entry)) {
 	for name, e := range s.byName {
 		f(name, e)
 	}
-}
-
-// Watch watches all the sources and calls changed after each change, until ctx ends. Sources that cannot be watched are
-// logged and left to Refresh.
-func (c *Catalog) Watch(ctx context.Context, changed func()) {
-	var wg sync.WaitGroup
-	for i, src := range c.sources {
-		told := func() {
-			c.told[i].Store(true)
-			changed()
-		}
-		wg.Go(func() {
-			if err := src.Watch(ctx, told); err != nil && ctx.Err() == nil {
-				c.log.Warn("watching source", "source", src.Name(), "error", err)
-			}
-		})
-	}
-	wg.Wait()
 }

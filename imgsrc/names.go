@@ -1,6 +1,7 @@
 package imgsrc
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 
@@ -10,13 +11,28 @@ import (
 // maxName is how many bytes a directory entry may have.
 const maxName = 255
 
-var (
-	escaper   = strings.NewReplacer("%", "%25", "/", "%2F")
-	unescaper = strings.NewReplacer("%25", "%", "%2F", "/", "%2E", ".")
-)
+var escaper, unescaper = escapers()
 
-// EscapeKey returns the file name for the key of an annotation or a label: "/" is %2F, "%" is %25, "." and ".." are %2E
-// and %2E%2E, all else is itself. Not ok if the key is empty, holds NUL, or becomes longer than 255 bytes.
+// escapers replace what cannot stand in a file name, or would make two lines of it in a list, and "%".
+func escapers() (escaper, unescaper *strings.Replacer) {
+	there, back := []string{"%", "%25", "/", "%2F"}, []string{"%25", "%", "%2F", "/", "%2E", "."}
+	for c := range 0x80 {
+		if s := string(rune(c)); c != 0 && !IsPrintable(s) {
+			hex := fmt.Sprintf("%%%02X", c)
+			there, back = append(there, s, hex), append(back, hex, s)
+		}
+	}
+	return strings.NewReplacer(there...), strings.NewReplacer(back...)
+}
+
+// IsPrintable says whether a string has no control characters: it is one line, and does to a terminal what its letters say.
+func IsPrintable(s string) bool {
+	return strings.IndexFunc(s, func(r rune) bool { return r < ' ' || r == 0x7f }) < 0
+}
+
+// EscapeKey returns the file name for the key of an annotation or a label: "/" is %2F, "%" is %25, a line break is %0A and
+// other control characters likewise, "." and ".." are %2E and %2E%2E, all else is itself. Not ok if the key is empty, holds
+// NUL, or becomes longer than 255 bytes.
 func EscapeKey(key string) (name string, ok bool) {
 	name, ok = escape(key)
 	return name, ok && len(name) <= maxName

@@ -24,7 +24,10 @@ func TestEscapeKey(t *testing.T) {
 		{"...", "...", true},
 		{".hidden", ".hidden", true},
 		{" ", " ", true},
-		{"a\nb", "a\nb", true},
+		{"a\nb", "a%0Ab", true},
+		{"\x01\t\r\x1b[1m\x7f", "%01%09%0D%1B[1m%7F", true},
+		{"%0A", "%250A", true},
+		{"\u0085\u2028", "\u0085\u2028", true},
 		{"\xff", "\xff", true},
 		{strings.Repeat("x", 255), strings.Repeat("x", 255), true},
 		{strings.Repeat("x", 256), "", false},
@@ -43,7 +46,7 @@ func TestEscapeKey(t *testing.T) {
 			t.Errorf("UnescapeKey(%q) = %q, %v", name, key, ok)
 		}
 	}
-	for _, name := range []string{"", ".", "..", "a/b", "%", "%2", "%2f", "a%2Eb", "%2E%2E%2E", "%41", "a\x00", strings.Repeat("x", 256)} {
+	for _, name := range []string{"", ".", "..", "a/b", "%", "%2", "%2f", "%0a", "a\nb", "%00", "%20", "a%2Eb", "%2E%2E%2E", "%41", "a\x00", strings.Repeat("x", 256)} {
 		if key, ok := UnescapeKey(name); ok {
 			t.Errorf("UnescapeKey(%q) = %q: no key has this name", name, key)
 		}
@@ -80,6 +83,8 @@ func TestNamePath(t *testing.T) {
 		{"..", []string{"%2E%2E"}},
 		{"./a", []string{".%2Fa"}},
 		{"50%", []string{"50%25"}},
+		{"a/b\nh.io/c:1", []string{"a%2Fb%0Ah.io%2Fc:1"}},
+		{"h.io/a:1\n", []string{"h.io%2Fa:1%0A"}},
 		{"localhost", []string{"localhost"}},
 		{"localhost:", []string{"localhost:"}},
 		{"", nil},

@@ -1,0 +1,179 @@
+package imgsrc
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"log/slog"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// hangingSource lists at once until it is told to hang, and then when it is released.
+type hangingSource struct {
+	fakeSource
+	hang chan struct{} // guarded by mu; nil: it does not hang
+}
+
+func (s *hangingSource) List(ctx context.Context) (*Listing, error) {
+	list, err := s.fakeSource.List(ctx)
+	s.mu.Lock()
+	hang := s.hang
+	s.mu.Unlock()
+	if hang != nil {
+		<-hang
+	}
+	return list, err
+}
+
+func (s *hangingSource) setHang(c chan struct{}) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.hang = c
+}
+
+// What changes in one source shows while another does not answer; what that one says shows when it says it.
+func TestRefreshBesideAHungSource(t *testing.T) { synctest.Test(t, testRefreshBesideAHungSource) }
+
+func testRefreshBesideAHungSource(t *testing.T) {
+	store, far := &fakeSource{name: "store"}, &hangingSource{fakeSource: fakeSource{name: "far"}}
+	store.set(nil, listed("a"))
+	far.set(nil, listed("x"))
+	c := NewCatalog(slog.New(slog.DiscardHandler), store, far)
+	refresh(t, c)
+	ctx, stop := context.WithCancel(t.Context())
+	var watching sync.WaitGroup
+	defer watching.Wait()
+	defer stop()
+	told := make(chan *Snapshot, 10)
+	far.watch = func(ctx context.Context, _ func()) error { <-ctx.Done(); return nil }
+	watching.Go(func() { c.Watch(ctx, func() { told <- c.Snapshot() }) })
+
+	hang := make(chan struct{})
+	far.setHang(hang)
+	far.set(nil, listed("y"))
+	store.set(nil, listed("b"))
+	began := time.Now()
+	if s := refresh(t, c); ids(s) != "bx" {
+		t.Errorf("images %s, want b at once and x as it was", ids(s))
+	}
+	if waited := time.Since(began); waited > minPatience {
+		t.Errorf("waited for %v", waited)
+	}
+	began = time.Now()
+	for _, id := range []string{"c", "d", "e"} {
+		store.set(nil, listed(id))
+		if s := refresh(t, c); ids(s) != id+"x" {
+			t.Errorf("images %s, want %s and x", ids(s), id)
+		}
+	}
+	if waited := time.Since(began); waited != 0 {
+		t.Errorf("waited once more, for %v", waited)
+	}
+	if far.count() != 2 {
+		t.Errorf("the source that hangs was listed %d times, want 2", far.count())
+	}
+	close(hang)
+	synctest.Wait()
+	if len(told) != 1 || ids(<-told) != "ey" {
+		t.Error("nobody was told of what came late")
+	}
+	far.setHang(nil)
+	far.set(nil, listed("z"))
+	if s := refresh(t, c); ids(s) != "ez" {
+		t.Errorf("images %s once it answers again", ids(s))
+	}
+}
+
+// Whoever comes while a source is being listed sees what had changed before he came, not only what that listing had seen.
+func TestRefreshJoins(t *testing.T) { synctest.Test(t, testRefreshJoins) }
+
+func testRefreshJoins(t *testing.T) {
+	src := &hangingSource{fakeSource: fakeSource{name: "a"}}
+	src.set(nil, listed("a"))
+	c := NewCatalog(slog.New(slog.DiscardHandler), src)
+	refresh(t, c)
+	hang := make(chan struct{})
+	src.setHang(hang)
+	src.set(nil, listed("b"))
+	var all sync.WaitGroup
+	all.Go(func() { refresh(t, c) })
+	synctest.Wait() // the listing has seen b
+	src.setHang(nil)
+	src.set(nil, listed("c"))
+	for range 3 {
+		all.Go(func() {
+			if s := refresh(t, c); ids(s) != "c" {
+				t.Errorf("images %s", ids(s))
+			}
+		})
+	}
+	synctest.Wait()
+	close(hang)
+	all.Wait()
+	if src.count() > 4 {
+		t.Errorf("listed %d times", src.count())
+	}
+}
+
+// A source that lists slowly, as a large one does, is waited for; the first listings are, however long they take.
+func TestRefreshWaits(t *testing.T) { synctest.Test(t, testRefreshWaits) }
+
+func testRefreshWaits(t *testing.T) {
+	fast, slow := &fakeSource{name: "fast"}, &hangingSource{fakeSource: fakeSource{name: "slow"}}
+	fast.set(nil, listed("a"))
+	slow.set(nil, listed("x"))
+	c := NewCatalog(slog.New(slog.DiscardHandler), fast, slow)
+	take := func(d time.Duration) {
+		hang := make(chan struct{})
+		slow.setHang(hang)
+		time.AfterFunc(d, func() { close(hang) })
+	}
+	take(time.Minute)
+	if s := refresh(t, c); ids(s) != "ax" || s.Generation != 1 {
+		t.Errorf("generation %d: %s", s.Generation, ids(s))
+	}
+	for i, d := range []time.Duration{900 * time.Millisecond, 2 * time.Second, 3 * time.Second} {
+		id := string(rune('y' - i))
+		slow.set(nil, listed(id))
+		take(d)
+		if s := refresh(t, c); ids(s) != "a"+id {
+			t.Errorf("after %v: %s, want %s", d, ids(s), id)
+		}
+	}
+}
+
+// The failure of a listing that nobody has waited for is told to the next who asks.
+func TestRefreshTellsLate(t *testing.T) { synctest.Test(t, testRefreshTellsLate) }
+
+func testRefreshTellsLate(t *testing.T) {
+	src := &hangingSource{fakeSource: fakeSource{name: "a"}}
+	src.set(nil, listed("a"))
+	c := NewCatalog(slog.New(slog.DiscardHandler), src)
+	refresh(t, c)
+	hang := make(chan struct{})
+	src.setHang(hang)
+	src.set(errors.New("no route"))
+	refresh(t, c)
+	close(hang)
+	synctest.Wait()
+	if s, err := c.Refresh(t.Context()); err == nil || ids(s) != "a" {
+		t.Errorf("%s, %v", ids(s), err)
+	}
+	refresh(t, c)
+}
+
+// A name that would be two lines is said once in the log, with its source.
+func TestOddNamesAreLogged(t *testing.T) {
+	var log bytes.Buffer
+	src := &fakeSource{name: "oci:/srv"}
+	src.set(nil, listed("a", "one\ntwo", "plain"))
+	c := NewCatalog(slog.New(slog.NewTextHandler(&log, nil)), src)
+	refresh(t, c)
+	if text := log.String(); strings.Count(text, "\n") != 1 || !strings.Contains(text, `one\ntwo`) || !strings.Contains(text, "oci:/srv") {
+		t.Errorf("log: %s", text)
+	}
+}
