@@ -2,7 +2,6 @@ package ops
 
 import (
 	"context"
-	"errors"
 	"os"
 	"syscall"
 	"time"
@@ -12,9 +11,7 @@ import (
 	"go.podman.io/image/v5/manifest"
 	"go.podman.io/image/v5/signature"
 	"go.podman.io/image/v5/types"
-	"go.podman.io/storage/pkg/configfile"
 
-	"github.com/imgfs/imgfs/imgsrc"
 	"github.com/imgfs/imgfs/imgsrc/proxy"
 )
 
@@ -39,7 +36,7 @@ func (o *Ops) copyImage(ctx context.Context, p pushJob) (err error) {
 		}
 	}()
 
-	src := &source{held: p.held, plain: kind.plain || p.line.plain, instance: p.instance, reading: watch.pause, several: p.line.all, task: p.task}
+	src := &source{held: p.held, plain: kind.plain || p.line.plain, instance: p.instance, reading: watch.pause, several: p.line.all, judge: o.allowedMember, task: p.task}
 	src.recompressed = p.line.compression != nil
 	policy, err := o.policy()
 	if err != nil {
@@ -64,7 +61,7 @@ func (o *Ops) copyImage(ctx context.Context, p pushJob) (err error) {
 		return err
 	}
 	sys := o.system(p.line)
-	to, err := p.line.dest.stage(staging{sys: sys, blobs: blobs, verify: o.verify(p.line), insecure: o.opt.Insecure, openStore: o.opt.OpenStore})
+	to, err := p.line.dest.stage(staging{sys: sys, blobs: blobs, verify: o.verify(p.line), insecure: o.opt.Insecure, openStore: o.opt.OpenStore, log: o.log})
 	if to.discard != nil {
 		defer to.discard()
 	}
@@ -195,28 +192,6 @@ func (o *Ops) verify(line pushLine) types.OptionalBool {
 		return types.NewOptionalBool(*o.opt.TLSVerify)
 	}
 	return line.tlsVerify
-}
-
-// policy returns the signature policy. A machine that has none accepts everything, as it does everywhere else where
-// nobody has said otherwise; that is said once in the log.
-func (o *Ops) policy() (*signature.PolicyContext, error) {
-	return o.policyOf(&types.SystemContext{SignaturePolicyPath: o.opt.SignaturePolicy})
-}
-
-// policyOf is policy on a machine that sys describes. One that somebody has named (also with CONTAINERS_POLICY_JSON) and
-// that is not there accepts nothing.
-func (o *Ops) policyOf(sys *types.SystemContext) (*signature.PolicyContext, error) {
-	policy, err := signature.DefaultPolicy(sys)
-	if errors.Is(err, configfile.ErrConfigFileNotFound) {
-		o.noPolicy.Do(func() {
-			o.log.Info("this machine has no signature policy (policy.json): every image may be pushed, pulled and loaded")
-		})
-		policy, err = &signature.Policy{Default: signature.PolicyRequirements{signature.NewPRInsecureAcceptAnything()}}, nil
-	}
-	if err != nil {
-		return nil, fail(imgsrc.ErrDenied, "reading the signature policy: %s", err)
-	}
-	return signature.NewPolicyContext(policy)
 }
 
 // drain makes the library report its progress, and passes on to the task and the watchdog what the destination gets, and

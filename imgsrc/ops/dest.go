@@ -2,6 +2,7 @@ package ops
 
 import (
 	"context"
+	"log/slog"
 	"net"
 	"slices"
 	"strings"
@@ -39,6 +40,7 @@ type staging struct {
 	insecure func(host string) bool // registries that need no certificate where verify says nothing
 
 	openStore storeOpener
+	log       *slog.Logger
 }
 
 // staged is a destination that is ready to be copied to.

@@ -30,8 +30,8 @@
 //
 // # Events
 //
-// An event is recorded when an operation has ended, when the mount begins and ends, and when a listing of a source shows what no operation of this mount
-// has done (changes.go). Nothing that is read is an event.
+// An event is recorded when an operation has ended, when the mount begins and ends, and when a listing of a source shows
+// what no operation of this mount has done (changes.go). Nothing that is read is an event.
 //
 // # Pushing
 //
@@ -47,7 +47,8 @@
 // sign without cgo, or by the library with a sigstore key.
 //
 // What is made on this machine is made whole or not at all: an archive, a directory and an image in a layout are written
-// into a directory beside their place and moved into it at the end. Nothing that was there before is removed or replaced;
+// into a directory beside their place and moved into it at the end; what is left there by a push whose process was killed
+// goes with the next one to the same place. Nothing that was there before is removed or replaced;
 // where something is in the way the push fails before it begins. (containers-storage commits by itself.)
 //
 // # Pulling and loading
@@ -60,7 +61,8 @@
 // What is loaded is opened by [Options].Open as the source that it would be for a mount, and copied from there as in a
 // push, after all its blobs have been verified. A tar without the members of an archive is the root file system of a new
 // image: it is read once to be measured, and once more to be copied. An image that the receiver has already, by its id,
-// only gets names: a second manifest of the same config would change the digest that others know it by.
+// only gets names: a second manifest of the same config would change the digest that others know it by. One that has come
+// without all its names is an error that says so.
 //
 // That nothing is left of an image that did not come is the Receiver's promise.
 //

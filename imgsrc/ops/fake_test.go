@@ -30,6 +30,9 @@ func TestMain(m *testing.M) {
 	if reexec.Init() { // containers-storage unpacks layers in a child
 		return
 	}
+	if dir := os.Getenv(stagingVar); dir != "" {
+		stageAndStay(dir)
+	}
 	os.Exit(m.Run())
 }
 

@@ -17,15 +17,6 @@ import (
 	"github.com/imgfs/imgfs/imgsrc"
 )
 
-// stagingPrefix begins the name of the directory that a push writes into until it is done.
-const stagingPrefix = ".imgfs-push-"
-
-// stageBeside makes a directory for a push beside the path that it is for, on the same file system.
-func stageBeside(path string) (dir string, discard func(), err error) {
-	dir, err = os.MkdirTemp(filepath.Dir(path), stagingPrefix)
-	return dir, func() { _ = os.RemoveAll(dir) }, err
-}
-
 // moveNew moves a file to a place where nothing is. Error: imgsrc.ErrExists.
 func moveNew(from, to string) error {
 	err := unix.Renameat2(unix.AT_FDCWD, from, unix.AT_FDCWD, to, unix.RENAME_NOREPLACE)
@@ -98,7 +89,7 @@ func (d *dockerArchive) String() string {
 }
 
 func (d *dockerArchive) stage(s staging) (staged, error) {
-	dir, discard, err := stageBeside(d.path)
+	dir, discard, err := stageBeside(d.path, s.log)
 	if err != nil {
 		return staged{}, err
 	}
@@ -132,8 +123,8 @@ func (d *plainDir) check() error {
 	return err
 }
 
-func (d *plainDir) stage(staging) (staged, error) {
-	dir, discard, err := stageBeside(d.path)
+func (d *plainDir) stage(s staging) (staged, error) {
+	dir, discard, err := stageBeside(d.path, s.log)
 	if err != nil {
 		return staged{}, err
 	}
@@ -185,8 +176,8 @@ func (d *ociArchive) hint(err error) string { return localHint(err) }
 
 // stage writes a layout, and commit packs it: the library's own oci-archive does the same, in a temporary directory that
 // may be too small, and cannot be cancelled while it packs.
-func (d *ociArchive) stage(staging) (staged, error) {
-	dir, discard, err := stageBeside(d.path)
+func (d *ociArchive) stage(s staging) (staged, error) {
+	dir, discard, err := stageBeside(d.path, s.log)
 	if err != nil {
 		return staged{}, err
 	}

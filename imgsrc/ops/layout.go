@@ -56,9 +56,9 @@ func (d *layoutDir) check() error {
 // blobs that are there already and will be copied as they are.
 func (d *layoutDir) stage(s staging) (_ staged, err error) {
 	made := os.Mkdir(d.path, 0o755) == nil
-	own, err := os.MkdirTemp(d.path, stagingPrefix)
+	own, clean, err := stageIn(d.path, s.log)
 	discard := func() {
-		_ = os.RemoveAll(own)
+		clean()
 		if made {
 			_ = os.Remove(d.path) // if it is empty: nothing was pushed here
 		}

@@ -69,13 +69,15 @@ func (o *Ops) loadPlace(ctx context.Context, p pullLine, to Receiver, t *task) e
 	}
 	for i, img := range images {
 		id, err := o.loadOne(ctx, img, to, t)
+		if id != "" { // also where it has come without all of its names
+			t.came(id, p.text)
+		}
 		if err != nil && i > 0 && ctx.Err() == nil {
 			return fmt.Errorf("after %d of %d images: %w", i, len(images), err)
 		}
 		if err != nil {
 			return err
 		}
-		t.came(id, p.text)
 	}
 	return nil
 }
@@ -218,7 +220,7 @@ func ignoreAbsent(err error) error {
 	return err
 }
 
-// loadOne loads one image under all its names.
+// loadOne loads one image under all its names. The id that it returns is that of an image that is there, also with an error.
 func (o *Ops) loadOne(ctx context.Context, img loadable, to Receiver, t *task) (id string, err error) {
 	src := &source{held: img.Held, task: t, reading: func() func() { return func() {} }, instance: func(_ context.Context, d digest.Digest) (imgsrc.Image, error) {
 		for _, other := range img.list.Images {
@@ -258,10 +260,7 @@ func (o *Ops) loadOne(ctx context.Context, img loadable, to Receiver, t *task) (
 	if id = o.show(ctx, to, id, a.name); id == "" {
 		id = a.id
 	}
-	if len(img.names) < 2 {
-		return id, nil
-	}
-	return id, o.addNames(ctx, to, id, img.names[1:])
+	return id, o.addNames(ctx, to, id, img.names[min(1, len(img.names)):])
 }
 
 // original returns the manifest that the image had before oci/ made an OCI manifest of it, and that is to be its own again;
@@ -299,16 +298,6 @@ func (o *Ops) has(ctx context.Context, to Receiver, id string) bool {
 	return entry != nil && slices.ContainsFunc(entry.Held, func(h imgsrc.Held) bool { return h.Source.Name() == to.Name() && h.Desc().Damaged == nil })
 }
 
-// allowed fails if the signature policy does not let an image in.
-func (o *Ops) allowed(ctx context.Context, src *source) error {
-	policy, err := o.policy()
-	if err != nil {
-		return err
-	}
-	defer func() { _ = policy.Destroy() }()
-	return permitted(ctx, policy, src)
-}
-
 // platformOf returns the image of an index for the platform that is meant.
 func (o *Ops) platformOf(ctx context.Context, src *source, img loadable, sys *types.SystemContext) (imgsrc.Held, error) {
 	text, mediaType, err := src.GetManifest(ctx, nil)
@@ -331,24 +320,36 @@ func (o *Ops) platformOf(ctx context.Context, src *source, img loadable, sys *ty
 	return imgsrc.Held{}, fail(imgsrc.ErrNotFound, "image %s of the index is not in it", d)
 }
 
-// addNames gives names to an image that is there.
+// addNames gives names to an image that has been put into a source, or was there.
 func (o *Ops) addNames(ctx context.Context, to Receiver, id string, names []string) error {
+	if len(names) == 0 {
+		return nil
+	}
+	err := error(fail(imgsrc.ErrNotFound, "%s does not list the image any more", to.Name()))
+	if entry := o.opt.Catalog.Snapshot().ByID(id); entry != nil {
+		for _, held := range entry.Held {
+			if held.Source.Name() == to.Name() {
+				err = o.addNamesTo(ctx, to, held, names)
+				break
+			}
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("the image is there, but does not have %s: %w", strings.Join(names, " "), err)
+	}
+	return nil
+}
+
+func (o *Ops) addNamesTo(ctx context.Context, to Receiver, held imgsrc.Held, names []string) error {
 	tagger, ok := to.(imgsrc.Tagger)
-	entry := o.opt.Catalog.Snapshot().ByID(id)
-	if !ok || entry == nil || len(names) == 0 {
-		return nil
+	if !ok {
+		return fail(imgsrc.ErrUnsupported, "%s takes one name for an image", to.Name())
 	}
-	for _, held := range entry.Held {
-		if held.Source.Name() != to.Name() {
-			continue
-		}
-		o.others.own("", names...)
-		if err := tagger.Tag(ctx, held.Desc(), names, nil); err != nil {
-			return err
-		}
-		o.show(ctx, to, id, "")
-		return nil
+	o.others.own("", names...)
+	if err := tagger.Tag(ctx, held.Desc(), names, nil); err != nil {
+		return err
 	}
+	o.show(ctx, to, held.Desc().ID, "")
 	return nil
 }
 

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -13,6 +14,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -153,6 +155,36 @@ func TestLoadWhatIsThere(t *testing.T) {
 	o, _ = newOpsOn(t, Options{Open: opens(dir, src), SignaturePolicy: write(t, `{"default":[{"type":"reject"}]}`)}, to)
 	if err := o.Do(t.Context(), request("load", dir)); !errors.Is(err, imgsrc.ErrDenied) {
 		t.Errorf("in spite of the policy: %v", err)
+	}
+}
+
+// Names that a loaded image does not get are a failure, which says that the image has come.
+func TestLoadLosesNoName(t *testing.T) {
+	img := testImages(t)["oci with blobs"]
+	dir := t.TempDir()
+	src := &fakeSource{name: "oci:" + dir, images: []imgsrc.Listed{{Image: img, Names: []string{"localhost/a:1", "localhost/b:1"}}}}
+	full := errors.New("the disk is full")
+	for name, test := range map[string]struct {
+		there []imgsrc.Listed
+		want  error
+	}{
+		"the listing lacks it":  {nil, imgsrc.ErrNotFound},
+		"the names do not work": {[]imgsrc.Listed{{Image: img}}, full},
+	} {
+		to := newReceiving(t)
+		to.images, to.err = test.there, fmt.Errorf("%w: %w", full, syscall.ENOSPC)
+		o, _ := newOpsOn(t, Options{Open: opens(dir, src)}, to)
+		err := o.Do(t.Context(), request("load", dir))
+		if err == nil || test.want == full && !errors.Is(err, syscall.ENOSPC) || test.want != full && !errors.Is(err, test.want) {
+			t.Fatalf("%s: %v", name, err)
+		}
+		if text, _ := o.LastError(""); !strings.Contains(text, "the image is there, but does not have localhost/") {
+			t.Errorf("%s: %s", name, text)
+		}
+		events, _ := o.Events()
+		if e := lastEvent(t, events); e.Type != "load-error" || e.Image != img.desc.ID || e.Error != err.Error() {
+			t.Errorf("%s: %+v", name, e)
+		}
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	imgspecv1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"go.podman.io/image/v5/types"
 
 	"github.com/imgfs/imgfs/imgsrc"
@@ -113,8 +114,44 @@ func TestNoPolicy(t *testing.T) {
 	if n := strings.Count(log.String(), "no signature policy"); n != 1 {
 		t.Errorf("said %d times", n)
 	}
+	// A link to a policy that is gone is not the same as nothing. (The library looks once for where the user's is.)
+	link := filepath.Join(bare.RootForImplicitAbsolutePaths, "etc/containers/policy.json")
+	if err := errors.Join(os.MkdirAll(filepath.Dir(link), 0o755), os.Symlink("gone.json", link)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := o.policyOf(bare); !errors.Is(err, imgsrc.ErrDenied) || !strings.Contains(err.Error(), link) {
+		t.Errorf("a link that leads nowhere: %v", err)
+	}
 	t.Setenv("CONTAINERS_POLICY_JSON", filepath.Join(t.TempDir(), "policy.json"))
 	if _, err := o.policyOf(bare); !errors.Is(err, imgsrc.ErrDenied) {
 		t.Errorf("one that is named and not there: %v", err)
+	}
+}
+
+// TestPolicyOfMembers: an image of an index is judged by the index's scopes, and one that another source has by its own.
+func TestPolicyOfMembers(t *testing.T) {
+	one := newImage(t, imgspecv1.MediaTypeImageManifest, true, "one", tarOf("f", noise(1000)))
+	two := newImage(t, imgspecv1.MediaTypeImageManifest, true, "two", tarOf("f", noise(1001)))
+	index := newIndex(t, one, two) // amd64, arm64
+	src := &fakeSource{name: "oci:/srv/fake", images: []imgsrc.Listed{{Image: index}, {Image: one}}}
+	other := &fakeSource{name: "dir:/srv/other", images: []imgsrc.Listed{{Image: two}}}
+	open, closed := `[{"type":"insecureAcceptAnything"}]`, `[{"type":"reject"}]`
+	for _, test := range []struct {
+		dir, arch string
+		words     []string
+		want      error
+	}{
+		{open, "amd64", []string{"all=true"}, nil},
+		{closed, "amd64", []string{"all=true"}, imgsrc.ErrDenied},
+		{closed, "amd64", nil, nil}, // the other one is not copied
+		{closed, "arm64", nil, imgsrc.ErrDenied},
+		{open, "arm64", nil, nil},
+	} {
+		policy := write(t, `{"default":`+open+`,"transports":{"dir":{"":`+test.dir+`}}}`)
+		o, _ := newOpsOn(t, Options{SignaturePolicy: policy, Platform: imgsrc.Platform{OS: "linux", Architecture: test.arch}}, src, other)
+		err := o.Do(t.Context(), pushTo(index, append([]string{"oci:" + t.TempDir() + "/x:1"}, test.words...)...))
+		if test.want == nil && err != nil || !errors.Is(err, test.want) {
+			t.Errorf("%s, %s %s: %v, want %v", test.dir, test.arch, test.words, err, test.want)
+		}
 	}
 }

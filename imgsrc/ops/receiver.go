@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"strings"
 
 	"github.com/opencontainers/go-digest"
@@ -56,7 +57,7 @@ func (o *Ops) receiver() (Receiver, error) {
 	for _, src := range o.opt.Catalog.Sources() {
 		r, ok := src.(Receiver)
 		if l, is := src.(layoutSource); is {
-			r, ok = &layoutReceiver{l}, true
+			r, ok = &layoutReceiver{l, o.log}, true
 		}
 		if !ok {
 			continue
@@ -76,7 +77,10 @@ func (o *Ops) receiver() (Receiver, error) {
 }
 
 // A layoutReceiver puts images into the layout of a source.
-type layoutReceiver struct{ layoutSource }
+type layoutReceiver struct {
+	layoutSource
+	log *slog.Logger
+}
 
 func (r *layoutReceiver) MayReceive() error {
 	err := unix.Access(r.LayoutDir(), unix.W_OK)
@@ -107,7 +111,7 @@ func (r *layoutReceiver) Receive(ctx context.Context, name, _ string, copy func(
 		return fail(imgsrc.ErrInvalid, "%s cannot be the name of an image in a layout", quote(name))
 	}
 	to := &layoutDir{path: dir, name: name}
-	made, err := to.stage(staging{})
+	made, err := to.stage(staging{log: r.log})
 	if made.discard != nil {
 		defer made.discard()
 	}

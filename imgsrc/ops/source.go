@@ -29,6 +29,7 @@ type source struct {
 	plain    bool                                                       // offer layers as uncompressed tars even where there are blobs
 	reading  func() (done func())                                       // called around each read from the image
 	several  bool                                                       // all images of an index are copied
+	judge    func(context.Context, imgsrc.Held) error                   // whether an image of the index that another source has may be copied; nil: it may
 	task     *task                                                      // is told what there is to read, and what has been read
 
 	recompressed bool // layers will be stored in another form than they are offered
@@ -60,6 +61,11 @@ func (s *source) image(ctx context.Context, instance *digest.Digest) (imgsrc.Ima
 	img, err := s.instance(ctx, *instance)
 	if err != nil {
 		return nil, fmt.Errorf("looking for the image %s of the index: %w", *instance, err)
+	}
+	if held, ok := img.(imgsrc.Held); ok && s.judge != nil && held.Source != s.held.Source {
+		if err := s.judge(ctx, held); err != nil {
+			return nil, fmt.Errorf("image %s of the index: %w", *instance, err)
+		}
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -260,8 +266,8 @@ func (s *source) blobs(ctx context.Context) (kept []digest.Digest, all bool, err
 	all = true
 	for _, instance := range instances {
 		its, whole, err := s.blobsOf(ctx, instance)
-		if errors.Is(err, imgsrc.ErrNotFound) && !s.several {
-			continue // another one is copied
+		if !s.several && (errors.Is(err, imgsrc.ErrNotFound) || err != nil && rejected(err)) {
+			continue // another one is copied; if it is this one the library asks for it again
 		}
 		if err != nil {
 			return nil, false, err
