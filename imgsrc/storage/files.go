@@ -151,7 +151,8 @@ type splitTar struct {
 	seg    []byte // what is left of the current segment
 	last   []byte // the last block of a segment: a header, when a body follows
 	inBody bool
-	left   int64 // of the current body
+	size   int64 // of the current body, as tar-split counts it
+	left   int64 // of it
 	taken  int64 // of it
 	sum    uint64
 	total  int64 // bytes of the tar so far
@@ -179,7 +180,7 @@ func (t *splitTar) load() error {
 	if e.Size < 0 || len(e.Payload) != crc64.Size {
 		return fmt.Errorf("line %d: a body of %d bytes with a checksum of %d", t.lines.line, e.Size, len(e.Payload))
 	}
-	t.inBody, t.left, t.taken = true, e.Size, 0
+	t.inBody, t.size, t.left, t.taken = true, e.Size, e.Size, 0
 	t.sum = binary.BigEndian.Uint64(e.Payload)
 	t.total += e.Size
 	return nil
@@ -260,6 +261,7 @@ func (t *splitTar) body(stored int64) (uint64, error) {
 		stored = n - t.taken
 	}
 	// Of a sparse file tar-split counts the holes, and the tar does not.
+	t.total += t.taken + stored - t.size
 	t.left = stored
 	t.inBody = stored > 0
 	t.taken = 0
