@@ -178,8 +178,8 @@ func (z *lazy) part(ctx context.Context, from, to int64, try int, near *vicinity
 			break
 		}
 		r.fetchWhole(from, near)
-		if b, ok, err := r.fromBlob(ctx, from, to, false); ok || ctx.Err() != nil {
-			return b, err
+		if b, ok, _ := r.fromBlob(ctx, from, to, false); ok {
+			return b, nil
 		}
 	}
 	return r.get(ctx, from, to, near)
