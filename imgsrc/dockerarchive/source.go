@@ -220,6 +220,7 @@ func (s *Source) List(ctx context.Context) (*imgsrc.Listing, error) {
 		l.Problems = append(l.Problems, fmt.Errorf("%w: %w", imgsrc.ErrDamaged, err))
 	}
 	found, hashes := map[string]*described{}, map[string]digest.Digest{}
+	listed, named := map[[2]string]int{}, map[taggedAs]bool{}
 	for _, it := range s.wanted(items) {
 		key := it.Config + "\x00" + strings.Join(it.Layers, "\x00")
 		d := cmp.Or(found[key], known[key])
@@ -233,12 +234,32 @@ func (s *Source) List(ctx context.Context) (*imgsrc.Listing, error) {
 			}
 		}
 		found[key] = d
-		l.Images = append(l.Images, imgsrc.Listed{Image: d.image, Names: it.RepoTags, Layers: d.layers})
+		// Some builders write an entry for each name.
+		desc := d.image.Desc()
+		same := [2]string{desc.ID, desc.Digest.String()}
+		at, ok := listed[same]
+		if !ok {
+			at = len(l.Images)
+			listed[same] = at
+			l.Images = append(l.Images, imgsrc.Listed{Image: d.image, Layers: d.layers})
+		}
+		for _, name := range it.RepoTags {
+			if key := (taggedAs{at, name}); !named[key] {
+				named[key] = true
+				l.Images[at].Names = append(l.Images[at].Names, name)
+			}
+		}
 	}
 	s.mu.Lock()
 	s.known, s.of = found, id
 	s.mu.Unlock()
 	return l, nil
+}
+
+// taggedAs is a name of an image, by its place in the listing.
+type taggedAs struct {
+	image int
+	name  string
 }
 
 // described is an entry that was made sense of.
