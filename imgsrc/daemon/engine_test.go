@@ -16,6 +16,7 @@ import (
 	"testing"
 
 	"github.com/imgfs/imgfs/imgsrc"
+	"github.com/imgfs/imgfs/test/servers"
 )
 
 func TestSocketThatMayNotBeUsed(t *testing.T) {
@@ -49,7 +50,7 @@ func TestFailuresOfTheEngine(t *testing.T) {
 }
 
 func TestOpenWithoutAnEngine(t *testing.T) {
-	dir := shortDir(t)
+	dir := servers.ShortDir(t)
 	for host, text := range map[string]string{
 		"unix://" + dir + "/none": "no engine answers at unix://" + dir + "/none: is it running, and DOCKER_HOST right?",
 		"tcp://127.0.0.1:1":       "no engine answers at tcp://127.0.0.1:1: is it running, and DOCKER_HOST right?",

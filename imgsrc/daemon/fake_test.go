@@ -14,6 +14,8 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	"go.podman.io/image/v5/docker/reference"
+
+	"github.com/imgfs/imgfs/test/servers"
 )
 
 // A fakeEngine answers as an engine does, as far as this package asks.
@@ -47,7 +49,7 @@ type fakeImage struct {
 func newFake(t testing.TB, images ...*fakeImage) *fakeEngine {
 	t.Helper()
 	f := &fakeEngine{TB: t, images: images, calls: map[string]int{}, fail: map[string]int{}}
-	socket := filepath.Join(shortDir(t), "sock")
+	socket := filepath.Join(servers.ShortDir(t), "sock")
 	l, err := net.Listen("unix", socket)
 	if err != nil {
 		t.Fatal(err)

@@ -19,21 +19,6 @@ import (
 	"github.com/imgfs/imgfs/imgsrc/layer"
 )
 
-// shortDir makes a directory whose path leaves room for a socket's name.
-func shortDir(t testing.TB) string {
-	t.Helper()
-	dir, err := os.MkdirTemp("/tmp", "imgfs-d")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := os.RemoveAll(dir); err != nil {
-			t.Error(err)
-		}
-	})
-	return dir
-}
-
 func testCache(t testing.TB, dir string, limit int64) *layer.Cache {
 	t.Helper()
 	c, err := layer.OpenCache(dir, limit, nil)

@@ -18,89 +18,15 @@ import (
 	"github.com/imgfs/imgfs/imgsrc"
 	"github.com/imgfs/imgfs/imgsrc/sourcetest"
 	"github.com/imgfs/imgfs/test/needs"
+	"github.com/imgfs/imgfs/test/servers"
 )
 
-// A dockerd is an engine of Debian's, with a socket and a root of its own.
-type dockerd struct {
-	testing.TB
-	dir, host string
-	cmd       *exec.Cmd
-}
+// A dockerd is an engine of Debian's.
+type dockerd struct{ *servers.Dockerd }
 
-// startDockerd starts an engine, which ends with the test.
 func startDockerd(t testing.TB) *dockerd {
 	t.Helper()
-	needs.Programs(t, "dockerd", "containerd", "docker")
-	if os.Geteuid() != 0 {
-		needs.Root(t)
-	}
-	dir := shortDir(t)
-	d := &dockerd{TB: t, dir: dir, host: "unix://" + filepath.Join(dir, "sock")}
-	d.start()
-	t.Cleanup(d.clean)
-	return d
-}
-
-func (d *dockerd) start() {
-	d.Helper()
-	log, err := os.OpenFile(filepath.Join(d.dir, "log"), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
-	if err != nil {
-		d.Fatal(err)
-	}
-	defer log.Close()
-	d.cmd = exec.Command("dockerd", "--iptables=false", "--ip-forward=false", "--bridge=none",
-		"--exec-root", filepath.Join(d.dir, "exec"), "--data-root", filepath.Join(d.dir, "data"), "-p", filepath.Join(d.dir, "pid"), "-H", d.host)
-	d.cmd.Stdout, d.cmd.Stderr = log, log
-	d.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	if err := d.cmd.Start(); err != nil {
-		d.Fatal(err)
-	}
-	for end := time.Now().Add(30 * time.Second); ; time.Sleep(50 * time.Millisecond) {
-		cmd := exec.Command("docker", "-H", d.host, "version")
-		if cmd.Run() == nil {
-			return
-		}
-		if time.Now().After(end) {
-			text, _ := os.ReadFile(filepath.Join(d.dir, "log"))
-			d.stop()
-			needs.Unmet(d.TB, "dockerd does not start here:\n"+string(text))
-		}
-	}
-}
-
-// stop ends the engine, which ends its containerd, and waits for it.
-func (d *dockerd) stop() {
-	if d.cmd == nil {
-		return
-	}
-	if err := d.cmd.Process.Signal(syscall.SIGTERM); err != nil {
-		d.Error(err)
-	}
-	killed := time.AfterFunc(20*time.Second, func() { _ = syscall.Kill(-d.cmd.Process.Pid, syscall.SIGKILL) })
-	_ = d.cmd.Wait() // how a stopped engine exits is its own affair
-	killed.Stop()
-	d.cmd = nil
-}
-
-// clean stops the engine and wants nothing of it to be left.
-func (d *dockerd) clean() {
-	d.stop()
-	mounts, err := os.ReadFile("/proc/self/mountinfo")
-	if err != nil {
-		d.Error(err)
-	}
-	for line := range strings.Lines(string(mounts)) {
-		if at := strings.Fields(line)[4]; strings.HasPrefix(at, d.dir+"/") {
-			if err := syscall.Unmount(at, syscall.MNT_DETACH); err != nil {
-				d.Errorf("unmounting %s: %v", at, err)
-			}
-		}
-	}
-}
-
-func (d *dockerd) docker(args ...string) string {
-	d.Helper()
-	return needs.Line(d.TB, "docker", append([]string{"-H", d.host}, args...)...)
+	return &dockerd{servers.StartDockerd(t)}
 }
 
 // importImage makes an image of one layer.
@@ -110,7 +36,7 @@ func (d *dockerd) importImage(name string, files ...tarFile) {
 	if err := os.WriteFile(file, tarOf(d.TB, files...), 0o600); err != nil {
 		d.Fatal(err)
 	}
-	d.docker("import", "-c", "ENV FROM="+name, file, name)
+	d.Docker("import", "-c", "ENV FROM="+name, file, name)
 }
 
 // build makes an image on another one, with files that have these contents.
@@ -129,7 +55,7 @@ func (d *dockerd) build(name, base string, contents ...string) {
 	if err := os.WriteFile(filepath.Join(dir, "Dockerfile"), []byte(dockerfile), 0o644); err != nil {
 		d.Fatal(err)
 	}
-	cmd := exec.Command("docker", "-H", d.host, "build", "-q", "-t", name, dir)
+	cmd := exec.Command("docker", "-H", d.Host, "build", "-q", "-t", name, dir)
 	cmd.Env = append(os.Environ(), "DOCKER_BUILDKIT=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		d.Fatalf("%v\n%s", err, out)
@@ -144,21 +70,21 @@ func (d *dockerd) populate() {
 		tarFile{name: "big", body: bytes.Repeat([]byte("0123456789abcdef"), 200_000)}, tarFile{name: "link", link: "etc/hello"})
 	d.build("web:1", "base:1", "one", strings.Repeat("two", 100_000))
 	d.build("localhost:5000/team/twin:2", "web:1")
-	d.docker("tag", "web:1", "web:stable")
+	d.Docker("tag", "web:1", "web:stable")
 }
 
 func TestRealImagesAreWhatDockerReports(t *testing.T) {
 	needs.Programs(t, "skopeo")
 	d := startDockerd(t)
 	d.populate()
-	ctr := d.docker("create", "web:1")
+	ctr := d.Docker("create", "web:1")
 	cacheDir := t.TempDir()
-	s := openSource(t, Options{Host: d.host, Cache: testCache(t, cacheDir, 0), CacheDir: cacheDir})
+	s := openSource(t, Options{Host: d.Host, Cache: testCache(t, cacheDir, 0), CacheDir: cacheDir})
 	l, err := s.List(t.Context())
 	if err != nil || len(l.Problems) > 0 || len(l.Images) != 3 {
 		t.Fatal(err, l)
 	}
-	ids := strings.Fields(d.docker("images", "--no-trunc", "--quiet"))
+	ids := strings.Fields(d.Docker("images", "--no-trunc", "--quiet"))
 	for _, img := range l.Images {
 		if id := "sha256:" + img.Desc().ID; !slices.Contains(ids, id) || img.Desc().Config.String() != id {
 			t.Errorf("%+v is none of %v", img.Desc(), ids)
@@ -177,7 +103,7 @@ func TestRealImagesAreWhatDockerReports(t *testing.T) {
 			Size   int64
 			RootFS struct{ Layers []string }
 		}
-		if err := json.Unmarshal([]byte(d.docker("image", "inspect", name)), &info); err != nil {
+		if err := json.Unmarshal([]byte(d.Docker("image", "inspect", name)), &info); err != nil {
 			t.Fatal(err)
 		}
 		if !slices.Equal(img.Layers, info[0].RootFS.Layers) || img.Unpacked != info[0].Size {
@@ -187,7 +113,7 @@ func TestRealImagesAreWhatDockerReports(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if want := needs.Run(t, "skopeo", "inspect", "--raw", "--daemon-host", d.host, "docker-daemon:"+name); string(raw) != want {
+		if want := needs.Run(t, "skopeo", "inspect", "--raw", "--daemon-host", d.Host, "docker-daemon:"+name); string(raw) != want {
 			t.Errorf("%s: the manifest is\n%s\nand skopeo's\n%s", name, raw, want)
 		}
 		config, err := img.Config(t.Context())
@@ -207,7 +133,7 @@ func TestRealSuite(t *testing.T) {
 	d.populate()
 	cacheDir := t.TempDir()
 	cache := testCache(t, cacheDir, 0)
-	o := Options{Host: d.host, Cache: cache, CacheDir: cacheDir}
+	o := Options{Host: d.Host, Cache: cache, CacheDir: cacheDir}
 	// The suite wants digests, which are known when each image has been saved once.
 	first := openSource(t, o)
 	l, err := first.List(t.Context())
@@ -238,14 +164,14 @@ func TestRealSuite(t *testing.T) {
 func TestRealRef(t *testing.T) {
 	d := startDockerd(t)
 	d.populate()
-	for _, ref := range []string{"web:1", "docker.io/library/web:stable", d.docker("image", "inspect", "-f", "{{.Id}}", "web:1")} {
-		s := openSource(t, Options{Host: d.host, Ref: ref})
+	for _, ref := range []string{"web:1", "docker.io/library/web:stable", d.Docker("image", "inspect", "-f", "{{.Id}}", "web:1")} {
+		s := openSource(t, Options{Host: d.Host, Ref: ref})
 		if l, err := s.List(t.Context()); err != nil || len(l.Images) != 1 || l.Images[0].Names[0] != "docker.io/library/web:1" {
 			t.Errorf("%s: %v, %v", ref, l, err)
 		}
 	}
 	for _, ref := range []string{"none", "../containers/json", "UPPER", strings.Repeat("a", 64)} {
-		if _, err := Open(t.Context(), Options{Host: d.host, Ref: ref}); !errors.Is(err, imgsrc.ErrNoSource) {
+		if _, err := Open(t.Context(), Options{Host: d.Host, Ref: ref}); !errors.Is(err, imgsrc.ErrNoSource) {
 			t.Errorf("%s: %v", ref, err)
 		}
 	}
@@ -254,7 +180,7 @@ func TestRealRef(t *testing.T) {
 func TestRealTags(t *testing.T) {
 	d := startDockerd(t)
 	d.populate()
-	s := openSource(t, Options{Host: d.host})
+	s := openSource(t, Options{Host: d.Host})
 	base := find(t, s, "docker.io/library/base:1").Desc()
 	err := s.Tag(t.Context(), base, nil, []string{"docker.io/library/base:1"})
 	if !errors.Is(err, imgsrc.ErrUnsupported) || !strings.Contains(err.Error(), "last name") {
@@ -278,7 +204,7 @@ func TestRealTags(t *testing.T) {
 func TestRealWatch(t *testing.T) {
 	d := startDockerd(t)
 	d.populate()
-	s := openSource(t, Options{Host: d.host})
+	s := openSource(t, Options{Host: d.Host})
 	fired := make(chan struct{}, 100)
 	go func() { _ = s.Watch(t.Context(), func() { fired <- struct{}{} }) }()
 	wait := func(what string) {
@@ -293,20 +219,20 @@ func TestRealWatch(t *testing.T) {
 		}
 	}
 	wait("the beginning")
-	d.docker("tag", "web:1", "other:1")
+	d.Docker("tag", "web:1", "other:1")
 	wait("a name")
-	ctr := d.docker("create", "web:1")
+	ctr := d.Docker("create", "web:1")
 	wait("a container")
-	d.docker("rm", ctr)
+	d.Docker("rm", ctr)
 	wait("a container that goes")
-	d.docker("rmi", "other:1")
+	d.Docker("rmi", "other:1")
 	wait("a name that goes")
-	d.stop()
+	d.Stop()
 	wait("an engine that goes")
-	if _, err := s.List(t.Context()); !errors.Is(err, imgsrc.ErrNotFound) || !strings.Contains(err.Error(), "no engine answers at "+d.host) {
+	if _, err := s.List(t.Context()); !errors.Is(err, imgsrc.ErrNotFound) || !strings.Contains(err.Error(), "no engine answers at "+d.Host) {
 		t.Errorf("listing without an engine: %v", err)
 	}
-	d.start()
+	d.Start()
 	wait("an engine that comes back")
 	find(t, s, "docker.io/library/web:1")
 }
@@ -314,9 +240,9 @@ func TestRealWatch(t *testing.T) {
 func TestRealImageThatIsRemoved(t *testing.T) {
 	d := startDockerd(t)
 	d.populate()
-	s := openSource(t, Options{Host: d.host})
+	s := openSource(t, Options{Host: d.Host})
 	img := find(t, s, "localhost:5000/team/twin:2")
-	d.docker("rmi", "localhost:5000/team/twin:2")
+	d.Docker("rmi", "localhost:5000/team/twin:2")
 	if _, err := img.Config(t.Context()); !errors.Is(err, imgsrc.ErrNotFound) {
 		t.Errorf("config of an image that was removed: %v", err)
 	}
@@ -324,7 +250,7 @@ func TestRealImageThatIsRemoved(t *testing.T) {
 	if _, err := web.Config(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	d.docker("rmi", "web:1", "web:stable")
+	d.Docker("rmi", "web:1", "web:stable")
 	if _, err := s.List(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -336,7 +262,7 @@ func TestRealImageThatIsRemoved(t *testing.T) {
 // The service of podman speaks the same API.
 func TestRealPodman(t *testing.T) {
 	needs.Programs(t, "podman", "skopeo")
-	dir := shortDir(t)
+	dir := servers.ShortDir(t)
 	podman := func(args ...string) []string {
 		return append([]string{"--root", filepath.Join(dir, "root"), "--runroot", filepath.Join(dir, "run"), "--storage-driver", "vfs"}, args...)
 	}

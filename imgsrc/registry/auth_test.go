@@ -19,6 +19,7 @@ import (
 	"github.com/imgfs/imgfs/imgsrc"
 	"github.com/imgfs/imgfs/imgsrc/layer"
 	"github.com/imgfs/imgfs/test/needs"
+	"github.com/imgfs/imgfs/test/servers"
 )
 
 func TestParseChallenges(t *testing.T) {
@@ -62,7 +63,7 @@ func secretsIn(t *testing.T, text string, secrets ...string) {
 }
 
 func TestPassword(t *testing.T) {
-	srv := startDistribution(t, htpasswd)
+	srv := startDistribution(t, servers.Passwords)
 	srv.user = "tester:s3cret"
 	img := srv.image("a/web", "1", layer.Gzip, tarOf(t, "f", noise(100_000)))
 	for _, user := range []string{"", "tester:wr0ng"} {
@@ -113,7 +114,7 @@ func TestPassword(t *testing.T) {
 
 // A helper of Docker's configuration is asked, and what it prints when it fails is not repeated.
 func TestCredentialHelper(t *testing.T) {
-	srv := startDistribution(t, htpasswd)
+	srv := startDistribution(t, servers.Passwords)
 	srv.user = "tester:s3cret"
 	srv.image("web", "1", layer.Gzip, tarOf(t, "f", "x"))
 	bin := t.TempDir()

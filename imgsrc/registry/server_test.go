@@ -4,28 +4,21 @@ import (
 	"archive/tar"
 	"bytes"
 	"encoding/json"
-	"fmt"
 	"io"
 	"log/slog"
 	"math/rand/v2"
-	"net"
 	"net/http"
-	"net/http/httptest"
-	"net/url"
-	"os/exec"
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
-	embedded "github.com/google/go-containerregistry/pkg/registry"
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/imgfs/imgfs/imgsrc/layer"
-	"github.com/imgfs/imgfs/test/needs"
+	"github.com/imgfs/imgfs/test/servers"
 )
 
 // A server is a registry of this process, with what a test puts in front of it.
@@ -42,11 +35,8 @@ type server struct {
 
 func newServer(t testing.TB) *server {
 	t.Helper()
-	s := &server{TB: t, next: embedded.New(embedded.Logger(slog.NewLogLogger(slog.DiscardHandler, slog.LevelInfo)), embedded.WithReferrersSupport(true))}
-	h := httptest.NewServer(s)
-	t.Cleanup(h.Close)
-	t.Cleanup(h.CloseClientConnections)
-	s.host = strings.TrimPrefix(h.URL, "http://")
+	s := &server{TB: t, next: servers.NewRegistry()}
+	s.host = servers.Serve(t, s)
 	return s
 }
 
@@ -87,46 +77,15 @@ func (s *server) requests(prefix string) []string {
 	return list
 }
 
-// ask sends a request of the test itself.
-func ask(t testing.TB, user, method, address string, header map[string]string, body []byte, want int) http.Header {
-	t.Helper()
-	req, err := http.NewRequest(method, address, bytes.NewReader(body))
-	if err != nil {
-		t.Fatal(err)
-	}
-	req.Header.Set("X-Test", "1")
-	for k, v := range header {
-		req.Header.Set(k, v)
-	}
-	if name, password, ok := strings.Cut(user, ":"); ok {
-		req.SetBasicAuth(name, password)
-	}
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		t.Fatal(err)
-	}
-	text, _ := io.ReadAll(resp.Body)
-	resp.Body.Close()
-	if resp.StatusCode != want {
-		t.Fatalf("%s %s: %s %s", method, address, resp.Status, text)
-	}
-	return resp.Header
+// client pushes without being seen by the test.
+func (s *server) client() servers.Client {
+	return servers.Client{TB: s.TB, Host: s.host, User: s.user, Header: map[string]string{"X-Test": "1"}}
 }
 
 // push puts a blob into a repository.
 func (s *server) push(repo, mediaType string, b []byte) v1.Descriptor {
 	s.Helper()
-	d := v1.Descriptor{MediaType: mediaType, Digest: digest.FromBytes(b), Size: int64(len(b))}
-	base := "http://" + s.host
-	header := ask(s, s.user, http.MethodPost, base+"/v2/"+repo+"/blobs/uploads/", nil, nil, http.StatusAccepted)
-	u, err := url.Parse(header.Get("Location"))
-	if err != nil {
-		s.Fatal(err)
-	}
-	q := u.Query()
-	q.Set("digest", d.Digest.String())
-	ask(s, s.user, http.MethodPut, base+u.Path+"?"+q.Encode(), map[string]string{"Content-Type": "application/octet-stream"}, b, http.StatusCreated)
-	return d
+	return s.client().Push(repo, mediaType, b)
 }
 
 // put puts a manifest under a tag, and under its digest if that is empty.
@@ -139,12 +98,7 @@ func (s *server) put(repo, tag, mediaType string, manifest any) v1.Descriptor {
 			s.Fatal(err)
 		}
 	}
-	d := v1.Descriptor{MediaType: mediaType, Digest: digest.FromBytes(b), Size: int64(len(b))}
-	if tag == "" {
-		tag = d.Digest.String()
-	}
-	ask(s, s.user, http.MethodPut, "http://"+s.host+"/v2/"+repo+"/manifests/"+tag, map[string]string{"Content-Type": mediaType}, b, http.StatusCreated)
-	return d
+	return s.client().Put(repo, tag, mediaType, b)
 }
 
 // A made image is what was pushed.
@@ -236,43 +190,10 @@ func noise(n int) string {
 	return string(b)
 }
 
-// htpasswd has the user "tester" with the password "s3cret" (bcrypt).
-const htpasswd = "tester:$2a$04$si50ejUVTa//eBuQOX0N4OiThFrjgIyGnPMPo59VfdELTMJGTvqzC\n"
-
 // startDistribution runs Debian's docker-registry until the test ends. With passwords it asks for them.
 func startDistribution(t testing.TB, passwords string) *server {
 	t.Helper()
-	needs.Programs(t, "docker-registry")
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	host := l.Addr().String()
-	l.Close()
-	dir := t.TempDir()
-	config := fmt.Sprintf("version: 0.1\nlog: {level: error}\nstorage: {filesystem: {rootdirectory: %s/data}, delete: {enabled: true}}\ncompatibility: {schema1: {enabled: true}}\nhttp: {addr: %q}\n", dir, host)
-	if passwords != "" {
-		write(t, dir+"/htpasswd", passwords)
-		config += fmt.Sprintf("auth: {htpasswd: {realm: test, path: %s/htpasswd}}\n", dir)
-	}
-	write(t, dir+"/config.yml", config)
-	cmd := exec.Command("docker-registry", "serve", dir+"/config.yml")
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
-	})
-	for range 500 {
-		if resp, err := http.Get("http://" + host + "/v2/"); err == nil {
-			resp.Body.Close()
-			return &server{TB: t, host: host}
-		}
-		time.Sleep(20 * time.Millisecond)
-	}
-	t.Fatal("docker-registry does not answer")
-	return nil
+	return &server{TB: t, host: servers.Distribution(t, passwords)}
 }
 
 var discardLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelInfo)

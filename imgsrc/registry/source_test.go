@@ -127,7 +127,7 @@ func TestMovedTag(t *testing.T) {
 	eventually(t, "the tag moved", func() bool { return refresh().ByRemoteName(name).First().Desc().Digest == second.Digest })
 	srv.image("web", "2", layer.None, tarOf(t, "f", "3"))
 	eventually(t, "a tag is new", func() bool { return refresh().ByRemoteName(srv.host+"/web:2") != nil })
-	ask(t, "", http.MethodDelete, "http://"+srv.host+"/v2/web/manifests/1", nil, nil, http.StatusAccepted)
+	srv.client().Ask(http.MethodDelete, "http://"+srv.host+"/v2/web/manifests/1", nil, nil, http.StatusAccepted)
 	eventually(t, "a tag is gone", func() bool { return refresh().ByRemoteName(name) == nil })
 
 	// A registry that is down changes nothing.

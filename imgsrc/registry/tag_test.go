@@ -20,6 +20,7 @@ import (
 	"github.com/imgfs/imgfs/imgsrc"
 	"github.com/imgfs/imgfs/imgsrc/layer"
 	"github.com/imgfs/imgfs/test/needs"
+	"github.com/imgfs/imgfs/test/servers"
 )
 
 // rawManifest is what a registry has under a tag; empty if nothing.
@@ -276,7 +277,7 @@ func TestTagNoMount(t *testing.T) {
 }
 
 func TestTagDenied(t *testing.T) {
-	srv := startDistribution(t, htpasswd)
+	srv := startDistribution(t, servers.Passwords)
 	srv.user = "tester:s3cret"
 	srv.image("web", "1", layer.Gzip, tarOf(t, "f", "x"))
 	o := newSetup(t, srv.host+"/web:1")

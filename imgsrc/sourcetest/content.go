@@ -45,12 +45,13 @@ func (s *suite) blobs() {
 	for _, img := range s.sound() {
 		for _, l := range s.facts(img).Layers {
 			c, err := img.Blob(s.Context(), l.Digest)
+			kept := s.want.Blobs || l.Digest == l.DiffID
 			switch {
-			case errors.Is(err, imgsrc.ErrAbsent) && !s.want.Blobs:
+			case errors.Is(err, imgsrc.ErrAbsent) && !kept:
 			case err != nil:
 				s.Errorf("image %s, blob %s: %v", img.Desc().ID, l.Digest, err)
 			default:
-				if !s.want.Blobs {
+				if !kept {
 					s.Errorf("image %s has the blob %s, want ErrAbsent", img.Desc().ID, l.Digest)
 				}
 				s.content(c, l.Digest, l.Size)

@@ -74,12 +74,13 @@ func (s *suite) members(what string, c imgsrc.Content) map[string][]byte {
 	}
 }
 
-// sum is the digest of all the bytes of an archive.
+// sum is the digest of all the bytes of an archive; empty if they cannot be read.
 func (s *suite) sum(c imgsrc.Content) digest.Digest {
 	s.Helper()
 	size, err := c.Size(s.Context())
 	if err != nil {
 		s.Error(err)
+		return ""
 	}
 	d, err := digest.FromReader(io.NewSectionReader(readerAt{s, c}, 0, size))
 	if err != nil {
@@ -114,6 +115,9 @@ func (s *suite) exportOCI(img imgsrc.Listed) {
 		return
 	}
 	sum := s.sum(a)
+	if sum == "" {
+		return
+	}
 	if again := s.sum(archive()); again != sum {
 		s.Errorf("oci.tar of image %s is %s, and another time %s", img.Desc().ID, sum, again)
 	}
@@ -159,7 +163,11 @@ func (s *suite) exportDocker(img imgsrc.Listed, f *imgsrc.Facts, diffs []imgsrc.
 		s.Error(err)
 		return
 	}
-	s.content(a, s.sum(a), -1)
+	sum := s.sum(a)
+	if sum == "" {
+		return
+	}
+	s.content(a, sum, -1)
 	all := s.members("docker.tar of image "+img.Desc().ID, a)
 	var list []struct {
 		Config           string
@@ -221,7 +229,11 @@ func (s *suite) exportRootfs(img imgsrc.Listed, f *imgsrc.Facts) {
 		}
 		return bytes.NewReader(file).ReadAt(b, off)
 	}}
-	s.content(a, s.sum(a), r.Size())
+	sum := s.sum(a)
+	if sum == "" {
+		return
+	}
+	s.content(a, sum, r.Size())
 	if n := len(s.members("rootfs.tar of image "+img.Desc().ID, a)); n != int(t.Len()) {
 		s.Errorf("image %s: rootfs.tar has %d members, and the tree %d", img.Desc().ID, n, t.Len())
 	}

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"errors"
 	"io"
+	"maps"
 	"path"
 
 	"github.com/imgfs/imgfs/imgsrc"
@@ -29,8 +30,16 @@ func (s *suite) files() {
 				continue
 			}
 			compared++
-			s.compareFiles(files, diff)
-			if err := errors.Join(files.Close(), diff.Close()); err != nil {
+			b, err := s.whole(diff, nil)
+			if err != nil {
+				s.Error(err)
+			}
+			entries, err := readTar(b)
+			if err != nil {
+				s.Errorf("image %s, layer %d: %v", img.Desc().ID, n, err)
+			}
+			s.compareFiles(files, entries)
+			if err := files.Close(); err != nil {
 				s.Error(err)
 			}
 		}
@@ -40,12 +49,9 @@ func (s *suite) files() {
 	}
 }
 
-func (s *suite) compareFiles(files imgsrc.Files, diff imgsrc.Content) {
-	size, err := diff.Size(s.Context())
-	if err != nil {
-		s.Error(err)
-		return
-	}
+// compareFiles compares files with the entries of their tar.
+func (s *suite) compareFiles(files imgsrc.Files, want []tarEntry) {
+	s.Helper()
 	if k := files.Key(); k.Form == "" || !k.Transient && k.Digest.Validate() != nil {
 		s.Errorf("the key of files is %+v", k)
 	}
@@ -63,49 +69,49 @@ func (s *suite) compareFiles(files imgsrc.Files, diff imgsrc.Content) {
 	if err := files.Entries(s.Context(), func(*imgsrc.File) error { return stop }); len(all) > 0 && !errors.Is(err, stop) {
 		s.Errorf("what emit returned came back as %v", err)
 	}
-	r := tar.NewReader(readerOf(s, diff, size))
-	for _, f := range all {
-		h, err := r.Next()
-		if err != nil {
-			s.Errorf("%q is in no tar: %v", f.Name, err)
-			return
-		}
-		if f.Name != h.Name || f.Link != h.Linkname || f.Mode != uint32(h.Mode)&0o7777 || f.UID != uint32(h.Uid) || f.GID != uint32(h.Gid) ||
-			f.Sec != h.ModTime.Unix() || int(f.Nsec) != h.ModTime.Nanosecond() {
-			s.Errorf("%+v, and the tar has %+v", f, h)
-		}
-		if f.Type != tar.TypeReg {
-			continue
-		}
-		want, err := io.ReadAll(r)
-		if err != nil || int64(len(want)) != f.Size {
-			s.Errorf("%q: %d bytes, and the tar has %d, %v", f.Name, f.Size, len(want), err)
-			continue
-		}
-		body := imgsrc.Body{Path: path.Clean("/" + f.Name)[1:], Size: f.Stored, Where: f.Where}
-		if f.Extents != nil {
-			continue // what a sparse file is made of is not the tar's alone
-		}
-		for _, step := range []int{len(want) + 1, 1000} {
-			var got []byte
-			for err = nil; err == nil; {
-				p := make([]byte, step)
-				var n int
-				n, err = files.ReadBody(s.Context(), body, p, int64(len(got)))
-				got = append(got, p[:n]...)
-			}
-			if err != io.EOF || !bytes.Equal(got, want) {
-				s.Errorf("%q, %d bytes at a time: %d bytes, want %d, %v", f.Name, step, len(got), len(want), err)
-			}
-		}
+	if len(all) != len(want) {
+		s.Errorf("%d files, and the tar has %d", len(all), len(want))
+		return
 	}
-	if h, err := r.Next(); err != io.EOF {
-		s.Errorf("the tar has %v, %v and the files have not", h, err)
+	for i := range all {
+		s.compareFile(files, &all[i], want[i])
 	}
 }
 
-func readerOf(s *suite, c imgsrc.Content, size int64) io.Reader {
-	return io.NewSectionReader(readerAt{s, c}, 0, size)
+func (s *suite) compareFile(files imgsrc.Files, f *imgsrc.File, want tarEntry) {
+	s.Helper()
+	xattrs := map[string]string{}
+	for _, x := range f.Xattrs {
+		xattrs[x.Name] = x.Value
+	}
+	if f.Name != want.Name || f.Type != want.Typeflag || f.Link != want.Linkname || f.Mode != uint32(want.Mode)&0o7777 || f.UID != uint32(want.Uid) ||
+		f.GID != uint32(want.Gid) || f.Sec != want.ModTime.Unix() || int(f.Nsec) != want.ModTime.Nanosecond() || int64(f.Major) != want.Devmajor ||
+		int64(f.Minor) != want.Devminor || !maps.Equal(xattrs, xattrsOf(want.Header)) || f.Type == tar.TypeReg && f.Size != want.Size {
+		s.Errorf("%+v, and the tar has %+v", f, want.Header)
+	}
+	if f.Type != tar.TypeReg {
+		return
+	}
+	body := imgsrc.Body{Path: path.Clean("/" + f.Name)[1:], Size: f.Stored, Where: f.Where}
+	if got, err := s.readFile(files, body, f.Size, f.Extents); err != nil || !bytes.Equal(got, want.body) {
+		s.Errorf("%q: %d bytes, want %d, or others, %v", f.Name, len(got), len(want.body), err)
+	}
+	if f.Extents != nil {
+		return
+	}
+	for _, step := range []int{len(want.body) + 1, 1000} {
+		var got []byte
+		var err error
+		for err == nil {
+			p := make([]byte, step)
+			var n int
+			n, err = files.ReadBody(s.Context(), body, p, int64(len(got)))
+			got = append(got, p[:n]...)
+		}
+		if err != io.EOF || !bytes.Equal(got, want.body) {
+			s.Errorf("%q, %d bytes at a time: %d bytes, want %d, %v", f.Name, step, len(got), len(want.body), err)
+		}
+	}
 }
 
 type readerAt struct {

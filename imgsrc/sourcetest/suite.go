@@ -1,7 +1,11 @@
 // Package sourcetest is the test that every imgsrc.Source must pass, whatever it reads and whoever made the images: what
-// the interfaces promise, checked from outside. A backend's own tests call Run with each kind of place that it can open.
+// the interfaces promise, checked from outside. A backend's own tests call Run with places that only it has.
 //
-// It tests no format: what is in the images is only known from Expect, and otherwise by its digests.
+// Of images whose bytes are known it also tests that they come out of the source as they went in (Expect.Same): manifest and
+// config, what they say, each layer as blob, as tar and as files, and the merged root file system. What they must be is read
+// from an OCI layout by ReadLayout, without any of the code under test. The tests of this package make one such layout, put
+// its images into every form that there is a source for, and run all of it over each: a table (forms) says what a form
+// inherently lacks, and in all else no source may differ from another.
 package sourcetest
 
 import (
@@ -27,8 +31,17 @@ type Expect struct {
 	// Diffs is how many layers can be read as tars, counted once for each image that has them. Of the others Diff is
 	// ErrAbsent or ErrUnsupported.
 	Diffs int
-	// Blobs says whether the source keeps layers as the manifest names them. If not, Blob is ErrAbsent for all of them.
+	// Blobs says whether the source keeps layers as the manifest names them. If not, Blob is ErrAbsent for all that are
+	// compressed.
 	Blobs bool
+	// Same are the images that are there, whatever form they have been given. Nil: the test does not know them.
+	Same []*Image
+	// OwnManifests says that the source keeps no manifests, and shows some that it has made.
+	OwnManifests bool
+	// NoSparse says that the source cannot put together again the tar of a layer with a sparse file.
+	NoSparse bool
+	// TOC says that layers which come with a table of contents are shown by it, and not as their tar.
+	TOC bool
 	// NewName is a name that no image has, as CheckName returns it. Empty if the images must not be tagged.
 	NewName string
 	// BadNames cannot be names in this source.
@@ -41,6 +54,9 @@ func Run(t *testing.T, open func(t *testing.T) imgsrc.Source, want Expect) {
 	tests := map[string]func(*suite){
 		"List": (*suite).list, "Documents": (*suite).documents, "Diff": (*suite).diffs, "Blob": (*suite).blobs, "Files": (*suite).files,
 		"Absent": (*suite).absent, "Exports": (*suite).exports, "Cancelled": (*suite).cancelled, "Catalog": (*suite).catalog,
+	}
+	if want.Same != nil {
+		tests["Same"] = (*suite).same
 	}
 	if want.NewName != "" {
 		tests["Tag"], tests["Watch"], tests["TagAndList"] = (*suite).tag, (*suite).watch, (*suite).tagAndList

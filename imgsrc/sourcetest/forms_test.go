@@ -1,0 +1,190 @@
+package sourcetest_test
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+
+	"github.com/imgfs/imgfs/imgsrc"
+	"github.com/imgfs/imgfs/imgsrc/daemon"
+	"github.com/imgfs/imgfs/imgsrc/dir"
+	"github.com/imgfs/imgfs/imgsrc/dockerarchive"
+	"github.com/imgfs/imgfs/imgsrc/layout"
+	"github.com/imgfs/imgfs/imgsrc/registry"
+	"github.com/imgfs/imgfs/imgsrc/sourcetest"
+	"github.com/imgfs/imgfs/imgsrc/storage"
+	"github.com/imgfs/imgfs/test/servers"
+)
+
+// A maker puts images of a sample into a form.
+type maker func(t *testing.T, s *sample, all []*sourcetest.Image) []place
+
+// forms are all that there are.
+var forms = []form{
+	{name: "oci", make: inPlace},
+	{name: "oci-archive", make: ociArchive(false)},
+	{name: "oci-archive, compressed", make: ociArchive(true)},
+	{name: "docker-archive with a layout", make: dockerSave},
+	{
+		name: "docker-archive", make: inDockerArchive(false),
+		lacks:    isIndex, // it is a list of configs
+		unpacked: true, ownManifests: true,
+	},
+	{name: "docker-archive with compressed layers", make: inDockerArchive(true), lacks: isIndex, ownManifests: true},
+	{name: "dir", make: inDirs, names: noNames}, // it has one image, and nowhere to put its name
+	{name: "containers-storage, overlay", make: inStore("overlay"), lacks: refused, names: fullNames, unpacked: true, noSparse: true},
+	{name: "containers-storage, vfs", make: inStore("vfs"), lacks: refused, names: fullNames, unpacked: true, noSparse: true},
+	{name: "docker-daemon", make: inEngine, lacks: refused, names: fullNames, unpacked: true, ownManifests: true, noSparse: true},
+	{name: "docker", make: inRegistry(embedded, false)},
+	{name: "docker, distribution", make: inRegistry(distribution, false)},
+	{name: "docker, by tables of contents", make: inRegistry(embedded, true), lacks: hasNoTOC, toc: true},
+}
+
+func isIndex(img *sourcetest.Image) bool { return img.Lists != nil }
+
+func noNames(*sourcetest.Image) []string { return nil }
+
+// refused says what is in no store and no engine: they take no index for an image, and tar-split no name twice in a layer.
+func refused(img *sourcetest.Image) bool {
+	return isIndex(img) || slices.Contains(img.Names, "localhost/odd:1")
+}
+
+// hasNoTOC says which images have no layers with tables of contents. What they share with those that have some would be in
+// the cache, as a tar.
+func hasNoTOC(img *sourcetest.Image) bool {
+	return !slices.ContainsFunc(img.Layers, func(l sourcetest.Layer) bool { return len(l.Annotations) > 0 })
+}
+
+// one is a single place with all images.
+func one[S imgsrc.Source](all []*sourcetest.Image, open func(context.Context) (S, error)) []place {
+	return []place{{images: all, open: func(t *testing.T) imgsrc.Source {
+		t.Helper()
+		s, err := open(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}}}
+}
+
+func inPlace(t *testing.T, s *sample, all []*sourcetest.Image) []place {
+	o := layout.Options{Dir: s.dir, Cache: cacheOf(t), Log: discard}
+	return one(all, func(ctx context.Context) (*layout.Source, error) { return layout.Open(ctx, o) })
+}
+
+func ociArchive(zip bool) maker {
+	return func(t *testing.T, s *sample, all []*sourcetest.Image) []place {
+		o := layout.Options{Dir: packDir(t, s.dir, zip), Cache: cacheOf(t), Log: discard}
+		return one(all, func(ctx context.Context) (imgsrc.Source, error) { return layout.OpenArchive(ctx, "oci-archive", o) })
+	}
+}
+
+func dockerSave(t *testing.T, s *sample, all []*sourcetest.Image) []place {
+	return openDockerArchive(t, packDir(t, s.dir, false), all)
+}
+
+func inDockerArchive(compressed bool) maker {
+	return func(t *testing.T, _ *sample, all []*sourcetest.Image) []place {
+		return openDockerArchive(t, dockerArchive(t, all, compressed), all)
+	}
+}
+
+func openDockerArchive(t *testing.T, file string, all []*sourcetest.Image) []place {
+	o := dockerarchive.Options{File: file, Cache: cacheOf(t), Log: discard}
+	return one(all, func(ctx context.Context) (imgsrc.Source, error) { return dockerarchive.Open(ctx, o) })
+}
+
+func inDirs(t *testing.T, _ *sample, all []*sourcetest.Image) []place {
+	var places []place
+	c := cacheOf(t)
+	for _, img := range all {
+		o := dir.Options{Dir: imageDir(t, img), Cache: c, Log: discard}
+		places = append(places, one(append([]*sourcetest.Image{img}, img.Lists...), func(ctx context.Context) (*dir.Source, error) { return dir.Open(ctx, o) })...)
+	}
+	return places
+}
+
+func inStore(driver string) maker {
+	return func(t *testing.T, _ *sample, all []*sourcetest.Image) []place {
+		r := fillStore(t, driver, all)
+		o := storage.Options{GraphRoot: r.root, RunRoot: r.run, Driver: driver, Log: discard}
+		return one(all, func(ctx context.Context) (*storage.Source, error) { return storage.Open(ctx, o) })
+	}
+}
+
+func inEngine(t *testing.T, _ *sample, all []*sourcetest.Image) []place {
+	d, cacheDir := fillEngine(t, all), t.TempDir()
+	o := daemon.Options{Host: d.Host, Cache: cacheIn(t, cacheDir), CacheDir: cacheDir, Log: discard}
+	places := one(all, func(ctx context.Context) (*daemon.Source, error) { return daemon.Open(ctx, o) })
+	readOnce(t, places[0].open(t)) // digests are known when each image has been saved once
+	return places
+}
+
+func embedded(t *testing.T) string { return servers.Serve(t, servers.NewRegistry()) }
+
+func distribution(t *testing.T) string { return servers.Distribution(t, "") }
+
+// inRegistry pushes images to the registry that start starts. What is in the cache when it is first looked at is shown as the
+// tar that it is, and else by the table of contents.
+func inRegistry(start func(*testing.T) string, toc bool) maker {
+	return func(t *testing.T, _ *sample, all []*sourcetest.Image) []place {
+		host, shared := start(t), t.TempDir()
+		fillRegistry(t, host, all)
+		p := place{images: all, names: func(img *sourcetest.Image) []string { return remoteNames(host, img) }}
+		p.open = func(t *testing.T) imgsrc.Source {
+			o := registry.Options{Ref: host, CacheDir: shared, AuthFile: authFile(t), Log: discard}
+			if toc {
+				o.CacheDir = t.TempDir()
+			}
+			o.Cache = cacheIn(t, o.CacheDir)
+			s, err := registry.Open(t.Context(), o)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return s
+		}
+		if !toc {
+			readOnce(t, p.open(t))
+		}
+		return []place{p}
+	}
+}
+
+// readOnce reads all that an image has.
+func readOnce(t *testing.T, s imgsrc.Source) {
+	t.Helper()
+	defer s.Close()
+	l, err := s.List(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, img := range l.Images {
+		f, err := imgsrc.Load(t.Context(), img)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for n := range f.Layers {
+			c, err := img.Diff(t.Context(), n)
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, err = c.Size(t.Context())
+			if err := errors.Join(err, c.Close()); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+}
+
+// authFile has no credentials, unlike perhaps that of whoever runs the test.
+func authFile(t *testing.T) string {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "auth.json")
+	if err := os.WriteFile(file, []byte("{}"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return file
+}
