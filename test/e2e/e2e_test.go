@@ -70,28 +70,29 @@ func condition(cond string) (bool, error) {
 
 // commands are what scripts can do beyond testscript's own commands.
 var commands = map[string]func(ts *testscript.TestScript, neg bool, args []string){
-	"need":       need,          // need PROGRAM...: skip without them; fail where CI=true
-	"layout":     layout,        // layout SET DIR: make an OCI layout; SET is sample, odd, formats, stargz, lazy, many=N, files=N or big=BYTES
-	"store":      store,         // store DRIVER: a containers-storage of this script's own; sets $STORE and what podman, buildah and skopeo use
-	"likepodman": likePodman,    // likepodman MOUNTPOINT: ids/ says of each image what podman inspect says
-	"mounted":    mounted,       // mounted MOUNTPOINT: something that was mounted with exec is unmounted at the end of the script
-	"hosttar":    hostTar,       // hosttar FILE BYTES DIR...: a tar of files of this machine, BYTES at the most
-	"mount":      mount,         // mount [FLAG...] [SOURCE...] MOUNTPOINT: imgfs mount; unmounted at the end of the script
-	"umount":     umount,        // umount MOUNTPOINT: imgfs umount; mount and process must be gone
-	"killmount":  killMount,     // killmount MOUNTPOINT: SIGKILL to the process that serves it
-	"lock":       lockFile,      // lock FILE: hold the lock that podman takes of FILE, until the script ends or unlock
-	"unlock":     unlockFile,    // unlock FILE
-	"exits":      exits,         // exits CODE PROGRAM [ARG...]: run it; its exit code must be CODE
-	"waitfor":    waitFor,       // waitfor LINE: run LINE with bash until it succeeds
-	"setenv":     setEnv,        // setenv NAME LINE: set NAME to what LINE, run with bash, prints
-	"sha256of":   sha256Of,      // sha256of FILE DIGEST: with or without "sha256:"
-	"statsize":   statSize,      // statsize DIR: each regular file below DIR can be read and has as many bytes as stat says
-	"checktree":  checkTree,     // checktree MOUNTPOINT: all that the digests, ids and sizes in ids/ promise; prints how many images and layers
-	"hasjson":    hasJSON,       // hasjson FILE FILTER: jq's filter gives neither false nor null
-	"randread":   randRead,      // randread FILE DIGEST: eight readers at random offsets get the bytes that DIGEST is of
-	"registry":   startRegistry, // registry [-auth|-held|-stuck|-flaky|-mirror ORIGIN] NAME: start one; sets $NAME to HOST:PORT. -held: uploads wait for release; -stuck: downloads, after the first half; -flaky: nothing is answered at the first time of asking
-	"fileserver": fileServer,    // fileserver NAME DIR: serve the files in DIR by HTTP, with ranges; sets $NAME to HOST:PORT
-	"engine":     startEngine,   // engine: a Docker engine of this script's own; sets $DOCKER_HOST
+	"need":        need,          // need PROGRAM...: skip without them; fail where CI=true
+	"layout":      layout,        // layout SET DIR: make an OCI layout; SET is sample, odd, formats, stargz, lazy, many=N, files=N or big=BYTES
+	"store":       store,         // store DRIVER: a containers-storage of this script's own; sets $STORE and what podman, buildah and skopeo use
+	"likepodman":  likePodman,    // likepodman MOUNTPOINT: ids/ says of each image what podman inspect says
+	"mounted":     mounted,       // mounted MOUNTPOINT: something that was mounted with exec is unmounted at the end of the script
+	"hosttar":     hostTar,       // hosttar FILE BYTES DIR...: a tar of files of this machine, BYTES at the most
+	"mount":       mount,         // mount [FLAG...] [SOURCE...] MOUNTPOINT: imgfs mount; unmounted at the end of the script
+	"umount":      umount,        // umount MOUNTPOINT: imgfs umount; mount and process must be gone
+	"killmount":   killMount,     // killmount MOUNTPOINT: SIGKILL to the process that serves it
+	"lock":        lockFile,      // lock FILE: hold the lock that podman takes of FILE, until the script ends or unlock
+	"unlock":      unlockFile,    // unlock FILE
+	"exits":       exits,         // exits CODE PROGRAM [ARG...]: run it; its exit code must be CODE
+	"waitfor":     waitFor,       // waitfor LINE: run LINE with bash until it succeeds
+	"setenv":      setEnv,        // setenv NAME LINE: set NAME to what LINE, run with bash, prints
+	"sha256of":    sha256Of,      // sha256of FILE DIGEST: with or without "sha256:"
+	"statsize":    statSize,      // statsize DIR: each regular file below DIR can be read and has as many bytes as stat says
+	"checktree":   checkTree,     // checktree MOUNTPOINT: all that the digests, ids and sizes in ids/ promise; prints how many images and layers
+	"hasjson":     hasJSON,       // hasjson FILE FILTER: jq's filter gives neither false nor null
+	"randread":    randRead,      // randread FILE DIGEST: eight readers at random offsets get the bytes that DIGEST is of
+	"registry":    startRegistry, // registry [-auth|-held|-stuck|-flaky|-mirror ORIGIN] NAME: start one; sets $NAME to HOST:PORT. -held: uploads wait for release; -stuck: downloads, after the first half; -flaky: nothing is answered at the first time of asking
+	"fileserver":  fileServer,    // fileserver NAME DIR: serve the files in DIR by HTTP, with ranges; sets $NAME to HOST:PORT
+	"sigstorekey": sigstoreKey,   // sigstorekey NAME [PASSPHRASE]: make NAME.key and NAME.pub
+	"engine":      startEngine,   // engine: a Docker engine of this script's own; sets $DOCKER_HOST
 
 	"proxy":        startProxy,   // proxy [-user USER:PASSWORD] REGISTRY NAME: one that leads to a registry, whatever is asked for; sets $NAME to HOST:PORT
 	"proxied":      proxied,      // [!] proxied NAME TEXT: the proxy was asked for what has TEXT in it since the last look
