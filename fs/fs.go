@@ -88,6 +88,7 @@ type FS struct {
 	archives *memo[archiveKey, *archive]
 
 	rootfsTars *memo[uint32, *rootfsTar] // by slot
+	earlyReads sync.Map                  // of earlyRead: that the kernel may have to forget
 }
 
 // imageKey tells images apart: an id whose first manifest changes is another image to the kernel, because everything

@@ -243,7 +243,7 @@ func (v ociBlobsView) read(ctx context.Context, n node, dest []byte, off int64) 
 		return nil, fmt.Errorf("reading blob %s of oci/: %w", d, err)
 	}
 	defer c.release()
-	k, err := c.it.ReadAt(ctx, dest, off)
+	k, err := c.it.ReadAt(v.t.f.early(ctx, n), dest, off)
 	if err != nil && !errors.Is(err, io.EOF) {
 		return nil, fmt.Errorf("reading blob %s of oci/ at %d: %w", d, off, err)
 	}

@@ -146,7 +146,7 @@ type Content interface {
 	// Size is the exact number of bytes. Where that is costly to know (a compressed layer's tar), the first call pays.
 	Size(ctx context.Context) (int64, error)
 	// ReadAt reads as io.ReaderAt does: n < len(p) only with an error, io.EOF at the end. Bytes that fail verification
-	// are ErrDamaged, and never returned.
+	// are ErrDamaged, and never returned, but to those who have asked for them by WithEarly.
 	ReadAt(ctx context.Context, p []byte, off int64) (n int, err error)
 	io.Closer
 }

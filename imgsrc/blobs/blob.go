@@ -13,103 +13,6 @@ import (
 	"github.com/imgfs/imgfs/imgsrc"
 )
 
-// A check is one hashing of a blob's file.
-type check struct {
-	identity Identity // of the file that was hashed
-	done     chan struct{}
-	err      error // valid when done is closed
-}
-
-// errChanged: the file is not the one that was asked about.
-var errChanged = errors.New("it changes while it is read")
-
-// verify returns nil if the file with this identity holds d's bytes. Each file is hashed once, whoever asks.
-func (s *Store) verify(ctx context.Context, d digest.Digest, id Identity) error {
-	s.mu.Lock()
-	if s.closed {
-		s.mu.Unlock()
-		return fmt.Errorf("%s: %w", s.Name, fs.ErrClosed)
-	}
-	c := s.checks[d]
-	if c == nil || c.identity != id {
-		c = &check{identity: id, done: make(chan struct{})}
-		s.checks[d] = c
-		s.jobs.Go(func() {
-			defer close(c.done)
-			c.err = s.hash(d, id)
-			if c.err != nil && s.ctx.Err() != nil { // never context.Canceled: the reader's own context has not ended
-				c.err = fmt.Errorf("%s: %w", s.Name, fs.ErrClosed)
-			}
-			if errors.Is(c.err, imgsrc.ErrDamaged) {
-				s.Log.Error("verifying blob", "source", s.Name, "error", c.err)
-				return
-			}
-			if c.err != nil { // not the blob's fault: the next reader tries again
-				s.mu.Lock()
-				defer s.mu.Unlock()
-				if s.checks[d] == c {
-					delete(s.checks, d)
-				}
-			}
-		})
-	}
-	s.mu.Unlock()
-	select {
-	case <-c.done:
-		return c.err
-	default:
-	}
-	select {
-	case <-c.done:
-		return c.err
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-}
-
-// hash reads the file of d and compares.
-func (s *Store) hash(d digest.Digest, id Identity) error {
-	select {
-	case s.slots <- struct{}{}:
-		defer func() { <-s.slots }()
-	case <-s.ctx.Done():
-		return s.ctx.Err()
-	}
-	f, err := s.open(d, -1)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	if f.Identity() != id {
-		return errChanged
-	}
-	in := io.NewSectionReader(f, 0, id.size)
-	sum := d.Algorithm().Hash()
-	buf := make([]byte, 1<<20)
-	for err == nil {
-		var n int
-		n, err = in.Read(buf)
-		sum.Write(buf[:n])
-		if s.ctx.Err() != nil {
-			return s.ctx.Err()
-		}
-	}
-	if err != io.EOF {
-		return fmt.Errorf("reading %s: %w", s.Path(d), err)
-	}
-	now, err := f.Now()
-	if err != nil {
-		return err
-	}
-	if now != id {
-		return errChanged
-	}
-	if got := digest.NewDigest(d.Algorithm(), sum); got != d {
-		return fmt.Errorf("%w: the bytes of %s are %s", imgsrc.ErrDamaged, s.Path(d), got)
-	}
-	return nil
-}
-
 // A blob is the content of a layer's file, exactly as the manifest names it.
 type blob struct {
 	store  *Store
@@ -126,6 +29,10 @@ var _ imgsrc.Content = (*blob)(nil)
 type openFile struct {
 	File
 	refs int // guarded by blob.mu
+
+	mu    sync.Mutex
+	front int64         // all before it has been read, without a gap
+	moved chan struct{} // closed when front moves
 }
 
 // Size returns the descriptor's size, also for a blob that is missing.
@@ -179,10 +86,19 @@ func (b *blob) tryReadAt(ctx context.Context, p []byte, off int64) (int, error) 
 		return 0, err
 	}
 	defer b.release(f)
-	if err := b.store.verify(ctx, b.digest, f.Identity()); err != nil {
+	c, err := b.store.verify(b.digest, f.Identity())
+	if err != nil {
 		return 0, err
 	}
-	if off >= f.Identity().size {
+	size := f.Identity().size
+	took := imgsrc.Early(ctx)
+	if c.ended() || took == nil || off+int64(len(p)) > size-imgsrc.Withheld || !f.follows(ctx, off, c.done) {
+		took = nil
+		if err := c.Wait(ctx); err != nil {
+			return 0, err
+		}
+	}
+	if off >= size {
 		return 0, io.EOF
 	}
 	n, err := f.ReadAt(p, off)
@@ -197,7 +113,46 @@ func (b *blob) tryReadAt(ctx context.Context, p []byte, off int64) (int, error) 
 		clear(p[:n])
 		return 0, errChanged
 	}
+	if took != nil {
+		if c.ended() && c.err != nil {
+			clear(p[:n])
+			return 0, c.err
+		}
+		took(c)
+		f.advance(off, int64(n))
+	}
 	return n, err
+}
+
+// follows says whether a read at off follows on what was read. The kernel reads ahead, and its requests overtake each other: so
+// it waits for those before, until ctx or the check has ended.
+func (f *openFile) follows(ctx context.Context, off int64, checked <-chan struct{}) bool {
+	for {
+		f.mu.Lock()
+		front, moved := f.front, f.moved
+		f.mu.Unlock()
+		if off <= front {
+			return true
+		}
+		select {
+		case <-moved:
+		case <-checked:
+			return false
+		case <-ctx.Done():
+			return false
+		}
+	}
+}
+
+// advance takes note of a read.
+func (f *openFile) advance(off, n int64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if off <= f.front && off+n > f.front {
+		f.front = off + n
+		close(f.moved)
+		f.moved = make(chan struct{})
+	}
 }
 
 func (b *blob) acquire() (*openFile, error) {
@@ -208,7 +163,7 @@ func (b *blob) acquire() (*openFile, error) {
 		if err != nil {
 			return nil, err
 		}
-		b.file = &openFile{File: f, refs: 1}
+		b.file = &openFile{File: f, refs: 1, moved: make(chan struct{})}
 	}
 	b.file.refs++
 	return b.file, nil

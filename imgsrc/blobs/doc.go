@@ -10,6 +10,8 @@
 //     once, before its first byte is returned, and again when the file is not the same any more (device, inode, place,
 //     size, mtime, ctime); the images that share it share that, too. Compressed layers are verified by the pass of package
 //     layer that decompresses them.
+//   - Who asks for it (imgsrc.WithEarly), and reads a file from its beginning on, gets that while it is hashed, but never its
+//     end, and hears what came of it: nobody has a whole file that is wrong without having got an error.
 //   - Hashing runs on the store's own context: a reader who leaves does not stop it, and others wait for the same pass.
 //   - An archive that is replaced or rewritten is indexed anew by whoever opens a member next. One that is compressed as a
 //     whole is decompressed once, into the cache.
