@@ -84,55 +84,6 @@ func (img *image) cannotBe(entry uint32, err error) error {
 // exportNames are the names that an archive gives the image.
 func exportNames(e *imgsrc.Entry) []string { return slices.Concat(e.Names, e.RemoteNames) }
 
-// dockerTar puts docker.tar together. It reads no layer but for its size, where only reading tells it.
-func (img *image) dockerTar(ctx context.Context, e *imgsrc.Entry) (*export.Archive, error) {
-	r, err := img.render(ctx)
-	if err != nil {
-		return nil, err
-	}
-	if r.facts.LacksDiffIDs() {
-		if r, err = img.withDiffIDs(ctx, r); err != nil {
-			return nil, err
-		}
-	}
-	d := &export.DockerImage{Names: exportNames(e), Made: r.created}
-	if d.Config, err = imgsrc.ConfigDocker(r.facts); err != nil {
-		return nil, err
-	}
-	for n := range r.facts.Layers {
-		if _, err := imgsrc.LayerDiffID(r.facts, n); err != nil {
-			return nil, err
-		}
-		size, err := (layerFile{img: img, r: r, n: n, row: diffTarRow}).size(ctx, false)
-		if err != nil {
-			return nil, err
-		}
-		d.Layers = append(d.Layers, export.DockerLayer{DiffID: r.facts.Layers[n].DiffID, Size: size, Read: img.diffReader(n)})
-	}
-	return export.DockerTar(d)
-}
-
-// diffTarRow is the row of layerTable that is a layer's tar.
-var diffTarRow = &layerTable[slices.IndexFunc(layerTable, func(r layerRow) bool { return r.content == contentDiff })]
-
-// diffReader reads a layer's tar, which stays open from one read to the next.
-func (img *image) diffReader(n int) export.Reader {
-	return func(ctx context.Context, p []byte, off int64) (int, error) {
-		c, err := img.f.contents.get(contentKey{img.slot, n, contentDiff}, func() (imgsrc.Content, error) {
-			e, err := img.current()
-			if err != nil {
-				return nil, err
-			}
-			return e.Nearest().Diff(ctx, n)
-		})
-		if err != nil {
-			return 0, err
-		}
-		defer c.release()
-		return c.it.ReadAt(ctx, p, off)
-	}
-}
-
 // ociTar puts oci.tar together: of an index, with those of its images that are here. It reads no layer.
 func (img *image) ociTar(ctx context.Context, e *imgsrc.Entry, s *state) (a *export.Archive, until time.Time, err error) {
 	r, err := img.render(ctx)

@@ -146,7 +146,7 @@ func (img *image) openLayer(ctx context.Context, r *rendered, n int, kind conten
 	if kind == contentFiles {
 		return img.openFiles(ctx, n)
 	}
-	return img.openContent(ctx, r, n, kind)
+	return img.openContent(ctx, n, kind, r.facts.Layers[n].Digest)
 }
 
 // openFiles opens a layer's files at the source.
@@ -158,8 +158,8 @@ func (img *image) openFiles(ctx context.Context, n int) (imgsrc.Files, error) {
 	return e.Nearest().Files(ctx, n)
 }
 
-// openContent opens a layer's bytes at the source.
-func (img *image) openContent(ctx context.Context, r *rendered, n int, kind contentKind) (imgsrc.Content, error) {
+// openContent opens a layer's bytes at the source; d is the digest of its blob.
+func (img *image) openContent(ctx context.Context, n int, kind contentKind, d digest.Digest) (imgsrc.Content, error) {
 	e, err := img.current()
 	if err != nil {
 		return nil, err
@@ -167,11 +167,11 @@ func (img *image) openContent(ctx context.Context, r *rendered, n int, kind cont
 	if kind == contentDiff {
 		return e.Nearest().Diff(ctx, n)
 	}
-	return e.First().Blob(ctx, r.facts.Layers[n].Digest)
+	return e.Blobs().Blob(ctx, d)
 }
 
 func (l layerFile) open(ctx context.Context) (imgsrc.Content, error) {
-	return l.img.openContent(ctx, l.r, l.n, l.row.content)
+	return l.img.openContent(ctx, l.n, l.row.content, l.r.facts.Layers[l.n].Digest)
 }
 
 // node is the node of one of the layer's files; diff/ is a tree of its own.

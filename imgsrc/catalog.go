@@ -111,6 +111,14 @@ func (e *Entry) Nearest() Held {
 	return first
 }
 
+// Blobs is what the blobs of the first one's layers are read from: the nearest, if its manifest is the same.
+func (e *Entry) Blobs() Held {
+	if near := e.Nearest(); near.Desc().Digest == e.First().Desc().Digest {
+		return near
+	}
+	return e.First()
+}
+
 // NewCatalog returns a catalog of sources. It is empty until the first Refresh.
 func NewCatalog(log *slog.Logger, sources ...Source) *Catalog {
 	c := &Catalog{

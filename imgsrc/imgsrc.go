@@ -106,6 +106,14 @@ type Remote interface {
 	Local(n int) bool
 }
 
+// A Peeker is an image whose layers can be looked at where they lie.
+type Peeker interface {
+	Image
+	// Peek reads the first bytes of layer n, as the manifest names it, into p; fewer if it has not as many. They are not
+	// verified. Errors: as with Blob.
+	Peek(ctx context.Context, n int, p []byte) (int, error)
+}
+
 // Converted is an image that may have been made from another form of it, whose manifest is kept beside its own: containers-storage
 // keeps no compressed layers, so what leaves it has other layers than the manifest that it was pulled with.
 type Converted interface {

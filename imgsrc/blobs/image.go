@@ -30,7 +30,10 @@ type Manifest struct {
 	Original func(ctx context.Context) ([]byte, error)
 }
 
-var _ imgsrc.Converted = (*Image)(nil)
+var (
+	_ imgsrc.Converted = (*Image)(nil)
+	_ imgsrc.Peeker    = (*Image)(nil)
+)
 
 // NewImage returns the image of a manifest that was described by imgsrc.Describe.
 func NewImage(s *Store, desc imgsrc.Desc, configSize int64, from Manifest) *Image {
@@ -107,6 +110,19 @@ func (m *Image) Diff(ctx context.Context, n int) (imgsrc.Content, error) {
 // Files implements [imgsrc.Image].
 func (m *Image) Files(ctx context.Context, n int) (imgsrc.Files, error) {
 	return openLayer(ctx, m, n, m.store.Files)
+}
+
+// Peek implements [imgsrc.Peeker].
+func (m *Image) Peek(ctx context.Context, n int, p []byte) (int, error) {
+	return openLayer(ctx, m, n, func(f *imgsrc.Facts, n int) (int, error) {
+		if n < 0 || n >= len(f.Layers) {
+			return 0, fmt.Errorf("%w: there are %d", imgsrc.ErrAbsent, len(f.Layers))
+		}
+		if err := m.store.usable(f.Layers[n]); err != nil {
+			return 0, err
+		}
+		return m.store.peek(f.Layers[n], p)
+	})
 }
 
 // openLayer opens layer n of an image in one of its forms.

@@ -226,15 +226,24 @@ func (s *Store) Files(f *imgsrc.Facts, n int) (imgsrc.Files, error) {
 
 // compression tells a layer's compression from its first bytes.
 func (s *Store) compression(l imgsrc.LayerFacts) (layer.Compression, error) {
-	f, err := s.open(l.Digest, l.Size)
+	head := make([]byte, layer.HeadLen)
+	n, err := s.peek(l, head)
 	if err != nil {
 		return "", err
 	}
-	defer f.Close()
-	head := make([]byte, layer.HeadLen)
-	n, err := f.ReadAt(head, 0)
-	if err != nil && err != io.EOF {
-		return "", fmt.Errorf("reading %s: %w", s.Path(l.Digest), err)
-	}
 	return layer.Detect(head[:n]), nil
+}
+
+// peek reads a layer's first bytes.
+func (s *Store) peek(l imgsrc.LayerFacts, p []byte) (int, error) {
+	f, err := s.open(l.Digest, l.Size)
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	n, err := f.ReadAt(p, 0)
+	if err != nil && err != io.EOF {
+		return 0, fmt.Errorf("reading %s: %w", s.Path(l.Digest), err)
+	}
+	return n, nil
 }

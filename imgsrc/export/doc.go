@@ -30,7 +30,8 @@
 // [OCITar] and [DockerTar] are an image as a file, oci-archive and docker-archive: an [Archive], which nobody has written.
 // It is a list of segments: headers, padding and documents in memory, and bodies that are read where they lie when
 // somebody reads there. So it has its size before a layer is read, begins at once, and can be read from any offset on, by
-// any number. What has the image's names comes last, since those may change: all before that then stays where it is. There
+// any number. A docker-archive's layers are uncompressed tars, or compressed with gzip, as the caller has them: both are what
+// readers of the format take. What has the image's names comes last, since those may change: all before that then stays where it is. There
 // are no `repositories` and no directories with a `json` of versions of Docker before 1.10: no tool of today reads them.
 //
 // [RootfsTar] is a merged tree as a tar, as docker export writes it, with PAX records for what ustar has no room for:

@@ -18,9 +18,10 @@ type DockerImage struct {
 	Layers []DockerLayer
 }
 
-// A DockerLayer is a layer as an uncompressed tar.
+// A DockerLayer is a layer, as an uncompressed tar or compressed.
 type DockerLayer struct {
-	DiffID digest.Digest
+	Digest digest.Digest // of these bytes
+	Ending string        // of its name: ".tar" and what says the compression
 	Size   int64
 	Read   Reader
 }
@@ -39,12 +40,12 @@ func DockerTar(img *DockerImage) (*Archive, error) {
 	a.file(e.Config, made, img.Config)
 	there := map[digest.Digest]bool{}
 	for _, l := range img.Layers {
-		name := l.DiffID.Encoded() + ".tar"
+		name := l.Digest.Encoded() + l.Ending
 		e.Layers = append(e.Layers, name)
-		if there[l.DiffID] { // the same layer twice, as often an empty one is
+		if there[l.Digest] { // the same layer twice, as often an empty one is
 			continue
 		}
-		there[l.DiffID] = true
+		there[l.Digest] = true
 		a.body(name, made, l.Size, l.Read)
 	}
 	list, err := encode([]entry{e})

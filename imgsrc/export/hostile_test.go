@@ -27,7 +27,7 @@ func TestTooLarge(t *testing.T) {
 		img := &DockerImage{Config: []byte("{}")}
 		for i, size := range sizes {
 			img.Layers = append(img.Layers, DockerLayer{
-				DiffID: digest.FromString(fmt.Sprint(i)), Size: size,
+				Digest: digest.FromString(fmt.Sprint(i)), Size: size,
 			})
 		}
 		if _, err := DockerTar(img); !errors.Is(err, imgsrc.ErrUnsupported) {
@@ -35,7 +35,7 @@ func TestTooLarge(t *testing.T) {
 		}
 		o := &OCI{Desc: v1.Descriptor{Digest: digest.FromString("")}}
 		for _, l := range img.Layers {
-			o.Blobs = append(o.Blobs, Blob{Desc: v1.Descriptor{Digest: l.DiffID, Size: l.Size}, Open: opener(nil)})
+			o.Blobs = append(o.Blobs, Blob{Desc: v1.Descriptor{Digest: l.Digest, Size: l.Size}, Open: opener(nil)})
 		}
 		if _, err := OCITar(o, nil, time.Time{}); !errors.Is(err, imgsrc.ErrUnsupported) {
 			t.Errorf("%s: oci.tar: %v", name, err)

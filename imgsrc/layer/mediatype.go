@@ -29,3 +29,22 @@ func CheckMediaType(mediaType string) error {
 	}
 	return fmt.Errorf("%w: a layer of type %q", imgsrc.ErrUnsupported, mediaType)
 }
+
+// CompressionOf returns what a media type says of the compression of a layer that is not at hand; empty if it says none that
+// is known.
+func CompressionOf(mediaType string) Compression {
+	if mediaType == "" { // of schema 1
+		return Gzip
+	}
+	for _, t := range mediaTypes {
+		switch strings.TrimPrefix(mediaType, t) {
+		case "":
+			return None
+		case ".gzip", "+gzip":
+			return Gzip
+		case ".zstd", "+zstd":
+			return Zstd
+		}
+	}
+	return ""
+}

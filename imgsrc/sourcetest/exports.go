@@ -156,7 +156,7 @@ func (s *suite) exportDocker(img imgsrc.Listed, f *imgsrc.Facts, diffs []imgsrc.
 			s.Error(err)
 			return
 		}
-		d.Layers = append(d.Layers, export.DockerLayer{DiffID: f.Layers[n].DiffID, Size: size, Read: c.ReadAt})
+		d.Layers = append(d.Layers, export.DockerLayer{Digest: f.Layers[n].DiffID, Ending: ".tar", Size: size, Read: c.ReadAt})
 	}
 	a, err := export.DockerTar(d)
 	if err != nil {
