@@ -49,7 +49,7 @@ func (f *FS) SetAttr(cancel <-chan struct{}, in *fuse.SetAttrIn, out *fuse.AttrO
 	if !f.isControl(n) || f.readOnly {
 		return fuse.EROFS
 	}
-	if in.Uid != f.uid {
+	if in.Caller.Uid != f.uid { // in.Uid is the owner that a file should get
 		return fuse.EACCES
 	}
 	return f.GetAttr(cancel, &fuse.GetAttrIn{InHeader: in.InHeader}, out)

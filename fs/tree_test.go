@@ -427,9 +427,9 @@ func TestWritesElsewhere(t *testing.T) {
 		_, s := f.Write(nil, in, []byte("x\n"))
 		return s
 	}
-	setattr := func(n uint64, valid uint32) fuse.Status {
+	setattr := func(n uint64, uid, valid uint32) fuse.Status {
 		in := &fuse.SetAttrIn{}
-		in.NodeId, in.Valid = n, valid
+		in.NodeId, in.Caller.Uid, in.Valid = n, uid, valid
 		return f.SetAttr(nil, in, &fuse.AttrOut{})
 	}
 	for what, got := range map[string][2]fuse.Status{
@@ -437,10 +437,11 @@ func TestWritesElsewhere(t *testing.T) {
 		"write to the root":         {write(1, 0, 0), fuse.EROFS},
 		"write by another user":     {write(at("tags"), 7, 0), fuse.EACCES},
 		"write from a mapping":      {write(at("tags"), 0, writeFromCache), fuse.EIO},
-		"truncate tags":             {setattr(at("tags"), fuse.FATTR_SIZE|fuse.FATTR_MTIME), fuse.OK},
-		"truncate manifest.json":    {setattr(at("manifest.json"), fuse.FATTR_SIZE), fuse.EROFS},
-		"chmod tags":                {setattr(at("tags"), fuse.FATTR_MODE), fuse.EPERM},
-		"touch manifest.json":       {setattr(at("manifest.json"), fuse.FATTR_MTIME), fuse.EPERM},
+		"truncate tags":             {setattr(at("tags"), 0, fuse.FATTR_SIZE|fuse.FATTR_MTIME), fuse.OK},
+		"truncate tags of another":  {setattr(at("tags"), 7, fuse.FATTR_SIZE), fuse.EACCES},
+		"truncate manifest.json":    {setattr(at("manifest.json"), 0, fuse.FATTR_SIZE), fuse.EROFS},
+		"chmod tags":                {setattr(at("tags"), 0, fuse.FATTR_MODE), fuse.EPERM},
+		"touch manifest.json":       {setattr(at("manifest.json"), 0, fuse.FATTR_MTIME), fuse.EPERM},
 		"rm in images/":             {f.Unlink(nil, &fuse.InHeader{NodeId: uint64(imagesNode)}, "x"), fuse.EPERM},
 		"rmdir in ids/":             {f.Rmdir(nil, &fuse.InHeader{NodeId: uint64(idsNode)}, "x"), fuse.EPERM},
 		"rm in an image":            {f.Unlink(nil, &fuse.InHeader{NodeId: uint64(f.image(1).node(viewImage, 0))}, "id"), fuse.EROFS},
