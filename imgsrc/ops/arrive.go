@@ -75,6 +75,9 @@ func (o *Ops) receive(ctx context.Context, a arrival) (id string, err error) {
 			err = o.attempt(ctx, a.task, a.watch, once)
 		}
 		id = idOf(resolved)
+		if made, ok := to.(interface{ Received() string }); ok && id == "" {
+			id = made.Received()
+		}
 		return err
 	})
 	if err != nil && ctx.Err() != nil {

@@ -152,7 +152,7 @@ func TestBodyBehindALinkOfTheLayer(t *testing.T) {
 	if err := os.Symlink("/real", filepath.Join(l.dir, "link")); err != nil {
 		t.Fatal(err)
 	}
-	f, err := l.openBody("./link/file")
+	f, err := (&Source{}).openFile(l, "./link/file")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -235,7 +235,7 @@ func BenchmarkOpenBody(b *testing.B) {
 	write(b, []byte("x"), dir, "overlay", "layer", "diff", "usr", "share", "file")
 	l := &layerIndex{dir: filepath.Join(dir, "overlay", "layer", "diff")}
 	for b.Loop() {
-		f, err := l.openBody("usr/share/file")
+		f, err := (&Source{}).openFile(l, "usr/share/file")
 		if err != nil {
 			b.Fatal(err)
 		}

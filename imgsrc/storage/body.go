@@ -130,8 +130,8 @@ func (b *bodies) close() {
 	b.mu.Unlock()
 }
 
-// openBody opens the file of a body, somewhere below the layer's directory.
-func (l *layerIndex) openBody(name string) (*os.File, error) {
+// openFile opens the file of a body, somewhere below the layer's directory.
+func (s *Source) openFile(l *layerIndex, name string) (*os.File, error) {
 	rel := path.Clean("/" + name)[1:]
 	if rel == "" {
 		return nil, fmt.Errorf("a body is named %q: %w", name, imgsrc.ErrDamaged)
@@ -141,7 +141,7 @@ func (l *layerIndex) openBody(name string) (*os.File, error) {
 		return nil, err
 	}
 	defer unix.Close(root)
-	fd, err := openIn(root, l.dir, rel)
+	fd, err := s.openIn(root, l.dir, rel)
 	if err != nil {
 		return nil, err
 	}
@@ -187,7 +187,7 @@ func (s *Source) readBody(ctx context.Context, l *layerIndex, c body, p []byte, 
 }
 
 func (s *Source) openBody(l *layerIndex, c body) (*openFile, func(), error) {
-	return s.bodies.open(bodyKey{l, c.n}, func() (*os.File, error) { return l.openBody(c.name) })
+	return s.bodies.open(bodyKey{l, c.n}, func() (*os.File, error) { return s.openFile(l, c.name) })
 }
 
 // verify compares a body's length and checksum with the recorded ones, and notes in which state it was found right.

@@ -10,7 +10,8 @@
 //
 // What must hold:
 //   - Reading takes no lock, writes nothing and leaves no trace; it works on a read-only file system, needs no
-//     privileges beyond the right to read the files, and keeps nothing that a crash could leave behind.
+//     privileges beyond the right to read the files (a user namespace, where they are a container's users'), and keeps
+//     nothing that a crash could leave behind.
 //   - No bytes are returned that were not verified: manifests and configs against their digests, the bodies of a
 //     layer against the length and the CRC-64 that tar-split recorded, whenever the file's identity has changed since.
 //   - Names that come out of an image are opened only below its layer's directory, by openat2(2) with that directory as
@@ -34,6 +35,12 @@
 // layer that was being unpacked when its process was killed is marked in the store, and removed by whoever next writes there.
 //
 // Names are changed through the library, which is opened for that moment. Nothing else is written.
+//
+// # Ordinary users
+//
+// The store of an ordinary user has files of his subordinate ids, which he may not read outside of a user namespace, nor
+// make. A [keeper] works for him there: a child of this process, in which the same code runs as for root. What the user may
+// read by himself is read here.
 //
 // The package does not push or mount, and does not list layers that no image uses. Layers that cannot be
 // put together again from tar-split (partial pulls, composefs, layers without tar-split) are absent as a tar.

@@ -63,6 +63,8 @@ type Source struct {
 	indexMu sync.Mutex
 	indexes *lru[layerKey, *layerIndex] // guarded by indexMu
 
+	opener, writer *keeper // work on an ordinary user's own store; nil for root, and for others' stores
+
 	tagMu sync.Mutex // one write at a time
 
 	receiveMu sync.Mutex
@@ -121,6 +123,9 @@ func open(o Options, conf types.StoreOptions) (*Source, error) {
 		if dir != "" {
 			s.containerDirs = append(s.containerDirs, filepath.Join(dir, s.driver+"-containers"))
 		}
+	}
+	if uid := os.Geteuid(); uid != 0 && owner(root) == uid {
+		s.opener, s.writer = newOpener(s.real), newWriter(s.real)
 	}
 	s.work = flight.New("containers-storage", s.log)
 	s.bodies = newBodies()
@@ -209,6 +214,15 @@ func detect(root, want, imageStore string) (string, error) {
 		"podman and buildah make one with their first image: %w", root, strings.Join(drivers, ", "), imgsrc.ErrNoSource)
 }
 
+// owner returns whose a directory is; -1 if that cannot be told.
+func owner(dir string) int {
+	info, err := os.Stat(dir)
+	if err != nil {
+		return -1
+	}
+	return int(info.Sys().(*syscall.Stat_t).Uid)
+}
+
 // additionalStores returns the additional image stores among a driver's options ("overlay.imagestore=/usr/lib/images").
 func additionalStores(driver string, options []string) []string {
 	var dirs []string
@@ -243,6 +257,10 @@ func (s *Source) Dirs() []string { return slices.Clone(s.stores) }
 // then on with [fs.ErrClosed].
 func (s *Source) Close() error {
 	s.work.Close()
+	if s.opener != nil {
+		s.writer.close()
+		s.opener.close()
+	}
 	s.indexMu.Lock()
 	s.indexes.clear()
 	s.indexMu.Unlock()

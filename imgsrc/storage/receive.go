@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -49,15 +48,14 @@ func (s *Source) openReal() (store cs.Store, free func(), err error) {
 
 // MayReceive says why the store takes no images; nil if it does, as far as can be told without opening it.
 func (s *Source) MayReceive() error {
-	if os.Geteuid() != 0 {
-		return fmt.Errorf("%w: the layers of an ordinary user's store are unpacked in a user namespace, and this mount is served outside of one: "+
-			"use podman pull or podman load, or mount with podman unshare", imgsrc.ErrUnsupported)
-	}
 	err := unix.Access(s.imagesDir(0), unix.W_OK)
-	if errors.Is(err, unix.ENOENT) {
-		return nil
+	if err != nil && !errors.Is(err, unix.ENOENT) {
+		return writeError(err)
 	}
-	return writeError(err)
+	if s.opener != nil { // where the one can be had the other can
+		return s.opener.check()
+	}
+	return nil
 }
 
 // Receive has copy copy one image into the store, to the reference that it is given: as name, a full reference as
@@ -92,6 +90,9 @@ func (s *Source) ReceiveAs(ctx context.Context, name, id string, text []byte, co
 func (s *Source) receive(ctx context.Context, name, id string, text []byte, copy func(to types.ImageReference) error) (err error) {
 	if err := s.MayReceive(); err != nil {
 		return err
+	}
+	if s.writer != nil {
+		return s.writer.receive(ctx, name, id, text, copy)
 	}
 	var named reference.Named
 	if name != "" {
@@ -131,7 +132,7 @@ func (s *Source) receive(ctx context.Context, name, id string, text []byte, copy
 			s.strays = nil
 		}
 	}()
-	return copy(&destination{ref, temp})
+	return copy(&destination{ref, temp, store})
 }
 
 // removeLayers removes layers that no image and no container has; the library refuses for the others. Parents come
@@ -148,6 +149,10 @@ func removeLayers(store cs.Store, ids []string) {
 func (s *Source) AddIndex(ctx context.Context, name string, text []byte, images map[digest.Digest]string, from string) (id string, err error) {
 	if err := s.MayReceive(); err != nil {
 		return "", err
+	}
+	if s.writer != nil {
+		err := s.writer.call(ctx, methodAddIndex, addIndexArgs{name, text, images, from}, &id)
+		return id, err
 	}
 	store, free, err := s.openReal()
 	if err != nil {
@@ -168,7 +173,8 @@ type receiving struct {
 	manifest []byte // instead of the image's own; nil: that one
 
 	mu     sync.Mutex
-	layers []string // a parent before its children
+	layers []string // a parent before its children; guarded by mu
+	image  string   // its id, when it was made or was there already; guarded by mu
 }
 
 func (r *receiving) PutLayer(id, parent string, names []string, mountLabel string, writeable bool, options *cs.LayerOptions, diff io.Reader) (*cs.Layer, int64, error) {
@@ -207,7 +213,14 @@ func (r *receiving) CreateImage(id string, names []string, layer, metadata strin
 		}
 		options = own
 	}
-	return r.Store.CreateImage(id, names, layer, metadata, options)
+	img, err := r.Store.CreateImage(id, names, layer, metadata, options)
+	if err == nil {
+		id = img.ID
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.image = id
+	return img, err
 }
 
 // withManifest returns the options of an image that has another manifest. What else there is of it stays.
@@ -248,7 +261,15 @@ func (c *ctxReader) Read(p []byte) (int, error) {
 // A destination is a reference in the store whose blobs wait in a directory of ours.
 type destination struct {
 	types.ImageReference
-	temp string
+	temp  string
+	store *receiving
+}
+
+// Received returns the id of the image that was made; empty if there is none.
+func (d *destination) Received() string {
+	d.store.mu.Lock()
+	defer d.store.mu.Unlock()
+	return d.store.image
 }
 
 func (d *destination) NewImageDestination(ctx context.Context, sys *types.SystemContext) (types.ImageDestination, error) {

@@ -32,6 +32,9 @@ func (s *Source) Remove(ctx context.Context, manifests []imgsrc.Desc, names []st
 func (s *Source) Intermediates() bool { return true }
 
 func (s *Source) remove(ctx context.Context, id string, names []string) error {
+	if s.writer != nil {
+		return s.writer.call(ctx, methodRemove, removeArgs{id, names}, nil)
+	}
 	s.tagMu.Lock()
 	defer s.tagMu.Unlock()
 	if err := s.mayTag(ctx, id, nil); err != nil {

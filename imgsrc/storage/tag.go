@@ -61,6 +61,9 @@ func (s *Source) Tag(ctx context.Context, img imgsrc.Desc, add, remove []string)
 }
 
 func (s *Source) tag(ctx context.Context, id string, add, remove []string) error {
+	if s.writer != nil {
+		return s.writer.call(ctx, methodTag, tagArgs{id, add, remove}, nil)
+	}
 	for _, name := range add {
 		if full, err := s.CheckName(name); err != nil {
 			return err

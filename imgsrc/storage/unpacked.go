@@ -167,7 +167,7 @@ func (u *unpacked) open(name string) (int, error) {
 	if err != nil {
 		return -1, err
 	}
-	return openIn(root, u.dir, name)
+	return u.s.openIn(root, u.dir, name)
 }
 
 func (u *unpacked) openRoot() (int, error) {

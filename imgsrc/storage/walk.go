@@ -50,7 +50,11 @@ func (w *walkedFiles) Key() imgsrc.FilesKey {
 func (w *walkedFiles) Root(context.Context) (*imgsrc.File, error) { return nil, nil }
 
 func (w *walkedFiles) Entries(ctx context.Context, emit func(*imgsrc.File) error) error {
-	if err := w.entries(ctx, emit); err != nil {
+	list := w.entries
+	if w.s.opener != nil && w.s.isOwn(w.dir) {
+		list = w.kept
+	}
+	if err := list(ctx, emit); err != nil {
 		return fmt.Errorf("walking %s: %w", w.dir, err)
 	}
 	return nil

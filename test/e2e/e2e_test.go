@@ -32,6 +32,9 @@ func TestMain(m *testing.M) {
 		reap(dir)
 		os.Exit(0)
 	}
+	if dir := os.Getenv(holderVar); dir != "" {
+		os.Exit(hold(dir))
+	}
 	code := m.Run()
 	if current != nil && !current.close() && code == 0 {
 		code = 1
@@ -93,6 +96,8 @@ var commands = map[string]func(ts *testscript.TestScript, neg bool, args []strin
 	"fileserver":  fileServer,    // fileserver NAME DIR: serve the files in DIR by HTTP, with ranges; sets $NAME to HOST:PORT
 	"sigstorekey": sigstoreKey,   // sigstorekey NAME [PASSPHRASE]: make NAME.key and NAME.pub
 	"engine":      startEngine,   // engine: a Docker engine of this script's own; sets $DOCKER_HOST
+
+	"rootless": rootless, // rootless: an ordinary user of this script's own, with what podman needs; then as LINE and asroot LINE run bash in his mount namespace
 
 	"proxy":        startProxy,   // proxy [-user USER:PASSWORD] REGISTRY NAME: one that leads to a registry, whatever is asked for; sets $NAME to HOST:PORT
 	"proxied":      proxied,      // [!] proxied NAME TEXT: the proxy was asked for what has TEXT in it since the last look

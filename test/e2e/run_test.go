@@ -165,6 +165,7 @@ type script struct {
 	engines    []*engine
 	servers    []*httptest.Server // of files
 	locks      map[string]*os.File
+	user       *holder // of an ordinary user's mount namespace, or nil
 }
 
 type scriptKey struct{}
@@ -198,6 +199,9 @@ func (s *script) close() {
 			s.t.Log(fmt.Sprintf("imgfs umount %s: %v\n%s", m, err, out))
 			_ = unix.Unmount(m, unix.MNT_DETACH)
 		}
+	}
+	if s.user != nil {
+		s.user.stop()
 	}
 	var left []string
 	for range 200 {
