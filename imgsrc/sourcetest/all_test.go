@@ -150,6 +150,7 @@ func TestAll(t *testing.T) {
 	s := newSample(t)
 	for _, f := range forms {
 		t.Run(f.name, func(t *testing.T) {
+			t.Parallel() // most of the time is waiting for programs
 			for _, p := range f.make(t, s, f.of(s.images)) {
 				sourcetest.Run(t, p.open, f.expect(p))
 			}

@@ -153,7 +153,9 @@ func imageDir(t *testing.T, img *sourcetest.Image) string {
 			files[i.ID] = i.Config
 		}
 		for _, l := range i.Layers {
-			files[l.Digest.Encoded()] = l.Blob
+			if l.Blob != nil {
+				files[l.Digest.Encoded()] = l.Blob
+			}
 		}
 	}
 	for name, b := range files {

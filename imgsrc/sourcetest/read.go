@@ -38,6 +38,7 @@ type Layer struct {
 
 	DiffID  digest.Digest // as the config has it
 	Blob    []byte
+	BlobErr error  // why it cannot be read
 	Diff    []byte // the uncompressed tar, if it is what the config promises
 	DiffErr error  // why it is not
 	TarErr  error  // why its files cannot be listed

@@ -3,6 +3,7 @@ package sourcetest
 import (
 	"archive/tar"
 	"fmt"
+	"io"
 	"maps"
 	"path"
 	"slices"
@@ -10,6 +11,9 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
+
+	"github.com/imgfs/imgfs/imgsrc"
+	"github.com/imgfs/imgfs/imgsrc/layer"
 )
 
 // A file is one of a root file system: an entry of a tar, or a directory that only the names of others speak of.
@@ -176,4 +180,58 @@ func describeFile(k known) string {
 		s += fmt.Sprintf(" device %x", k.rdev)
 	}
 	return s + fmt.Sprintf(" names %q", k.names)
+}
+
+// describeTree says of each file what tree.describe does.
+func (s *suite) describeTree(t *layer.Tree, all []imgsrc.Files) map[string]string {
+	s.Helper()
+	names := map[uint32][]string{}
+	for n := range t.Len() {
+		names[t.Inode(n)] = append(names[t.Inode(n)], t.Path(n))
+	}
+	lines := map[string]string{}
+	for n := range t.Len() {
+		a, err := t.Attr(n)
+		if err != nil {
+			s.Error(err)
+			continue
+		}
+		k := known{mode: a.Mode, uid: a.UID, gid: a.GID, rdev: a.Rdev, sec: a.Sec, nsec: a.Nsec, implicit: a.Implicit, xattrs: map[string]string{}}
+		k.link, _ = t.Readlink(n)
+		for _, x := range t.Xattrs(n) {
+			k.xattrs[x.Name] = x.Value
+		}
+		if p, ok := t.Place(n); ok {
+			k.body, err = s.readFile(all[p.Layer], p.Body, p.Size, p.Extents)
+			if err != nil {
+				s.Errorf("reading %q: %v", t.Path(n), err)
+			}
+		}
+		if a.Mode&unix.S_IFMT != unix.S_IFDIR {
+			k.names = names[t.Inode(n)]
+			slices.Sort(k.names)
+			if int(a.Nlink) != len(k.names) {
+				s.Errorf("%q has %d links and the names %q", t.Path(n), a.Nlink, k.names)
+			}
+		}
+		lines[t.Path(n)] = describeFile(k)
+	}
+	return lines
+}
+
+// readFile reads a file, and fills its holes.
+func (s *suite) readFile(files imgsrc.Files, b imgsrc.Body, size int64, extents []imgsrc.Extent) ([]byte, error) {
+	stored := make([]byte, b.Size)
+	if n, err := files.ReadBody(s.Context(), b, stored, 0); err != nil && err != io.EOF || int64(n) != b.Size {
+		return nil, err
+	}
+	if extents == nil {
+		return stored, nil
+	}
+	all := make([]byte, size)
+	for _, x := range extents {
+		copy(all[x.Off:x.Off+x.Len], stored)
+		stored = stored[x.Len:]
+	}
+	return all, nil
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/opencontainers/go-digest"
@@ -47,7 +48,9 @@ func Damaged(l *Layout) error {
 	cut, diffID, size, garbage := middle, middle, middle, middle
 	cut.SpoilBlob = func(b []byte) []byte { return b[:len(b)/2] }
 	diffID.WrongDiffID = true
-	diffID.Entries = append(diffID.Entries, File("srv/d", "")) // other bytes than the others have
+	// Both have other bytes than the others, or whoever has those already would not look at these.
+	cut.Entries = append(slices.Clone(cut.Entries), File("srv/e", ""))
+	diffID.Entries = append(slices.Clone(diffID.Entries), File("srv/d", ""))
 	size.SpoilTar = func(tar []byte) []byte {
 		at := bytes.Index(tar, []byte("srv/c"))
 		return setSize(tar, at, 1<<30)
