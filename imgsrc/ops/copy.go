@@ -26,7 +26,7 @@ func (o *Ops) copyImage(ctx context.Context, p pushJob) (err error) {
 	if kind == registryKind && o.opt.Offline {
 		return fail(syscall.EHOSTUNREACH, "the mount is offline")
 	}
-	watch := &watchdog{limit: o.opt.Timeout, bite: cancel, begun: time.Now()}
+	watch := &watchdog{limit: o.opt.Timeout, bite: cancel, alive: kind.alive, who: kind.end, begun: time.Now()}
 	if kind.remote {
 		go watch.watch(ctx)
 	}
@@ -84,10 +84,13 @@ func (o *Ops) copyImage(ctx context.Context, p pushJob) (err error) {
 	if err != nil {
 		return err
 	}
-	if !kind.remote {
-		err = c.run(ctx, p.task, watch)
-	} else {
+	if kind == registryKind {
 		err = o.attempt(ctx, p.task, watch, func() error { return c.run(ctx, p.task, watch) })
+	} else {
+		err = c.run(ctx, p.task, watch)
+	}
+	if err != nil && kind == daemonKind && ctx.Err() == nil {
+		err = engineGone(err)
 	}
 	if err != nil || to.commit == nil {
 		return err

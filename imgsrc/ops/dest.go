@@ -52,15 +52,17 @@ type staged struct {
 
 // A kind is what the destinations of one transport have in common.
 type kind struct {
-	name       string   // the transport, as it is typed
-	formats    []string // the manifests' media types that format= may ask for
-	compresses bool     // layers can be stored compressed
-	preserves  bool     // uncompressed layers stay so unless compression= says otherwise
-	plain      bool     // layers must be uncompressed, of known size and digest
-	indexes    bool     // an index can be stored with all its images
-	signs      bool     // signatures are kept with the image
-	remote     bool     // something at the other end can fall silent
-	file       bool     // it is a file or a directory: what podman calls a save, and no push
+	name       string                         // the transport, as it is typed
+	formats    []string                       // the manifests' media types that format= may ask for
+	compresses bool                           // layers can be stored compressed
+	preserves  bool                           // uncompressed layers stay so unless compression= says otherwise
+	plain      bool                           // layers must be uncompressed, of known size and digest
+	indexes    bool                           // an index can be stored with all its images
+	signs      bool                           // signatures are kept with the image
+	remote     bool                           // something at the other end can fall silent
+	end        string                         // what is at the other end, where that is no registry
+	file       bool                           // it is a file or a directory: what podman calls a save, and no push
+	alive      func(ctx context.Context) bool // whether the other end still works if it has been silent; nil: it does not
 	parse      func(rest string, resolve pathResolver) (destination, error)
 }
 
@@ -71,7 +73,7 @@ var (
 	dockFileKind = &kind{name: "docker-archive:", formats: dockerFormat, plain: true, file: true}
 	dirKind      = &kind{name: "dir:", formats: anyFormat, compresses: true, preserves: true, indexes: true, signs: true, file: true}
 	storeKind    = &kind{name: "containers-storage:", formats: anyFormat[:2]}
-	daemonKind   = &kind{name: "docker-daemon:", formats: dockerFormat, plain: true}
+	daemonKind   = &kind{name: "docker-daemon:", formats: dockerFormat, plain: true, remote: true, end: "the engine", alive: engineAnswers}
 
 	anyFormat    = []string{imgspecv1.MediaTypeImageManifest, manifest.DockerV2Schema2MediaType, manifest.DockerV2Schema1SignedMediaType}
 	ociFormat    = anyFormat[:1]

@@ -1,6 +1,7 @@
 package ops
 
 import (
+	"cmp"
 	"context"
 	"sync/atomic"
 	"syscall"
@@ -12,6 +13,8 @@ import (
 type watchdog struct {
 	limit time.Duration
 	bite  context.CancelCauseFunc
+	alive func(context.Context) bool // asked after a silence whether it goes on; nil: it does not
+	who   string                     // the other end, for the text; empty: the registry
 
 	begun   time.Time
 	last    atomic.Int64 // when something moved, in nanoseconds after begun
@@ -33,12 +36,26 @@ func (w *watchdog) watch(ctx context.Context) {
 		if w.busy.Load() == 0 { // before last, which is set before busy is counted down
 			left = time.Duration(w.last.Load()) + w.limit - time.Since(w.begun)
 		}
+		if left <= 0 && w.goesOn(ctx) {
+			w.touch()
+			left = w.limit
+		}
 		if left <= 0 {
-			w.bite(fail(syscall.ETIMEDOUT, "the registry kept silent for %s", w.limit))
+			w.bite(fail(syscall.ETIMEDOUT, "%s kept silent for %s", cmp.Or(w.who, "the registry"), w.limit))
 			return
 		}
 		timer.Reset(left)
 	}
+}
+
+// goesOn says whether the other end answers, though it has been silent.
+func (w *watchdog) goesOn(ctx context.Context) bool {
+	if w.alive == nil {
+		return false
+	}
+	ctx, cancel := context.WithTimeout(ctx, min(w.limit, engineTimeout))
+	defer cancel()
+	return w.alive(ctx)
 }
 
 // touch says that something has moved.

@@ -2,7 +2,9 @@ package storage
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"syscall"
@@ -21,23 +23,34 @@ func init() { reexec.Register(probeCommand, probe) }
 // the driver's directory, and podman, whenever it starts, mounts that directory onto itself: a mount that is there at that
 // moment is out of reach from then on, and stays. So it is done in a process with mounts of its own, whose result the
 // library finds in the run root. If that fails the library tries by itself.
-func (s *Source) probeFirst() {
-	if s.driver != "overlay" || s.real.RunRoot == "" {
+func probeFirst(options cs.StoreOptions, log *slog.Logger) {
+	if options.RunRoot == "" || options.GraphRoot == "" {
+		own, err := cs.DefaultStoreOptions() // as the library completes them
+		if err != nil {
+			return
+		}
+		options.RunRoot = cmp.Or(options.RunRoot, own.RunRoot)
+		options.GraphRoot = cmp.Or(options.GraphRoot, own.GraphRoot)
+	}
+	switch _, err := os.Stat(filepath.Join(options.GraphRoot, "overlay-layers")); {
+	case options.GraphDriverName != "" && options.GraphDriverName != "overlay", options.RunRoot == "":
+		return
+	case options.GraphDriverName == "" && err != nil:
+		return // the library chooses the driver by what is there; where nothing is it may be another
+	}
+	if known, err := filepath.Glob(filepath.Join(options.RunRoot, "overlay", "idmapped-lower-dir-*")); err != nil || len(known) > 0 {
 		return
 	}
-	if known, err := filepath.Glob(filepath.Join(s.real.RunRoot, "overlay", "idmapped-lower-dir-*")); err != nil || len(known) > 0 {
-		return
-	}
-	options, err := json.Marshal(s.writable())
+	text, err := json.Marshal(options)
 	if err != nil {
-		s.log.Debug("probing store", "store", s.name, "error", err)
+		log.Debug("probing store", "store", options.GraphRoot, "error", err)
 		return
 	}
 	cmd := reexec.Command(probeCommand)
-	cmd.Stdin = bytes.NewReader(options)
+	cmd.Stdin = bytes.NewReader(text)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
 	if out, err := cmd.CombinedOutput(); err != nil {
-		s.log.Debug("probing store", "store", s.name, "error", err, "output", string(out))
+		log.Debug("probing store", "store", options.GraphRoot, "error", err, "output", string(out))
 	}
 }
 

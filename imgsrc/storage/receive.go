@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"slices"
 	"strings"
 	"sync"
@@ -24,8 +25,10 @@ import (
 // openMu guards the library's list of the stores that this process has open, whose Free takes no lock itself.
 var openMu sync.Mutex
 
-// OpenStore is the library's GetStore, for whoever opens stores beside this package in one process.
+// OpenStore is the library's GetStore, for whoever opens stores beside this package in one process. What the kernel can do
+// is tried out before, see probeFirst.
 func OpenStore(options cs.StoreOptions) (cs.Store, error) {
+	probeFirst(options, slog.New(slog.DiscardHandler))
 	openMu.Lock()
 	defer openMu.Unlock()
 	return cs.GetStore(options)
@@ -101,7 +104,7 @@ func (s *Source) receive(ctx context.Context, name, id string, text []byte, copy
 		}
 		id = ""
 	}
-	s.probeFirst()
+	probeFirst(s.writable(), s.log)
 	real, free, err := s.openReal()
 	if err != nil {
 		return err

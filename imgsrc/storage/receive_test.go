@@ -332,16 +332,20 @@ func TestProbe(t *testing.T) {
 		}
 		return files
 	}
-	for _, file := range known() {
-		if err := os.Remove(file); err != nil {
-			t.Fatal(err)
+	unnamed := s.writable()
+	unnamed.GraphDriverName = ""
+	for _, options := range []cs.StoreOptions{s.writable(), unnamed} {
+		for _, file := range known() {
+			if err := os.Remove(file); err != nil {
+				t.Fatal(err)
+			}
 		}
-	}
-	s.probeFirst()
-	if len(known()) != 1 {
-		t.Errorf("known: %q", known())
-	}
-	if left, err := filepath.Glob(filepath.Join(r.root, "overlay", "compat*")); err != nil || len(left) > 0 {
-		t.Errorf("left: %q, %v", left, err)
+		probeFirst(options, s.log)
+		if len(known()) != 1 {
+			t.Errorf("known: %q", known())
+		}
+		if left, err := filepath.Glob(filepath.Join(r.root, "overlay", "compat*")); err != nil || len(left) > 0 {
+			t.Errorf("left: %q, %v", left, err)
+		}
 	}
 }

@@ -39,6 +39,17 @@ func startEngine(ts *testscript.TestScript, neg bool, args []string) {
 	poll(ts, "dockerd to answer at "+host, func() bool { return exec.Command("docker", "-H", host, "version").Run() == nil })
 }
 
+// stopEngine makes the engine stand still, as one that hangs: what asks it waits. With -kill it is then gone.
+func stopEngine(ts *testscript.TestScript, neg bool, args []string) {
+	s := of(ts)
+	usage(ts, neg, args, len(s.engines) > 0 && (len(args) == 0 || len(args) == 1 && args[0] == "-kill"), "stopengine [-kill]")
+	signal := unix.SIGSTOP
+	if len(args) == 1 {
+		signal = unix.SIGKILL
+	}
+	ts.Check(unix.Kill(s.engines[len(s.engines)-1].process.Process.Pid, signal))
+}
+
 // stop ends the engine, which ends what it has started, and takes its directories away.
 func (e *engine) stop() {
 	_ = e.process.Process.Signal(syscall.SIGTERM)
