@@ -25,12 +25,13 @@ func init() { userns.Register(keeperCommand, keep) }
 
 // The methods of calls, and what comes with them.
 const (
-	methodOpen     = "open"
-	methodWalk     = "walk" // with a pipe for the entries
-	methodTag      = "tag"
-	methodRemove   = "remove"
-	methodAddIndex = "addindex"
-	methodReceive  = "receive"
+	methodOpen         = "open"
+	methodWalk         = "walk" // with a pipe for the entries
+	methodTag          = "tag"
+	methodRemove       = "remove"
+	methodAddIndex     = "addindex"
+	methodReceive      = "receive"
+	methodRemoveLayers = "removelayers"
 )
 
 type openArgs struct{ Dir, Name string }
@@ -151,7 +152,7 @@ func (s *keeping) serve(ctx context.Context, method string, c *call) {
 	delete(s.calls, c.number)
 	s.mu.Unlock()
 	a := answer{Number: c.number, Err: sent(err)}
-	if err == nil && result != nil {
+	if result != nil {
 		if a.Result, err = encode(result); err != nil {
 			a.Err = sent(err)
 		}
@@ -212,7 +213,15 @@ func (s *keeping) work(ctx context.Context, method string, c *call) (result any,
 		result, err = s.src.AddIndex(ctx, a.Name, a.Text, a.Images, a.From)
 		return result, nil, err
 	case methodReceive:
-		return nil, nil, s.receive(ctx, c)
+		result, err = s.receive(ctx, c)
+		return result, nil, err
+	case methodRemoveLayers:
+		var ids []string
+		if err := decode(c.args, &ids); err != nil {
+			return nil, nil, err
+		}
+		s.src.removeStrays(ids)
+		return nil, nil, nil
 	}
 	return nil, nil, fmt.Errorf("%q is nothing that a keeper does: %w", method, imgsrc.ErrUnsupported)
 }

@@ -17,37 +17,39 @@ import (
 	"github.com/imgfs/imgfs/imgsrc"
 )
 
-// receive is [Source.ReceiveAs] in the keeper.
-func (k *keeper) receive(ctx context.Context, name, id string, text []byte, copy func(to types.ImageReference) error) error {
+// receive is that of [Source] in the keeper.
+func (k *keeper) receive(ctx context.Context, name, id string, text []byte, copy func(to types.ImageReference) error) (made []string, err error) {
 	to := &keptReference{k: k, id: id}
 	if name != "" {
 		named, err := reference.ParseNamed(name)
 		if err != nil {
-			return invalid(name, err)
+			return nil, invalid(name, err)
 		}
 		to.named = named
 	}
 	a, err := k.begin(methodReceive, receiveArgs{name, id, text}, nil)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	to.receiving = a
 	select {
 	case is := <-a.ready:
 		if err := decode(is, &to.is); err != nil {
-			return errors.Join(err, to.end(ctx, false))
+			_, endErr := to.end(ctx, false)
+			return nil, errors.Join(err, endErr)
 		}
 	case r := <-a.replied:
-		return r.Err.error()
+		return nil, r.Err.error()
 	case <-ctx.Done():
 		_, err := a.wait(ctx)
-		return err
+		return nil, err
 	}
 	if err := copy(to); err != nil {
-		if of := to.end(ctx, false); errors.Is(of, errKeeperEnded) {
+		made, of := to.end(ctx, false)
+		if errors.Is(of, errKeeperEnded) {
 			err = of
 		}
-		return err
+		return made, err
 	}
 	return to.end(ctx, true)
 }
@@ -64,15 +66,18 @@ type keptReference struct {
 	made string // the id of the image; guarded by mu
 }
 
-// end closes the destination in the keeper, and waits until what was written for an image that did not come is gone.
-func (r *keptReference) end(ctx context.Context, complete bool) error {
+// end closes the destination in the keeper, and returns the layers that were made.
+func (r *keptReference) end(ctx context.Context, complete bool) (made []string, err error) {
 	order := orderAbandon
 	if complete {
 		order = orderComplete
 	}
 	_ = r.receiving.send(message{Order: order}, nil) // an error is the reply's, too
-	_, err := r.receiving.wait(context.WithoutCancel(ctx))
-	return err
+	is, err := r.receiving.wait(context.WithoutCancel(ctx))
+	if is == nil || len(is.Result) == 0 {
+		return nil, err
+	}
+	return made, errors.Join(err, decode(is.Result, &made))
 }
 
 // Received returns the id of the image that was copied to the reference.

@@ -99,13 +99,14 @@ type session struct {
 	made func() string // the id of the image
 }
 
-// receive opens a destination, and keeps it open until the parent says that the copy is complete.
-func (s *keeping) receive(ctx context.Context, c *call) error {
+// receive opens a destination, and keeps it open until the parent says that the copy is complete. It returns the layers
+// that were made, which are the parent's to remove.
+func (s *keeping) receive(ctx context.Context, c *call) (made []string, err error) {
 	var a receiveArgs
 	if err := decode(c.args, &a); err != nil {
-		return err
+		return nil, err
 	}
-	return s.src.ReceiveAs(ctx, a.Name, a.ID, a.Text, func(ref types.ImageReference) (err error) {
+	return s.src.receive(ctx, a.Name, a.ID, a.Text, func(ref types.ImageReference) (err error) {
 		to, err := ref.NewImageDestination(ctx, nil)
 		if err != nil {
 			return err

@@ -67,9 +67,7 @@ type Source struct {
 
 	tagMu sync.Mutex // one write at a time
 
-	receiveMu sync.Mutex
-	received  int      // how many images are being received; guarded by receiveMu
-	strays    []string // layers that were made for images which then did not come; guarded by receiveMu
+	strays strays
 }
 
 var _ imgsrc.Tagger = (*Source)(nil)
@@ -127,6 +125,7 @@ func open(o Options, conf types.StoreOptions) (*Source, error) {
 	if uid := os.Geteuid(); uid != 0 && owner(root) == uid {
 		s.opener, s.writer = newOpener(s.real), newWriter(s.real)
 	}
+	s.strays.age, s.strays.remove = strayAge, s.removeStrays
 	s.work = flight.New("containers-storage", s.log)
 	s.bodies = newBodies()
 	s.verified = newVerified()
@@ -257,6 +256,7 @@ func (s *Source) Dirs() []string { return slices.Clone(s.stores) }
 // then on with [fs.ErrClosed].
 func (s *Source) Close() error {
 	s.work.Close()
+	s.strays.close()
 	if s.opener != nil {
 		s.writer.close()
 		s.opener.close()

@@ -66,10 +66,8 @@ func (s *Source) MayReceive() error {
 // copied to that reference.
 //
 // The library puts each layer into the store as it comes, under the store's lock as podman pull does, and lists the image
-// last of all. Nobody else ever sees a part of it. If copy fails the layers that it has made are removed, unless an
-// image or a container has them by now; while others are received too that waits for the last of them, because they may
-// build on those layers. (Another process that is pulling the same layers may have counted on them, and will have to
-// repeat that: the store does not tell what others are about to use.) A layer that is being unpacked stops when ctx ends.
+// last of all. Nobody else ever sees a part of it. If copy fails the layers that it has made are kept for the next try,
+// and for other processes that may count on them: see strays. A layer that is being unpacked stops when ctx ends.
 //
 // Errors: those of copy; [imgsrc.ErrUnsupported], [imgsrc.ErrReadOnly]; ENOSPC also where only a text of the library's
 // says so.
@@ -81,69 +79,49 @@ func (s *Source) Receive(ctx context.Context, name, id string, copy func(to type
 // same config, whose layers are the same but for their compression, which a store does not keep. nil: the one that is
 // copied.
 func (s *Source) ReceiveAs(ctx context.Context, name, id string, text []byte, copy func(to types.ImageReference) error) error {
-	if err := s.receive(ctx, name, id, text, copy); err != nil {
-		if !errors.Is(err, syscall.ENOSPC) && strings.Contains(err.Error(), syscall.ENOSPC.Error()) {
-			err = fmt.Errorf("%w: %w", err, syscall.ENOSPC) // said by the process that unpacks
-		}
-		return err
-	}
-	return nil
-}
-
-func (s *Source) receive(ctx context.Context, name, id string, text []byte, copy func(to types.ImageReference) error) (err error) {
 	if err := s.MayReceive(); err != nil {
 		return err
 	}
+	s.strays.begin()
+	receive := s.receive
 	if s.writer != nil {
-		return s.writer.receive(ctx, name, id, text, copy)
+		receive = s.writer.receive
 	}
+	made, err := receive(ctx, name, id, text, copy)
+	if err != nil && !errors.Is(err, syscall.ENOSPC) && strings.Contains(err.Error(), syscall.ENOSPC.Error()) {
+		err = fmt.Errorf("%w: %w", err, syscall.ENOSPC) // said by the process that unpacks
+	}
+	s.strays.end(made, err)
+	return err
+}
+
+// receive returns the layers that it made also if it fails, a parent before its children.
+func (s *Source) receive(ctx context.Context, name, id string, text []byte, copy func(to types.ImageReference) error) (made []string, err error) {
 	var named reference.Named
 	if name != "" {
 		if named, err = reference.ParseNamed(name); err != nil {
-			return invalid(name, err)
+			return nil, invalid(name, err)
 		}
 		id = ""
 	}
 	probeFirst(s.writable(), s.log)
 	real, free, err := s.openReal()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer free()
 	temp, clean, err := tempDir()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer clean()
 	store := &receiving{Store: real, ctx: ctx, manifest: text}
 	ref, err := istorage.Transport.NewStoreReference(store, named, id)
 	if err != nil {
-		return invalid(name, err)
+		return nil, invalid(name, err)
 	}
-	s.receiveMu.Lock()
-	s.received++
-	s.receiveMu.Unlock()
-	defer func() {
-		s.receiveMu.Lock()
-		defer s.receiveMu.Unlock()
-		s.received--
-		if err != nil {
-			s.strays = append(s.strays, store.layers...)
-		}
-		if s.received == 0 {
-			removeLayers(real, s.strays)
-			s.strays = nil
-		}
-	}()
-	return copy(&destination{ref, temp, store})
-}
-
-// removeLayers removes layers that no image and no container has; the library refuses for the others. Parents come
-// before their children.
-func removeLayers(store cs.Store, ids []string) {
-	for _, id := range slices.Backward(ids) {
-		_ = store.DeleteLayer(id)
-	}
+	err = copy(&destination{ref, temp, store})
+	return store.layers, err // nobody makes any more
 }
 
 // AddIndex stores an index as podman stores a list of images: as an image of its own, without layers, that has the

@@ -3,16 +3,19 @@ package storage
 import (
 	"context"
 	"errors"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"go.podman.io/image/v5/copy"
+	"go.podman.io/image/v5/manifest"
 	"go.podman.io/image/v5/oci/layout"
 	"go.podman.io/image/v5/signature"
 	"go.podman.io/image/v5/types"
@@ -44,12 +47,16 @@ func sample(t *testing.T) string {
 	return dir
 }
 
-// copyFrom copies the layout's image of this name, and then returns the error that after returns.
-func copyFrom(ctx context.Context, t *testing.T, dir, name string, after func() error) func(types.ImageReference) error {
+// copyFrom copies the layout's image of this name. Its last layer is not to be had if before returns an error.
+func copyFrom(ctx context.Context, t *testing.T, dir, name string, before func() error) func(types.ImageReference) error {
 	t.Helper()
-	from, err := layout.NewReference(dir, name)
+	ref, err := layout.NewReference(dir, name)
 	if err != nil {
 		t.Fatal(err)
+	}
+	from := types.ImageReference(ref)
+	if before != nil {
+		from = &failingRef{ref, before}
 	}
 	return func(to types.ImageReference) error {
 		policy, err := signature.NewPolicyContext(&signature.Policy{Default: signature.PolicyRequirements{signature.NewPRInsecureAcceptAnything()}})
@@ -58,35 +65,45 @@ func copyFrom(ctx context.Context, t *testing.T, dir, name string, after func() 
 		}
 		defer func() { _ = policy.Destroy() }()
 		sys := &types.SystemContext{BlobInfoCacheDir: os.DevNull}
-		if after != nil {
-			to = &failingRef{to, after}
-		}
 		_, err = copy.Image(ctx, policy, to, from, &copy.Options{SourceCtx: sys, DestinationCtx: sys})
 		return err
 	}
 }
 
-// failingRef is a destination that has a last word before the image is listed.
 type failingRef struct {
 	types.ImageReference
-	after func() error
+	before func() error
 }
 
-func (f *failingRef) NewImageDestination(ctx context.Context, sys *types.SystemContext) (types.ImageDestination, error) {
-	dest, err := f.ImageReference.NewImageDestination(ctx, sys)
-	return &failingDestination{dest, f.after}, err
-}
-
-type failingDestination struct {
-	types.ImageDestination
-	after func() error
-}
-
-func (d *failingDestination) Commit(ctx context.Context, top types.UnparsedImage) error {
-	if err := d.after(); err != nil {
-		return err
+func (f *failingRef) NewImageSource(ctx context.Context, sys *types.SystemContext) (types.ImageSource, error) {
+	src, err := f.ImageReference.NewImageSource(ctx, sys)
+	if err != nil {
+		return nil, err
 	}
-	return d.ImageDestination.Commit(ctx, top)
+	text, mediaType, err := src.GetManifest(ctx, nil)
+	if err != nil {
+		return nil, err
+	}
+	m, err := manifest.FromBlob(text, mediaType)
+	if err != nil {
+		return nil, err
+	}
+	return &failingSource{src, m.LayerInfos()[len(m.LayerInfos())-1].Digest, f.before}, nil
+}
+
+type failingSource struct {
+	types.ImageSource
+	last   digest.Digest
+	before func() error
+}
+
+func (f *failingSource) GetBlob(ctx context.Context, info types.BlobInfo, cache types.BlobInfoCache) (io.ReadCloser, int64, error) {
+	if info.Digest == f.last {
+		if err := f.before(); err != nil {
+			return nil, 0, err
+		}
+	}
+	return f.ImageSource.GetBlob(ctx, info, cache)
 }
 
 // layersIn returns the ids of the store's layers.
@@ -117,26 +134,55 @@ func TestReceive(t *testing.T) {
 			t.Setenv("TMPDIR", t.TempDir())
 			r.do(t, "podman", "images", "-q")
 			s := r.source(t)
-			receive := func(ctx context.Context, name, id string, after func() error) error {
-				return s.Receive(ctx, name, id, copyFrom(ctx, t, dir, "localhost/app:1.0", after))
+			receive := func(ctx context.Context, name, id string, before func() error) error {
+				return s.Receive(ctx, name, id, copyFrom(ctx, t, dir, "localhost/app:1.0", before))
+			}
+			partly := func(err error) func() error { // fails when a layer is there
+				return func() error {
+					for end := time.Now().Add(time.Minute); len(r.layersIn(t)) == 0; time.Sleep(10 * time.Millisecond) {
+						if time.Now().After(end) {
+							t.Error("no layer comes")
+							break
+						}
+					}
+					return err
+				}
 			}
 
-			// What fails leaves nothing.
+			// What fails leaves its layers for a while, unless the disk is full or the source is closed.
 			broken := errors.New("broken")
-			if err := receive(t.Context(), "localhost/web:1", "", func() error { return broken }); !errors.Is(err, broken) {
+			if err := receive(t.Context(), "localhost/web:1", "", partly(syscall.ENOSPC)); !errors.Is(err, syscall.ENOSPC) {
 				t.Errorf("%v, want the copy's own error", err)
-			}
-			ctx, cancel := context.WithCancel(t.Context())
-			if err := receive(ctx, "localhost/web:1", "", func() error { cancel(); return nil }); !errors.Is(err, context.Canceled) {
-				t.Errorf("cancelled: %v", err)
 			}
 			if left := r.layersIn(t); len(left) > 0 {
 				t.Errorf("layers are left: %q", left)
 			}
+			if err := receive(t.Context(), "localhost/web:1", "", partly(broken)); !errors.Is(err, broken) {
+				t.Errorf("%v, want the copy's own error", err)
+			}
+			kept := r.layersIn(t)
+			ctx, cancel := context.WithCancel(t.Context())
+			if err := receive(ctx, "localhost/web:1", "", func() error { cancel(); return ctx.Err() }); !errors.Is(err, context.Canceled) {
+				t.Errorf("cancelled: %v", err)
+			}
+			if again := r.layersIn(t); len(kept) == 0 || !slices.Equal(again, kept) {
+				t.Errorf("layers %q, and after another try %q", kept, again)
+			}
+			s.Close()
+			if left := r.layersIn(t); len(left) > 0 {
+				t.Errorf("layers are left: %q", left)
+			}
+			s = r.source(t)
 
+			// An image that comes by then keeps them.
+			if err := receive(t.Context(), "localhost/web:1", "", partly(broken)); !errors.Is(err, broken) {
+				t.Errorf("%v, want the copy's own error", err)
+			}
 			if err := receive(t.Context(), "localhost/web:1", "", nil); err != nil {
 				t.Fatal(err)
 			}
+			s.Close()
+			s = r.source(t)
 			said := r.inspect(t, "localhost/web:1")
 			if len(r.layersIn(t)) != len(said.RootFS.Layers) {
 				t.Errorf("layers %q, podman says %q", r.layersIn(t), said.RootFS.Layers)
@@ -145,14 +191,6 @@ func TestReceive(t *testing.T) {
 			if err != nil || len(list.Images) != 1 || list.Images[0].Desc().ID != said.ID || !slices.Equal(list.Images[0].Names, []string{"localhost/web:1"}) {
 				t.Errorf("listed: %+v, %v", list, err)
 			}
-			// An image's layers stay when another that has them does not come.
-			if err := receive(t.Context(), "localhost/web:2", "", func() error { return broken }); !errors.Is(err, broken) {
-				t.Errorf("%v, want the copy's own error", err)
-			}
-			if left := r.layersIn(t); len(left) != len(said.RootFS.Layers) {
-				t.Errorf("layers %q", left)
-			}
-
 			// By digest, and without a name.
 			byDigest := "localhost/web@" + said.Digest
 			if err := receive(t.Context(), byDigest, "", nil); err != nil {
@@ -182,6 +220,7 @@ func TestReceiveTogether(t *testing.T) {
 	r := newReal(t, "overlay")
 	r.do(t, "podman", "images", "-q")
 	s := r.source(t)
+	s.strays.age = 0
 	atEnd, failed := make(chan struct{}), make(chan struct{})
 	broken := errors.New("broken")
 	done := make(chan error)
@@ -202,6 +241,40 @@ func TestReceiveTogether(t *testing.T) {
 	}
 	if said := r.inspect(t, "localhost/a:1"); len(said.RootFS.Layers) != len(r.layersIn(t)) {
 		t.Errorf("layers %q, podman says %q", r.layersIn(t), said.RootFS.Layers)
+	}
+}
+
+// Strays go when their time is over, and not while an image is received.
+func TestStrays(t *testing.T) {
+	removed := make(chan []string, 10)
+	s := &strays{age: time.Millisecond, remove: func(ids []string) { removed <- ids }}
+	s.begin()
+	s.end([]string{"a", "b"}, errors.New("broken"))
+	if ids := <-removed; !slices.Equal(ids, []string{"a", "b"}) {
+		t.Errorf("removed %q", ids)
+	}
+	s.begin()
+	s.begin()
+	s.end([]string{"c"}, syscall.ENOSPC)
+	select {
+	case ids := <-removed:
+		t.Errorf("removed %q while an image was received", ids)
+	default:
+	}
+	s.end([]string{"d"}, nil) // which came
+	if ids := <-removed; !slices.Equal(ids, []string{"c"}) {
+		t.Errorf("removed %q", ids)
+	}
+	s.age = time.Hour
+	s.begin()
+	s.end([]string{"e"}, errors.New("broken"))
+	s.close()
+	if ids := <-removed; !slices.Equal(ids, []string{"e"}) {
+		t.Errorf("removed %q", ids)
+	}
+	s.close()
+	if len(removed) > 0 {
+		t.Error("removed twice")
 	}
 }
 
