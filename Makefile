@@ -15,7 +15,8 @@ VCS = $(shell git rev-parse --quiet --verify HEAD >/dev/null 2>&1 || echo -build
 
 # The clients that the tests run against, as command:package of Debian.
 CLIENTS = podman:podman buildah:buildah skopeo:skopeo umoci:umoci docker-registry:docker-registry rsync:rsync jq:jq \
-          fusermount3:fuse3 getfattr:attr ip:iproute2 setpriv:util-linux openssl:openssl dockerd:docker.io zstd:zstd xz:xz-utils bzip2:bzip2 gpg:gnupg newuidmap:uidmap nsenter:util-linux
+          fusermount3:fuse3 getfattr:attr ip:iproute2 setpriv:util-linux openssl:openssl dockerd:docker.io zstd:zstd xz:xz-utils bzip2:bzip2 gpg:gnupg newuidmap:uidmap nsenter:util-linux \
+          scp:openssh-client
 
 .PHONY: help build install demo test race lint fuzz ci bench soak deps clean
 

@@ -56,7 +56,8 @@
 //   - A file's bytes are pushed into the kernel's cache before they are asked for: the answer to the first read of a small
 //     file is preceded by those of the files behind it, in the order of a walk (ahead.go).
 //   - docker.tar and oci.tar have the image's names in them: they are live, and their time is that of their last change. What
-//     may change is at their end, so that a reader who began before the change has read nothing that has moved.
+//     may change is at their end, so that a reader who began before the change has read nothing that has moved. The kernel
+//     would ask for their attributes before each read(2): it may keep those for a tenth of a second, and is told of changes (lent.go).
 //   - A link's node includes its target, or the target is the same always, so the kernel may keep what a link says.
 //   - What is computed from an image and the catalog is computed for each state of the catalog in which somebody asks. Its
 //     time moves only if it says something else than before.

@@ -66,6 +66,7 @@ type FS struct {
 	// mu guards what refresh changes. It is never held while a source, the kernel or Ops is asked for something, except
 	// that refresh itself holds it to keep one state after the other.
 	mu     sync.Mutex
+	lent   lent
 	images map[imageKey]*image
 	gone   chan goneEntry // names that the kernel is to forget
 
@@ -243,6 +244,9 @@ func (f *FS) refresh(ctx context.Context) *state {
 		s.names[i] = sp.state(snap, old.names[i], first, now)
 	}
 	f.state.Store(s)
+	for n := range f.lent.take() {
+		f.forget(goneEntry{lent: n})
+	}
 	return s
 }
 
@@ -307,6 +311,7 @@ type goneEntry struct {
 	name  string
 	moved *moved        // the link that was moved there; nil if none was
 	done  chan struct{} // instead of a name: closed when it is its turn
+	lent  node          // instead of a name: a file whose attributes the kernel may have
 }
 
 // forget has the kernel told, later: to tell it from a request's handler may wait for the lock that the request's own
@@ -347,9 +352,14 @@ func (f *FS) forgetNames(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case g := <-f.gone:
-			if g.done != nil {
+			server := f.server.Load()
+			switch {
+			case g.done != nil:
 				close(g.done)
-			} else if server := f.server.Load(); server != nil {
+			case server == nil:
+			case g.lent != 0:
+				server.InodeNotify(uint64(g.lent), -1, 0) // the attributes alone: its pages may be another's read
+			default:
 				server.EntryNotify(uint64(g.dir), g.name)
 			}
 			if g.moved != nil {

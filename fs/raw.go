@@ -132,12 +132,19 @@ func (f *FS) GetAttr(cancel <-chan struct{}, in *fuse.GetAttrIn, out *fuse.AttrO
 	if v == nil {
 		return fuse.ENOENT
 	}
+	lend := in.Flags()&fuse.FUSE_GETATTR_FH != 0 && n.isArchive()
+	if lend {
+		f.lent.add(n)
+	}
 	a, err := v.attr(f.request(cancel), n, false)
 	if err != nil {
 		return f.fail("reading attributes", n, err)
 	}
-	if !a.live {
+	switch {
+	case !a.live:
 		out.AttrValid = forever
+	case lend:
+		out.SetTimeout(lentTime)
 	}
 	f.fillAttr(&out.Attr, a)
 	return fuse.OK
