@@ -38,9 +38,9 @@ func (o *mountOptions) serve(ctx context.Context, a *app, specs []*spec, mountpo
 	env := sourceEnv{cache: cache, cacheDir: o.cacheDir, log: log, registry: registry.Options{
 		Cache: cache, CacheDir: o.cacheDir, AuthFile: o.authFile, TLSVerify: o.tls(), Insecure: o.insecureNetworks,
 		Offline: o.offline, Platform: o.platform, Log: log,
-		Fetching: func(repo string, d digest.Digest, size int64) (arrived func(int64), ended func(error)) {
+		Fetching: func(repo string, d digest.Digest, size int64, parts bool) (arrived func(int64), ended func(error)) {
 			if o := jobs.Load(); o != nil {
-				return o.Fetch("docker://"+repo+"@"+d.String(), d, size)
+				return o.Fetch("docker://"+repo+"@"+d.String(), d, size, parts)
 			}
 			return nil, nil // while the sources are opened
 		},

@@ -73,6 +73,7 @@ var (
 	blobRunning = new("running")
 	blobDone    = new("done")
 	blobSkipped = new("skipped") // it was there already
+	blobParts   = new("parts")   // parts of it are asked for, and perhaps never all
 )
 
 // begin makes an operation a job, which waits for its turn until run is called. The context that it returns ends when the
@@ -172,19 +173,24 @@ func (t *task) over(err error) {
 
 // Fetch makes a job of a blob that a source fetches because somebody reads in it, from a place as it is typed. The source
 // calls arrived with how many of its bytes are here, and ended once. The job is nobody's: it has no user, it cannot be
-// cancelled, because others may wait for the same blob, and it is no event. size is -1 if it is unknown.
-func (o *Ops) Fetch(place string, d digest.Digest, size int64) (arrived func(int64), ended func(error)) {
+// cancelled, because others may wait for the same blob, and it is no event. size is -1 if it is unknown. With parts only what
+// is read is fetched: the bytes are those that have come, and how many there will be is not known.
+func (o *Ops) Fetch(place string, d digest.Digest, size int64, parts bool) (arrived func(int64), ended func(error)) {
 	t := &task{
 		operation: operation{kind: "fetch", reference: place}, o: o, fetch: true, queued: time.Now(), state: taskQueued,
 		blobs: map[digest.Digest]*blobTask{}, cancel: func(error) {},
 	}
 	b := t.blob(d, size)
 	b.begun()
-	t.whole()
+	if parts {
+		b.state.Store(blobParts)
+	} else {
+		t.whole()
+	}
 	t.run()
 	o.tasks.add(t)
 	return b.done.Store, func(err error) {
-		if err == nil {
+		if err == nil && !parts {
 			b.finished()
 		}
 		t.over(err)

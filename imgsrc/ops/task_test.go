@@ -337,7 +337,7 @@ func TestFetch(t *testing.T) {
 			err   error
 			state taskState
 		}{{nil, taskDone}, {errors.New("boom"), taskFailed}, {context.Canceled, taskCancelled}} {
-			arrived, ended := o.Fetch("docker://host/a", digest.FromString("b"), 100)
+			arrived, ended := o.Fetch("docker://host/a", digest.FromString("b"), 100, false)
 			numbers, _ := o.Jobs()
 			number := numbers[len(numbers)-1]
 			arrived(40)
@@ -352,11 +352,20 @@ func TestFetch(t *testing.T) {
 				t.Errorf("%+v", j)
 			}
 		}
+		arrived, ended := o.Fetch("docker://host/a", digest.FromString("b"), 100, true)
+		arrived(40)
+		running := jobOf(t, o, 5)
+		ended(nil)
+		for _, j := range []jobJSON{running, jobOf(t, o, 5)} {
+			if j.Bytes != 40 || j.Total != nil || *j.Blobs[0].Size != 100 || j.Blobs[0].Done != 40 || j.Blobs[0].State != "parts" {
+				t.Errorf("parts: %+v", j)
+			}
+		}
 		if text, _ := o.Events(); strings.Contains(string(text), `"fetch`) {
 			t.Errorf("reading is an event: %s", text)
 		}
 		for range keptTasks + 1 {
-			_, ended := o.Fetch("docker://host/a", digest.FromString("b"), -1)
+			_, ended := o.Fetch("docker://host/a", digest.FromString("b"), -1, false)
 			ended(nil)
 		}
 		numbers, _ := o.Jobs()

@@ -220,7 +220,9 @@ func (t *task) json(now time.Time) jobJSON {
 		line := blobJSON{Digest: b.digest, Done: b.done.Load(), State: *state}
 		if b.size >= 0 {
 			line.Size = &b.size
-			line.Done = min(line.Done, b.size)
+			if state != blobParts { // of which some may have come twice
+				line.Done = min(line.Done, b.size)
+			}
 		}
 		j.Blobs = append(j.Blobs, line)
 		if state == blobSkipped {
@@ -228,7 +230,7 @@ func (t *task) json(now time.Time) jobJSON {
 		}
 		j.Bytes += line.Done
 		total += b.size
-		known = known && b.size >= 0
+		known = known && b.size >= 0 && state != blobParts
 	}
 	if known {
 		j.Total = &total

@@ -132,6 +132,16 @@ func (e *endpoint) challengesFor(offered []challenge) []challenge {
 	return e.challenges
 }
 
+// learn keeps the challenges of a registry whose /v2/ has none. Without them each request would go out without a token first,
+// and one that has expired would be taken for a good one that was refused.
+func (e *endpoint) learn(offered []challenge) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if len(e.challenges) == 0 {
+		e.challenges = offered
+	}
+}
+
 func basicHeader(user types.DockerAuthConfig) string {
 	return "Basic " + base64.StdEncoding.EncodeToString([]byte(user.Username+":"+user.Password))
 }

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 
@@ -266,6 +267,7 @@ func (x *blob) work(ctx context.Context) (_ any, err error) {
 		}
 		if errors.Is(err, imgsrc.ErrDamaged) {
 			x.blobs.source.log.Error("fetching blob", "source", x.blobs.source.Name(), "blob", x.digest, "error", err)
+			x.blobs.source.spoilt.Store(x.digest, spoilt{err, time.Now()})
 		}
 		x.update(func() {
 			x.busy, x.err = false, err

@@ -62,7 +62,9 @@
 //   - A table that cannot be had (the registry knows no ranges, or sends others), that is not what its digest says, or that
 //     leaves something open (see package layer) is given up for the tar before anything of it was shown.
 //   - A chunk that is not what the table says is asked for again, and then taken from the whole blob, which is verified: it
-//     may have been a mirror's. If it is wrong there too, table and blob contradict each other: that file is ErrDamaged.
+//     may have been a mirror's. If it is wrong there too, table and blob contradict each other: that file is ErrDamaged. A blob
+//     that is wrong as a whole is not fetched again for ten minutes because of a chunk: other chunks go on to be read.
+//   - Requests for parts of one blob that follow one another within a second are told of as one fetch (see Fetching).
 //
 // # The cache
 //

@@ -150,7 +150,11 @@ func (e *endpoint) send(ctx context.Context, r *request) (*http.Response, error)
 		if refused == "" {
 			refused = "none"
 		}
-		header, err = e.authorize(ctx, r.repo, r.scope, refused, parseChallenges(resp.Header))
+		offered := parseChallenges(resp.Header)
+		if header == "" {
+			e.learn(offered)
+		}
+		header, err = e.authorize(ctx, r.repo, r.scope, refused, offered)
 		if err == nil && header != "" {
 			discard(resp)
 			if resp, err = e.roundTrip(ctx, scheme, r, header); err != nil {

@@ -186,7 +186,7 @@ func (x *blob) fillFrom(ctx context.Context, f *os.File, have int64, direct bool
 // receive appends what the registry sends from an offset. It never takes more than the descriptor says.
 func (x *blob) receive(ctx context.Context, f *os.File, sum hash.Hash, off int64, direct bool) (int64, error) {
 	if s := x.blobs.source; x.tell == nil && s.fetching != nil {
-		x.tell, x.over = s.fetching(s.Host()+"/"+x.repo, x.digest, x.size)
+		x.tell, x.over = s.fetching(s.Host()+"/"+x.repo, x.digest, x.size, false)
 	}
 	if x.tell == nil {
 		x.tell = func(int64) {}

@@ -169,8 +169,7 @@ func (z *lazy) part(ctx context.Context, from, to int64, try int, near *vicinity
 	r := z.ranges
 	switch try {
 	case tryWhole:
-		b, _, err := r.fromBlob(ctx, from, to, true)
-		return b, err
+		return r.fromWhole(ctx, from, to)
 	case tryAgain:
 		r.forget(from, to)
 	case tryAny:

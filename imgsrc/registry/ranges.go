@@ -244,8 +244,9 @@ func (r *ranges) startLocked(from, to int64, near *vicinity) *fetching {
 	want := r.planLocked(from, to, near)
 	g := &fetching{span: want, done: make(chan struct{})}
 	ok := r.source.flights.Start(g, func(ctx context.Context) (any, error) {
-		began := time.Now()
+		began, told := time.Now(), r.source.told.begin(r.source.Host()+"/"+r.repo, r.digest, r.size)
 		g.data, g.err = r.ask(ctx, want)
+		told(len(g.data), g.err)
 		r.mu.Lock()
 		if g.err == nil {
 			r.took = time.Since(began)

@@ -97,7 +97,7 @@ func (r *ranges) fetchWhole(from int64, near *vicinity) {
 	if r.coming || r.failed || r.source.offline {
 		return
 	}
-	if walks := near != nil && r.walksLocked(from, near); !walks && !r.readsOnLocked() {
+	if walks := near != nil && r.walksLocked(from, near); !walks && !r.readsOnLocked() || r.source.isSpoilt(r.digest) != nil {
 		return
 	}
 	x, err := r.blobLocked()
@@ -117,6 +117,7 @@ func (r *ranges) fetchWhole(from int64, near *vicinity) {
 		r.coming, r.failed = false, err != nil
 		if err == nil {
 			r.unnameLocked()
+			r.source.told.complete(r.digest)
 		}
 		return nil, nil
 	})
@@ -166,6 +167,31 @@ func (r *ranges) fromBlob(ctx context.Context, from, to int64, all bool) (b []by
 		return nil, false, err
 	}
 	return b, true, nil
+}
+
+// spoiltTime is how long a blob that is wrong as a whole is not fetched again for a part that is: each attempt costs all of it.
+const spoiltTime = 10 * time.Minute
+
+// spoilt is that a whole blob was wrong, and when.
+type spoilt struct {
+	err error
+	at  time.Time
+}
+
+// fromWhole returns a part of the whole blob, verified.
+func (r *ranges) fromWhole(ctx context.Context, from, to int64) ([]byte, error) {
+	if err := r.source.isSpoilt(r.digest); err != nil {
+		return nil, err
+	}
+	b, _, err := r.fromBlob(ctx, from, to, true)
+	return b, err
+}
+
+func (s *Source) isSpoilt(d digest.Digest) error {
+	if x, ok := s.spoilt.Load(d); ok && time.Since(x.(spoilt).at) < spoiltTime {
+		return x.(spoilt).err
+	}
+	return nil
 }
 
 // isNear says whether a blob has come as far as an offset, or will have soon: within patience, if left tells how long that

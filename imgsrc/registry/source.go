@@ -48,9 +48,8 @@ type Options struct {
 	Offline bool
 	// Platform is which image of an index is listed beside it. Zero: the one for this machine.
 	Platform imgsrc.Platform
-	// Fetching is called when a blob begins to come as a whole from a repository (HOST/REPO); size is -1 if it is unknown. It returns
-	// what is called with how many bytes of it are here, and what is called in the end. Nil: nobody wants to know.
-	Fetching func(repo string, d digest.Digest, size int64) (arrived func(int64), ended func(error))
+	// Fetching is told what comes. Nil: nobody wants to know.
+	Fetching Fetching
 	// Log gets what goes wrong while nobody waits for it. Nil discards it.
 	Log *slog.Logger
 
@@ -94,7 +93,7 @@ type Source struct {
 	platform  imgsrc.Platform
 	every     time.Duration // tags are asked about no more often
 	log       *slog.Logger
-	fetching  func(repo string, d digest.Digest, size int64) (arrived func(int64), ended func(error)) // nil: see Options
+	fetching  Fetching // nil: see Options
 
 	flights *flight.Group
 	docs    *documents
@@ -123,6 +122,8 @@ type Source struct {
 	tocs      chan struct{}
 	unpacking *semaphore.Weighted
 	unpacked  *unpackedChunks
+	told      partsTold
+	spoilt    sync.Map // of digest.Digest to spoilt
 
 	foreign sync.Map // of hasForeign
 	warned  sync.Map // what was left out of a listing, and said
@@ -161,7 +162,7 @@ func newSource(o Options) (*Source, error) {
 		cache: o.Cache, onlyAsked: o.Asked, offline: o.Offline, platform: o.Platform, every: o.test.every, log: o.Log, fetching: o.Fetching,
 		watchers: map[chan struct{}]bool{}, fetched: map[digest.Digest]*atomic.Int64{},
 		lazies: map[lazyKey]*lazy{}, parts: map[digest.Digest]*ranges{}, tocs: make(chan struct{}, parallelTOCs),
-		unpacking: semaphore.NewWeighted(unpackBytes), unpacked: newUnpacked(),
+		unpacking: semaphore.NewWeighted(unpackBytes), unpacked: newUnpacked(), told: partsTold{fetching: o.Fetching},
 	}
 	host, err := s.parse(o.Ref)
 	if err != nil {
@@ -339,6 +340,7 @@ func (s *Source) Close() error {
 		r.close()
 	}
 	s.lazyMu.Unlock()
+	s.told.close()
 	s.blobs.close()
 	s.client.Close()
 	return s.docs.close()

@@ -92,7 +92,7 @@ var commands = map[string]func(ts *testscript.TestScript, neg bool, args []strin
 	"checktree":   checkTree,     // checktree MOUNTPOINT: all that the digests, ids and sizes in ids/ promise; prints how many images and layers
 	"hasjson":     hasJSON,       // hasjson FILE FILTER: jq's filter gives neither false nor null
 	"randread":    randRead,      // randread FILE DIGEST: eight readers at random offsets get the bytes that DIGEST is of
-	"registry":    startRegistry, // registry [-auth|-held|-stuck|-flaky|-mirror ORIGIN] NAME: start one; sets $NAME to HOST:PORT. -held: uploads wait for release; -stuck: downloads, after the first half; -flaky: nothing is answered at the first time of asking
+	"registry":    startRegistry, // registry [-auth|-held|-stuck|-answers|-flaky|-mirror ORIGIN] NAME: start one; sets $NAME to HOST:PORT. -held: uploads wait for release; -stuck: downloads, after the first half; -answers: see answers; -flaky: nothing is answered at the first time of asking
 	"fileserver":  fileServer,    // fileserver NAME DIR: serve the files in DIR by HTTP, with ranges; sets $NAME to HOST:PORT
 	"sigstorekey": sigstoreKey,   // sigstorekey NAME [PASSPHRASE]: make NAME.key and NAME.pub
 	"stopengine":  stopEngine,    // stopengine: the engine stands still; stopengine -kill: and then it is killed
@@ -105,5 +105,7 @@ var commands = map[string]func(ts *testscript.TestScript, neg bool, args []strin
 	"stopregistry": stopRegistry, // stopregistry NAME
 	"held":         held,         // held NAME: wait until an upload or a download waits
 	"release":      release,      // release NAME: let all of them go on
+	"answers":      answers,      // answers NAME HOW: what requests for a part of a blob get from now on: right, stuck, none (416), whole (200), cut, busy (429), wrong, tokens
+	"sent":         sent,         // sent NAME VARIABLE: sets it to how many bytes of parts have been sent
 	"abandoned":    abandoned,    // abandoned NAME: wait until the client has given up all that waited
 }

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -34,7 +35,8 @@ type registryServer struct {
 	process *exec.Cmd
 	proxy   *forward.Proxy // what is none of the others, but leads to one
 	*holding
-	server *httptest.Server
+	answering *answering
+	server    *httptest.Server
 }
 
 func (r *registryServer) stop() {
@@ -63,12 +65,18 @@ func startRegistry(ts *testscript.TestScript, neg bool, args []string) {
 	case 3:
 		kind, origin, name = args[0], args[1], args[2]
 	}
-	usage(ts, neg, args, name != "" && (kind == "" || kind == "-auth" || kind == "-held" || kind == "-stuck" || kind == "-flaky") == (origin == "") && (origin == "" || kind == "-mirror"),
-		"registry [-auth|-held|-stuck|-flaky|-mirror ORIGIN] NAME")
-	if kind == "-held" || kind == "-stuck" {
+	usage(ts, neg, args, name != "" && slices.Contains([]string{"", "-auth", "-held", "-stuck", "-answers", "-flaky"}, kind) == (origin == "") && (origin == "" || kind == "-mirror"),
+		"registry [-auth|-held|-stuck|-answers|-flaky|-mirror ORIGIN] NAME")
+	if kind == "-held" || kind == "-stuck" || kind == "-answers" {
 		h := &holding{next: registry.New(registry.Logger(log.New(io.Discard, "", 0))), gate: make(chan struct{}), downloads: kind == "-stuck"}
-		server := httptest.NewServer(h)
-		s.registries[name] = &registryServer{holding: h, server: server}
+		r := &registryServer{holding: h}
+		handler := http.Handler(h)
+		if kind == "-answers" {
+			r.answering = &answering{holding: h, next: h.next, how: "right"}
+			handler = r.answering
+		}
+		server := httptest.NewServer(handler)
+		r.server, s.registries[name] = server, r
 		ts.Setenv(name, strings.TrimPrefix(server.URL, "http://"))
 		return
 	}
@@ -223,7 +231,7 @@ func (h *holding) hold(r *http.Request) bool {
 func holdingRegistry(ts *testscript.TestScript, args []string) *registryServer {
 	r := of(ts).registries[args[0]]
 	if r == nil || r.holding == nil {
-		ts.Fatalf("%s is not a registry that was started with -held or -stuck", args[0])
+		ts.Fatalf("%s is not a registry that was started with -held, -stuck or -answers", args[0])
 	}
 	return r
 }
