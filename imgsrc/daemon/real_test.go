@@ -16,7 +16,6 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/imgfs/imgfs/imgsrc"
-	"github.com/imgfs/imgfs/imgsrc/sourcetest"
 	"github.com/imgfs/imgfs/test/needs"
 	"github.com/imgfs/imgfs/test/servers"
 )
@@ -126,39 +125,6 @@ func TestRealImagesAreWhatDockerReports(t *testing.T) {
 	if !slices.Equal(web.Names, []string{"docker.io/library/web:1", "docker.io/library/web:stable"}) || !slices.Equal(web.Containers, []string{ctr}) {
 		t.Errorf("%+v", web)
 	}
-}
-
-func TestRealSuite(t *testing.T) {
-	d := startDockerd(t)
-	d.populate()
-	cacheDir := t.TempDir()
-	cache := testCache(t, cacheDir, 0)
-	o := Options{Host: d.Host, Cache: cache, CacheDir: cacheDir}
-	// The suite wants digests, which are known when each image has been saved once.
-	first := openSource(t, o)
-	l, err := first.List(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, img := range l.Images {
-		if _, err := img.Manifest(t.Context()); err != nil {
-			t.Fatal(err)
-		}
-	}
-	sourcetest.Run(t, func(t *testing.T) imgsrc.Source {
-		s, err := Open(t.Context(), o)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return s
-	}, sourcetest.Expect{
-		Images:   3,
-		Names:    []string{"docker.io/library/base:1", "docker.io/library/web:1", "docker.io/library/web:stable", "localhost:5000/team/twin:2"},
-		Diffs:    1 + 3 + 3,
-		Blobs:    true,
-		NewName:  "localhost/new:2",
-		BadNames: []string{"", "UPPER", "a b", "localhost/a@sha256:" + strings.Repeat("0", 64), strings.Repeat("x", 300), strings.Repeat("a", 64)},
-	})
 }
 
 func TestRealRef(t *testing.T) {

@@ -125,6 +125,8 @@ func TestConfigIsNotGuessed(t *testing.T) {
 	}
 }
 
+// What Debian's engine does not have passes the suite: archives of all forms, and the containerd image store. Package
+// sourcetest runs it over that engine.
 func TestSuite(t *testing.T) {
 	images := three(t)
 	t.Run("classic", func(t *testing.T) {

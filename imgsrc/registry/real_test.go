@@ -10,7 +10,6 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/imgfs/imgfs/imgsrc"
-	"github.com/imgfs/imgfs/imgsrc/sourcetest"
 	"github.com/imgfs/imgfs/test/needs"
 )
 
@@ -27,7 +26,7 @@ func TestRealImages(t *testing.T) {
 		write(t, filepath.Join(dir, name), noise(size))
 		needs.Run(t, "umoci", "insert", "--image", made+":base", filepath.Join(dir, name), "/srv/"+name)
 	}
-	host, repo := srv.host, srv.host+"/team/app"
+	host := srv.host
 	push := func(tag string, args ...string) {
 		args = append([]string{"copy", "--quiet", "--dest-tls-verify=false"}, args...)
 		needs.Run(t, "skopeo", append(args, "docker://"+host+"/team/"+tag)...)
@@ -47,14 +46,6 @@ func TestRealImages(t *testing.T) {
 			compare(t, i, "docker://"+i.RemoteNames[0])
 		}
 	}
-	conform := newSetup(t, repo)
-	sourcetest.Run(t, func(t *testing.T) imgsrc.Source {
-		s, err := conform.open(t)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return s
-	}, sourcetest.Expect{Images: 2, Names: []string{repo + ":oci", repo + ":v2s2"}, Diffs: 4, Blobs: true})
 }
 
 // compare asks skopeo.

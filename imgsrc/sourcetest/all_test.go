@@ -38,13 +38,16 @@ type sample struct {
 }
 
 // newSample is a handful of images with one of everything: names and none, all compressions, tables of contents, an index,
-// Docker's manifests, and all that may stand in a tar.
+// Docker's manifests, all that may stand in a tar, and a large file and many.
 func newSample(t *testing.T) *sample {
 	t.Helper()
 	return sampleOf(t, images.Sample, images.Stargz, func(l *images.Layout) error {
+		big := images.Big(3 << 20)
+		big.Layers = append(big.Layers, images.Files(300).Layers...)
 		_, err := l.Add(images.Odd(), "localhost/odd:1")
 		_, evenErr := l.Add(even(), "localhost/even:1")
-		return errors.Join(err, evenErr)
+		_, bigErr := l.Add(big, "localhost/big:1")
+		return errors.Join(err, evenErr, bigErr)
 	})
 }
 
@@ -89,6 +92,9 @@ type place struct {
 	images []*sourcetest.Image
 	open   func(t *testing.T) imgsrc.Source
 	names  func(*sourcetest.Image) []string // nil: the form's
+	// newName is one that no image has. Empty: names cannot be changed there, or not all of them back.
+	newName  string
+	badNames []string // which cannot be names there
 }
 
 // A form is one that a source reads images in, with what it inherently lacks: in all else every source gives the same.
@@ -131,7 +137,8 @@ func (f form) of(all []*sourcetest.Image) []*sourcetest.Image {
 
 // expect is what a place has to have.
 func (f form) expect(p place) sourcetest.Expect {
-	want := sourcetest.Expect{Images: len(p.images), Blobs: !f.unpacked, Same: p.images, OwnManifests: f.ownManifests, NoSparse: f.noSparse, TOC: f.toc}
+	want := sourcetest.Expect{Images: len(p.images), Blobs: !f.unpacked, Same: p.images, OwnManifests: f.ownManifests, NoSparse: f.noSparse, TOC: f.toc,
+		NewName: p.newName, BadNames: p.badNames}
 	names := func(img *sourcetest.Image) []string { return img.Names }
 	for _, other := range []func(*sourcetest.Image) []string{f.names, p.names} {
 		if other != nil {

@@ -72,7 +72,7 @@ func TestSpoilt(t *testing.T) {
 			sound := newApp(t) // what is pushed is compared with its digest
 			f := form{make: inRegistry(func(t *testing.T) string {
 				return servers.Serve(t, spoiling(servers.NewRegistry(), want[0].Layers[2].Digest, test.how))
-			}, false)}
+			}, false, true)}
 			for _, p := range f.make(t, s, sound.images) {
 				p.images = same(p.images, want)
 				sourcetest.RunSame(t, p.open, f.expect(p))

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/imgfs/imgfs/imgsrc"
@@ -38,9 +39,9 @@ var forms = []form{
 	{name: "containers-storage, overlay", make: inStore("overlay"), lacks: refused, names: fullNames, unpacked: true, noSparse: true},
 	{name: "containers-storage, vfs", make: inStore("vfs"), lacks: refused, names: fullNames, unpacked: true, noSparse: true},
 	{name: "docker-daemon", make: inEngine, lacks: refusedByEngine, names: fullNames, unpacked: true, ownManifests: true},
-	{name: "docker", make: inRegistry(embedded, false)},
-	{name: "docker, distribution", make: inRegistry(distribution, false)},
-	{name: "docker, by tables of contents", make: inRegistry(embedded, true), lacks: hasNoTOC, toc: true},
+	{name: "docker", make: inRegistry(embedded, false, true)},
+	{name: "docker, distribution", make: inRegistry(distribution, false, false)},
+	{name: "docker, by tables of contents", make: inRegistry(embedded, true, true), lacks: hasNoTOC, toc: true},
 }
 
 func isIndex(img *sourcetest.Image) bool { return img.Lists != nil }
@@ -82,9 +83,16 @@ func one[S imgsrc.Source](all []*sourcetest.Image, open func(context.Context) (S
 	}}}
 }
 
+// inPlace is the layout, or a copy, so that its names can be changed.
 func inPlace(t *testing.T, s *sample, all []*sourcetest.Image) []place {
-	o := layout.Options{Dir: s.dir, Cache: cacheOf(t), Log: discard}
-	return one(all, func(ctx context.Context) (*layout.Source, error) { return layout.Open(ctx, o) })
+	at := filepath.Join(t.TempDir(), "layout")
+	if err := os.CopyFS(at, os.DirFS(s.dir)); err != nil {
+		t.Fatal(err)
+	}
+	o := layout.Options{Dir: at, Cache: cacheOf(t), Log: discard}
+	p := one(all, func(ctx context.Context) (*layout.Source, error) { return layout.Open(ctx, o) })
+	p[0].newName, p[0].badNames = "new:2", []string{"", "a\x00b", strings.Repeat("x", 5000)}
+	return p
 }
 
 func ociArchive(zip bool) maker {
@@ -109,6 +117,9 @@ func openDockerArchive(t *testing.T, file string, all []*sourcetest.Image) []pla
 	return one(all, func(ctx context.Context) (imgsrc.Source, error) { return dockerarchive.Open(ctx, o) })
 }
 
+// noReferences are no names where those are full references.
+var noReferences = []string{"", "UPPER", "a b", "localhost/a@sha256:" + strings.Repeat("0", 64), strings.Repeat("x", 300)}
+
 func inDirs(t *testing.T, _ *sample, all []*sourcetest.Image) []place {
 	var places []place
 	c := cacheOf(t)
@@ -123,7 +134,9 @@ func inStore(driver string) maker {
 	return func(t *testing.T, _ *sample, all []*sourcetest.Image) []place {
 		r := fillStore(t, driver, all)
 		o := storage.Options{GraphRoot: r.root, RunRoot: r.run, Driver: driver, Log: discard}
-		return one(all, func(ctx context.Context) (*storage.Source, error) { return storage.Open(ctx, o) })
+		p := one(all, func(ctx context.Context) (*storage.Source, error) { return storage.Open(ctx, o) })
+		p[0].newName, p[0].badNames = "localhost/new:2", noReferences
+		return p
 	}
 }
 
@@ -131,6 +144,7 @@ func inEngine(t *testing.T, _ *sample, all []*sourcetest.Image) []place {
 	d, cacheDir := fillEngine(t, all), t.TempDir()
 	o := daemon.Options{Host: d.Host, Cache: cacheIn(t, cacheDir), CacheDir: cacheDir, Log: discard}
 	places := one(all, func(ctx context.Context) (*daemon.Source, error) { return daemon.Open(ctx, o) })
+	places[0].newName, places[0].badNames = "localhost/new:2", append([]string{strings.Repeat("a", 64)}, noReferences...)
 	readOnce(t, places[0].open(t)) // digests are known when each image has been saved once
 	return places
 }
@@ -140,8 +154,8 @@ func embedded(t *testing.T) string { return servers.Serve(t, servers.NewRegistry
 func distribution(t *testing.T) string { return servers.Distribution(t, "") }
 
 // inRegistry pushes images to the registry that start starts. What is in the cache when it is first looked at is shown as the
-// tar that it is, and else by the table of contents.
-func inRegistry(start func(*testing.T) string, toc bool) maker {
+// tar that it is, and else by the table of contents. Not every registry untags.
+func inRegistry(start func(*testing.T) string, toc, untags bool) maker {
 	return func(t *testing.T, _ *sample, all []*sourcetest.Image) []place {
 		host, shared := start(t), t.TempDir()
 		fillRegistry(t, host, all)
@@ -157,6 +171,10 @@ func inRegistry(start func(*testing.T) string, toc bool) maker {
 				t.Fatal(err)
 			}
 			return s
+		}
+		p.badNames = []string{"web:1", "1", "other.example.org/a:1", host + "/UPPER:1", host + "/a@sha256:" + strings.Repeat("0", 64), "docker://" + host + "/a:1", host}
+		if untags {
+			p.newName = host + "/app:new"
 		}
 		if !toc {
 			readOnce(t, p.open(t))

@@ -1,6 +1,7 @@
 package sourcetest
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"maps"
@@ -13,14 +14,19 @@ import (
 	"github.com/imgfs/imgfs/imgsrc"
 )
 
-// tagger returns the source if its names may be changed, and two images, which may be one.
+// tagger returns the source if its names may be changed, and two images, which may be one. They have names, if others have:
+// there are sources in which an image cannot lose its last one.
 func (s *suite) tagger() (src imgsrc.Tagger, a, b imgsrc.Desc) {
 	s.Helper()
 	src, ok := s.src.(imgsrc.Tagger)
 	if !ok {
 		s.Fatal("the source is no Tagger")
 	}
-	for _, img := range s.sound() {
+	all := s.sound()
+	slices.SortStableFunc(all, func(x, y imgsrc.Listed) int {
+		return cmp.Compare(min(1, len(y.Names)+len(y.RemoteNames)), min(1, len(x.Names)+len(x.RemoteNames)))
+	})
+	for _, img := range all {
 		d := img.Desc()
 		if a.ID == "" {
 			a, b = d, d
