@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"net"
@@ -43,6 +44,7 @@ type fakeImage struct {
 	archive    []byte
 	stored     bool   // by the containerd image store
 	manifest   []byte // which is the image's digest then, unless it is an index's
+	mediaType  string // of the manifest; empty: OCI's
 }
 
 // newFake starts an engine on a socket.
@@ -229,7 +231,7 @@ func (f *fakeEngine) answer(w http.ResponseWriter, r *http.Request, path, call s
 		if img.stored {
 			answer["Descriptor"] = map[string]any{"digest": "sha256:" + img.id}
 			if img.manifest != nil {
-				answer["Descriptor"] = map[string]any{"digest": "sha256:" + img.id, "size": len(img.manifest), "mediaType": "application/vnd.oci.image.manifest.v1+json"}
+				answer["Descriptor"] = map[string]any{"digest": "sha256:" + img.id, "size": len(img.manifest), "mediaType": cmp.Or(img.mediaType, "application/vnd.oci.image.manifest.v1+json")}
 			}
 		}
 		send(answer)

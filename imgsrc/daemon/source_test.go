@@ -13,6 +13,7 @@ import (
 
 	"github.com/imgfs/imgfs/imgsrc"
 	"github.com/imgfs/imgfs/imgsrc/sourcetest"
+	"github.com/imgfs/imgfs/test/images"
 )
 
 func layerOf(t testing.TB, name string) []byte {
@@ -128,28 +129,78 @@ func TestConfigIsNotGuessed(t *testing.T) {
 // What Debian's engine does not have passes the suite: archives of all forms, and the containerd image store. Package
 // sourcetest runs it over that engine.
 func TestSuite(t *testing.T) {
-	images := three(t)
+	made := three(t)
 	t.Run("classic", func(t *testing.T) {
-		suite(t, images[:2], sourcetest.Expect{
+		suite(t, made[:2], sourcetest.Expect{
 			Images: 2, Names: []string{"docker.io/library/a:1", "quay.io/a/a:2", "docker.io/library/b:1"},
 			Diffs: 5, Blobs: true, NewName: "localhost/new:2", BadNames: []string{"", "UPPER", "a b"},
 		})
 	})
 	t.Run("containerd", func(t *testing.T) {
-		suite(t, images[2:], sourcetest.Expect{
+		suite(t, made[2:], sourcetest.Expect{
 			Images: 1, Names: []string{"docker.io/library/c:1"}, Diffs: 2, NewName: "localhost/new:2", BadNames: []string{"", "UPPER", "a b"},
 		})
 	})
+	t.Run("containerd, the images of all", func(t *testing.T) {
+		engine, want := varied(t)
+		suite(t, engine, want)
+	})
+}
+
+// varied are the images that all sources are tested with, in the containerd image store: that has the manifests, and by their
+// digests it calls the images. An index is none of its own there.
+func varied(t *testing.T) (engine []*fakeImage, want sourcetest.Expect) {
+	t.Helper()
+	dir := t.TempDir()
+	l, err := images.Create(dir)
+	if err == nil {
+		err = errors.Join(images.Varied(l), l.Close())
+	}
+	all, readErr := sourcetest.ReadLayout(dir)
+	if err := errors.Join(err, readErr); err != nil {
+		t.Fatal(err)
+	}
+	for _, img := range all {
+		if img.Lists != nil {
+			continue
+		}
+		img.ID = img.Digest.Encoded()
+		fake := &fakeImage{id: img.ID, stored: true, manifest: img.Manifest, mediaType: img.MediaType}
+		for _, name := range img.Names {
+			if strings.HasPrefix(name, "localhost/") {
+				fake.tags = append(fake.tags, name)
+			}
+		}
+		blob := func(b []byte) tarFile { return tarFile{name: "blobs/sha256/" + digest.FromBytes(b).Encoded(), body: b} }
+		config := blob(img.Config)
+		files, layers := []tarFile{blob(img.Manifest), config}, []string{}
+		for _, l := range img.Layers {
+			file := blob(l.Blob)
+			files, layers = append(files, file), append(layers, file.name)
+			fake.layers = append(fake.layers, l.DiffID)
+			want.Diffs++
+		}
+		fake.archive = tarOf(t, append(files,
+			tarFile{name: "manifest.json", body: jsonOf(t, []any{map[string]any{"Config": config.name, "RepoTags": nil, "Layers": layers}})},
+			tarFile{name: "oci-layout", body: []byte(`{"imageLayoutVersion":"1.0.0"}`)})...)
+		engine, want.Same, want.Names = append(engine, fake), append(want.Same, img), append(want.Names, fake.tags...)
+	}
+	want.Images, want.NewName = len(engine), "localhost/new:2"
+	return engine, want
 }
 
 // suite runs the conformance suite over images that have all been saved once.
-func suite(t *testing.T, images []*fakeImage, want sourcetest.Expect) {
-	f := newFake(t, images...)
+func suite(t *testing.T, engine []*fakeImage, want sourcetest.Expect) {
+	f := newFake(t, engine...)
 	o := Options{Host: f.host, CacheDir: t.TempDir()}
 	o.Cache = testCache(t, o.CacheDir, 0)
 	first := openSource(t, o)
-	for _, img := range images {
-		if _, err := find(t, first, fullNames(img.tags)[0]).Manifest(t.Context()); err != nil {
+	l, err := first.List(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, img := range l.Images {
+		if _, err := img.Manifest(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 	}

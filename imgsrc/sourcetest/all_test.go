@@ -4,8 +4,6 @@ import (
 	"errors"
 	"log/slog"
 	"path/filepath"
-	"slices"
-	"strings"
 	"testing"
 
 	"github.com/imgfs/imgfs/imgsrc"
@@ -37,35 +35,10 @@ type sample struct {
 	images []*sourcetest.Image
 }
 
-// newSample is a handful of images with one of everything: names and none, all compressions, tables of contents, an index,
-// Docker's manifests, all that may stand in a tar, and a large file and many.
+// newSample is what every source is tested with.
 func newSample(t *testing.T) *sample {
 	t.Helper()
-	return sampleOf(t, images.Sample, images.Stargz, func(l *images.Layout) error {
-		big := images.Big(3 << 20)
-		big.Layers = append(big.Layers, images.Files(300).Layers...)
-		_, err := l.Add(images.Odd(), "localhost/odd:1")
-		_, evenErr := l.Add(even(), "localhost/even:1")
-		_, bigErr := l.Add(big, "localhost/big:1")
-		return errors.Join(err, evenErr, bigErr)
-	})
-}
-
-// even is images.Odd without what is refused by the tools that unpack layers: a name twice, one that leads out of the root,
-// and a hard link to a file of the layer below; and without the sparse file, whose tar those that use tar-split cannot put
-// together again.
-func even() images.Image {
-	img := images.Odd()
-	img.Author = "even"
-	for n := range img.Layers {
-		seen := map[string]bool{}
-		img.Layers[n].Entries = slices.DeleteFunc(slices.Clone(img.Layers[n].Entries), func(e images.Entry) bool {
-			again := seen[e.Name]
-			seen[e.Name] = true
-			return again || strings.Contains(e.Name, "../") || e.Name == "hard-from-below" || e.Extents != nil
-		})
-	}
-	return img
+	return sampleOf(t, images.Varied)
 }
 
 func sampleOf(t *testing.T, fill ...func(*images.Layout) error) *sample {

@@ -2,7 +2,9 @@ package images
 
 import (
 	"archive/tar"
+	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -111,6 +113,41 @@ func Odd() Image {
 			Dir("becomes-dir"), File("becomes-dir/file", "17"), Link("hard-from-below", "target"), File("d", "18"),
 		}},
 	}}
+}
+
+// Even is Odd without what is refused by the tools that unpack layers: a name twice, one that leads out of the root, and a hard
+// link to a file of the layer below; and without the sparse file, whose tar those that use tar-split cannot put together again.
+func Even() Image {
+	img := Odd()
+	img.Author = "even"
+	for n := range img.Layers {
+		seen := map[string]bool{}
+		img.Layers[n].Entries = slices.DeleteFunc(img.Layers[n].Entries, func(e Entry) bool {
+			again := seen[e.Name]
+			seen[e.Name] = true
+			return again || strings.Contains(e.Name, "../") || e.Name == "hard-from-below" || e.Extents != nil
+		})
+	}
+	return img
+}
+
+// Varied adds what every source is tested with: Sample, Stargz, and localhost/odd:1, localhost/even:1 and localhost/big:1, which
+// is a large file and many small ones.
+func Varied(l *Layout) error {
+	if err := errors.Join(Sample(l), Stargz(l)); err != nil {
+		return err
+	}
+	big := Big(3 << 20)
+	big.Layers = append(big.Layers, Files(300).Layers...)
+	for _, add := range []struct {
+		Image
+		name string
+	}{{Odd(), "odd"}, {Even(), "even"}, {big, "big"}} {
+		if _, err := l.Add(add.Image, "localhost/"+add.name+":1"); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // Files is an image of one layer with n small files, a hundred to a directory.
