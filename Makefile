@@ -4,6 +4,8 @@ GO       = go
 TAGS     = containers_image_openpgp
 PACKAGES = ./...
 PREFIX   = /usr/local
+# Where mount(8) looks for its helpers, and nowhere else.
+MOUNTHELPERS = /sbin
 FUZZTIME = 5s
 SOAKTIME = 10m
 LINT     = .cache/bin/golangci-lint-v2.15.0
@@ -26,10 +28,10 @@ help: ## this list
 build: ## bin/imgfs, one static binary
 	$(GO) build $(VCS) -trimpath -tags $(TAGS) -ldflags '-s -w' -o bin/imgfs ./cmd/imgfs
 
-install: build ## bin/imgfs to PREFIX/bin (/usr/local), also as mount.imgfs in PREFIX/sbin
+install: build ## bin/imgfs to PREFIX/bin (/usr/local), also as mount.imgfs in MOUNTHELPERS (/sbin)
 	install -D -m 0755 bin/imgfs $(DESTDIR)$(PREFIX)/bin/imgfs
-	install -d $(DESTDIR)$(PREFIX)/sbin
-	ln -sf ../bin/imgfs $(DESTDIR)$(PREFIX)/sbin/mount.imgfs
+	install -d $(DESTDIR)$(MOUNTHELPERS)
+	ln -sf $(PREFIX)/bin/imgfs $(DESTDIR)$(MOUNTHELPERS)/mount.imgfs
 
 demo: build ## a tour: make images, mount them, read, tag, push, back up, unmount
 	@$(GO) run ./test/demo bin/imgfs

@@ -121,6 +121,8 @@ func helperError(out []byte, err error) error {
 		return fmt.Errorf("%s: %w: %w", helper, ErrNoFUSE, err)
 	case strings.Contains(text, "allow_other"):
 		return fmt.Errorf("%s: %w", text, ErrDenied)
+	case strings.Contains(text, devFUSE+": Permission denied"):
+		return fmt.Errorf("%s (udev makes it accessible to everybody: mode 0666): %w", text, ErrNoFUSE)
 	case strings.Contains(text, "mountpoint"):
 		return fmt.Errorf("%s: %w", text, ErrNoAccess)
 	}

@@ -18,10 +18,12 @@ func newMountHelperCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "mount.imgfs SOURCE MOUNTPOINT",
 		Short: "Mount images, for mount(8) and fstab(5)",
-		Long: `Mount the images of SOURCE, as "imgfs mount" does; "none" and "imgfs" stand for the containers-storage of root.
+		Long: `Mount the images of SOURCE, as "imgfs mount" does; "none" and "imgfs" stand for the containers-storage of who
+mounts.
 
     mount -t imgfs none /mnt
-    none  /mnt  imgfs  ro,allow_other  0 0`,
+    none  /mnt               imgfs  ro,allow_other  0 0
+    none  /home/user/images  imgfs  user,noauto     0 0`,
 		Args:          cobra.ExactArgs(2),
 		SilenceErrors: true,
 		SilenceUsage:  true,

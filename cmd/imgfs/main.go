@@ -23,6 +23,7 @@ func main() {
 	if reexec.Init() {
 		return
 	}
+	completeEnviron()
 	os.Exit(run(os.Args, os.Stdout, os.Stderr))
 }
 

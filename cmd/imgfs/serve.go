@@ -86,11 +86,12 @@ func (o *mountOptions) serve(ctx context.Context, a *app, specs []*spec, mountpo
 	})
 	jobs.Store(operations)
 	operations.Record("mount", "", strings.Join(names, " "))
-	defer closing(log, "operations", func() error {
+	endOperations := func() error {
 		ctx, cancel := context.WithTimeout(context.Background(), closeTime)
 		defer cancel()
 		return operations.Close(ctx)
-	})
+	}
+	defer closing(log, "operations", endOperations)
 	tree := fs.New(fs.Options{
 		Catalog:  catalog,
 		Ops:      controls{operations},
@@ -114,7 +115,13 @@ func (o *mountOptions) serve(ctx context.Context, a *app, specs []*spec, mountpo
 
 	options := mount.Options{
 		Point: point, Sources: names, Flags: o.flags, Log: log,
-		Ending: func(reason string) { operations.Record("unmount", "", reason) },
+		Ending: func(reason string) {
+			operations.Record("unmount", "", reason)
+			if os.Geteuid() != 0 {
+				// What writes to an ordinary user's store has mounts of its own, and in them this one: it would stay.
+				go closing(log, "operations", endOperations)
+			}
+		},
 	}
 	if a.parent != nil {
 		options.Ready = a.parent.Ready

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 	"sync"
 
 	"github.com/opencontainers/go-digest"
@@ -45,6 +46,9 @@ func (k *keeper) receive(ctx context.Context, name, id string, text []byte, copy
 		return nil, err
 	}
 	if err := copy(to); err != nil {
+		if alone := k.alone(); alone != nil && strings.Contains(err.Error(), "insufficient UIDs") {
+			err = fmt.Errorf("%w: %w: %w", err, alone, imgsrc.ErrUnsupported)
+		}
 		made, of := to.end(ctx, false)
 		if errors.Is(of, errKeeperEnded) {
 			err = of

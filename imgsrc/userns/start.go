@@ -122,7 +122,7 @@ func Start(name string, mounts bool) (*Child, error) {
 	}
 	if err := c.cmd.Start(); err != nil {
 		conn.Close()
-		return nil, fmt.Errorf("%w: %w; see user_namespaces(7) for what switches them off (user.max_user_namespaces, a container's seccomp profile)", ErrUnavailable, err)
+		return nil, fmt.Errorf("%w: %s", ErrUnavailable, whyNone(err))
 	}
 	go func() {
 		_ = c.cmd.Wait() // what it ended with is in ProcessState
@@ -147,6 +147,19 @@ func Start(name string, mounts bool) (*Child, error) {
 		return nil, fmt.Errorf("%w: %s", ErrUnavailable, said)
 	}
 	return c, nil
+}
+
+// whyNone says why there is no namespace. The system's errors have other names.
+func whyNone(err error) string {
+	switch {
+	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EUSERS):
+		return "user.max_user_namespaces allows no more of them"
+	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):
+		return "they are not allowed here (kernel.unprivileged_userns_clone, or a container's seccomp profile)"
+	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENOSYS):
+		return "the kernel has none"
+	}
+	return err.Error()
 }
 
 // PID is the child's number in this process's namespace.
