@@ -77,6 +77,9 @@ func (c *controls) target(n node) (target, error) {
 	if img == nil {
 		return target{}, imgsrc.ErrNotFound
 	}
+	if _, err := img.current(); err != nil {
+		return target{}, err
+	}
 	return target{control: row.name, image: img.id, shows: row.live != nil, written: func() { img.written(row.id) }}, nil
 }
 

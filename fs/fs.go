@@ -65,13 +65,12 @@ type FS struct {
 
 	// mu guards what refresh changes. It is never held while a source, the kernel or Ops is asked for something, except
 	// that refresh itself holds it to keep one state after the other.
-	mu     sync.Mutex
-	lent   lent
-	images map[imageKey]*image
-	gone   chan goneEntry // names that the kernel is to forget
+	mu   sync.Mutex
+	lent lent
+	gone goneQueue // names that the kernel is to forget
 
 	state atomic.Pointer[state]
-	slots atomic.Pointer[[]*image] // by image number; only grows, [0] is nil
+	slots slots
 
 	spaces   [spaces]*nameSpace
 	targets  interner // of links in images' directories: a name and where it leads
@@ -82,7 +81,7 @@ type FS struct {
 	lists    *memo[treeKey, []byte] // changes
 	derived  *memo[derivedKey, derivedFile]
 	batches  *memo[treeKey, *batch] // what will be stored ahead of a tree's reader
-	sizes    sync.Map               // sizeKey -> int64
+	sizes    *memo[sizeKey, int64]
 	flights  singleflight.Group
 	control  controls
 	oci      *ociTree
@@ -91,10 +90,6 @@ type FS struct {
 	rootfsTars *memo[uint32, *rootfsTar] // by slot
 	earlyReads sync.Map                  // of earlyRead: that the kernel may have to forget
 }
-
-// imageKey tells images apart: an id whose first manifest changes is another image to the kernel, because everything
-// that is cached of it may differ.
-type imageKey struct{ id, manifest string }
 
 // state is one snapshot of the catalog as a tree. It is immutable.
 type state struct {
@@ -126,8 +121,7 @@ func New(o Options) *FS {
 		readme:        readme(),
 		readmeTime:    programTime(),
 		started:       time.Now(),
-		images:        map[imageKey]*image{},
-		gone:          make(chan goneEntry, 1024),
+		gone:          newGoneQueue(),
 		rendered:      newRenderedCache(renderedBytes),
 		contents:      newOpenCache[imgsrc.Content](openLimit(openFiles())),
 		files:         newOpenCache[imgsrc.Files](openLimit(openFiles())),
@@ -135,11 +129,12 @@ func New(o Options) *FS {
 		lists:         newMemo[treeKey, []byte](listBytes),
 		derived:       newMemo[derivedKey, derivedFile](derivedBytes),
 		batches:       newMemo[treeKey, *batch](aheadBatches),
+		sizes:         newMemo[sizeKey, int64](sizesKept),
 		archives:      newMemo[archiveKey, *archive](archiveBytes),
 		rootfsTars:    newMemo[uint32, *rootfsTar](archiveBytes),
 	}
 	f.ctx, f.cancel = context.WithCancel(context.Background())
-	f.slots.Store(&[]*image{nil})
+	f.slots.init(f)
 	f.state.Store(&state{
 		snap: &imgsrc.Snapshot{}, byID: map[string]*image{}, names: [spaces]*nameState{emptyNames(), emptyNames()}, kinship: newKinship(),
 	})
@@ -204,15 +199,12 @@ func (f *FS) refresh(ctx context.Context) *state {
 	s := &state{snap: snap, at: now, byID: make(map[string]*image, len(snap.Entries)), kinship: newKinship()}
 	first := old.snap.Generation == 0
 	changed := first
-	slots := *f.slots.Load()
+	var fresh []*image
 	for _, e := range snap.Entries {
-		d := e.First().Desc()
-		key := imageKey{d.ID, d.Digest.String()}
-		img := f.images[key]
-		if img == nil || img.isElsewhere(e) {
-			img = newImage(f, uint32(len(slots)), e, snap.ModTime)
-			slots = append(slots, img)
-			f.images[key] = img
+		img := old.byID[e.ID]
+		if img == nil || !img.isOf(e) {
+			img = newImage(f, e, snap.ModTime)
+			fresh = append(fresh, img)
 			changed = true
 		} else {
 			was := img.entry.Swap(e)
@@ -220,18 +212,16 @@ func (f *FS) refresh(ctx context.Context) *state {
 		}
 		s.byID[e.ID] = img
 	}
-	f.slots.Store(&slots)
-	for id, img := range old.byID {
-		if s.byID[id] != img {
-			changed = true
-			f.retire(img)
-		}
-	}
-	for _, img := range slots[1:] {
+	s.order = make([]*image, 0, len(s.byID))
+	for _, img := range old.order {
 		if s.byID[img.id] == img {
 			s.order = append(s.order, img)
+			continue
 		}
+		changed = true
+		f.retire(img)
 	}
+	s.order = append(s.order, fresh...)
 	switch {
 	case first:
 		s.idsTime = snap.ModTime
@@ -253,6 +243,7 @@ func (f *FS) refresh(ctx context.Context) *state {
 // retire makes the nodes of an image lead nowhere, and has the kernel ask anew what its id means.
 func (f *FS) retire(img *image) {
 	img.entry.Store(nil)
+	f.slots.drop(img.slot)
 	f.closeLayers(img.slot)
 	f.forget(goneEntry{dir: idsNode, name: img.id})
 }
@@ -265,17 +256,13 @@ func (f *FS) renew(img *image) {
 	if e == nil || old.byID[img.id] != img {
 		return
 	}
-	slots := *f.slots.Load()
-	fresh := newImage(f, uint32(len(slots)), e, old.snap.ModTime)
-	slots = append(slots, fresh)
+	fresh := newImage(f, e, old.snap.ModTime)
 	s := *old
 	s.at = time.Now()
 	s.idsTime = later(old.idsTime, s.at)
 	s.byID = maps.Clone(old.byID)
 	s.byID[img.id] = fresh
 	s.order = append(slices.DeleteFunc(slices.Clone(old.order), func(i *image) bool { return i == img }), fresh)
-	f.images[imageKey{img.id, e.First().Desc().Digest.String()}] = fresh
-	f.slots.Store(&slots)
 	f.state.Store(&s)
 	f.retire(img)
 }
@@ -289,82 +276,12 @@ func later(was, now time.Time) time.Time {
 	return was.Add(1)
 }
 
-// image returns the image with number n, or nil.
-func (f *FS) image(n uint32) *image {
-	slots := *f.slots.Load()
-	if n == 0 || int(n) >= len(slots) {
-		return nil
-	}
-	return slots[n]
-}
+// image returns the image with number n, or nil. Of one that is gone it is an image without anything.
+func (f *FS) image(n uint32) *image { return f.slots.get(n) }
 
 func (f *FS) imageName(n node) string {
 	if img := f.image(n.image()); img != nil {
 		return img.id
 	}
 	return ""
-}
-
-// goneEntry is a name in a directory that the kernel may have cached for good and that is there no more.
-type goneEntry struct {
-	dir   node
-	name  string
-	moved *moved        // the link that was moved there; nil if none was
-	done  chan struct{} // instead of a name: closed when it is its turn
-	lent  node          // instead of a name: a file whose attributes the kernel may have
-}
-
-// forget has the kernel told, later: to tell it from a request's handler may wait for the lock that the request's own
-// caller holds.
-func (f *FS) forget(g goneEntry) {
-	select {
-	case f.gone <- g:
-	default:
-		go func() {
-			select {
-			case f.gone <- g:
-			case <-f.ctx.Done():
-			}
-		}()
-	}
-}
-
-// settle returns when the kernel has been told of all that is gone, but does not wait for long. It is called where no
-// lock of a directory is held: not from a look-up or a listing.
-func (f *FS) settle(ctx context.Context) {
-	if f.server.Load() == nil {
-		return
-	}
-	g := goneEntry{done: make(chan struct{})}
-	f.forget(g)
-	select {
-	case <-g.done:
-	case <-ctx.Done():
-	case <-time.After(settleTime):
-	}
-}
-
-const settleTime = time.Second
-
-func (f *FS) forgetNames(ctx context.Context) {
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case g := <-f.gone:
-			server := f.server.Load()
-			switch {
-			case g.done != nil:
-				close(g.done)
-			case server == nil:
-			case g.lent != 0:
-				server.InodeNotify(uint64(g.lent), -1, 0) // the attributes alone: its pages may be another's read
-			default:
-				server.EntryNotify(uint64(g.dir), g.name)
-			}
-			if g.moved != nil {
-				f.arrived(g.moved)
-			}
-		}
-	}
 }

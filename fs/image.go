@@ -8,6 +8,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/opencontainers/go-digest"
+
 	"github.com/imgfs/imgfs/imgsrc"
 )
 
@@ -17,6 +19,7 @@ type image struct {
 	f     *FS
 	slot  uint32
 	id    string
+	first digest.Digest // of the manifest that stands for it
 	ino   ino
 	entry atomic.Pointer[imgsrc.Entry] // nil when no source has the image any more
 
@@ -37,12 +40,12 @@ type image struct {
 	lineage      *imgsrc.Lineage // once known
 }
 
-func newImage(f *FS, slot uint32, e *imgsrc.Entry, listed time.Time) *image {
+func newImage(f *FS, e *imgsrc.Entry, listed time.Time) *image {
 	sum := sha256.Sum256([]byte(e.ID))
 	img := &image{
 		f:      f,
-		slot:   slot,
 		id:     e.ID,
+		first:  e.First().Desc().Digest,
 		ino:    ino(binary.LittleEndian.Uint64(sum[:])).mixed(),
 		names:  listed,
 		writes: map[uint32]time.Time{},
@@ -51,16 +54,54 @@ func newImage(f *FS, slot uint32, e *imgsrc.Entry, listed time.Time) *image {
 		derived: map[uint32]derivedState{},
 	}
 	img.entry.Store(e)
+	f.slots.add(img)
 	return img
+}
+
+// slots are the images by number.
+type slots struct {
+	mu     sync.RWMutex
+	images ledger[*image]
+	gone   *image // stands for all that there were
+}
+
+func (s *slots) init(f *FS) {
+	s.gone = &image{f: f, writes: map[uint32]time.Time{}, probes: map[probeKey]probed{}, derived: map[uint32]derivedState{}}
+}
+
+// add gives an image its number.
+func (s *slots) add(img *image) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	img.slot = s.images.add(img)
+}
+
+func (s *slots) drop(n uint32) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.images.drop(n)
+}
+
+// get returns the image with number n: gone if there was one, nil if there never was.
+func (s *slots) get(n uint32) *image {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if img, ok := s.images.get(n); ok {
+		return img
+	}
+	if n == 0 || n > s.images.last {
+		return nil
+	}
+	return s.gone
 }
 
 func (img *image) node(view uint16, entry uint32) node { return makeNode(img.slot, view, entry) }
 
-// isElsewhere says whether the image has gone since the kernel was told of its nodes, or the source that has it now is
-// another: the files of its layers may have other numbers there.
-func (img *image) isElsewhere(e *imgsrc.Entry) bool {
+// isOf says whether what the kernel knows of the image holds for an entry. If the first manifest is another, all that is cached of
+// it may differ; if the source that has it is another, the files of its layers may have other numbers.
+func (img *image) isOf(e *imgsrc.Entry) bool {
 	was := img.entry.Load()
-	return was == nil || was.Nearest().Source != e.Nearest().Source
+	return was != nil && img.first == e.First().Desc().Digest && was.Nearest().Source == e.Nearest().Source
 }
 
 // current returns the image's entry in the catalog. Error: ErrNotFound if it has been removed.

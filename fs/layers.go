@@ -227,6 +227,11 @@ type sizeKey struct {
 	digest digest.Digest
 }
 
+const (
+	sizesKept = 4 << 20 // how many bytes of memory the sizes may take together
+	sizeBytes = 256     // what one takes
+)
+
 // size returns the exact size of a file that the source has. Without opening it, where the manifest or an earlier look
 // says it; with cheap set only then.
 func (l layerFile) size(ctx context.Context, cheap bool) (int64, error) {
@@ -246,8 +251,8 @@ func (l layerFile) size(ctx context.Context, cheap bool) (int64, error) {
 		return 0, err
 	}
 	key := sizeKey{e.Nearest().Source, d}
-	if size, ok := l.img.f.sizes.Load(key); ok {
-		return size.(int64), nil
+	if size, ok := l.img.f.sizes.get(key); ok {
+		return size, nil
 	}
 	if cheap {
 		return 0, errCostly
@@ -262,7 +267,7 @@ func (l layerFile) size(ctx context.Context, cheap bool) (int64, error) {
 		return 0, fmt.Errorf("measuring %s of layer %s: %w", l.row.name, facts.Digest, err)
 	}
 	if d != digest.Digest("") {
-		l.img.f.sizes.Store(key, size)
+		l.img.f.sizes.put(key, size, sizeBytes)
 	}
 	return size, nil
 }

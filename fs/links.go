@@ -83,6 +83,7 @@ func (v linkDirView) links(ctx context.Context, n node) (*image, []imageLink, er
 	if err != nil {
 		return nil, nil, err
 	}
+	v.f.sweepTargets()
 	return img, v.of(img, r, e, s.snap), nil
 }
 

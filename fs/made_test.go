@@ -2,7 +2,6 @@ package fs
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -415,31 +414,5 @@ func TestDirectoryMadeAgain(t *testing.T) {
 	}
 	if s := g.ln("../a:1", dir+"/x:1"); s != fuse.OK || g.names["localhost/team/x:1"] == "" {
 		t.Errorf("ln there: %v, names %v", s, g.names)
-	}
-}
-
-// Whoever may read can look up any number of names.
-func TestUnlistedIsBounded(t *testing.T) {
-	a := makeImage(t, "a")
-	g := newTagged(t, a)
-	sp := g.spaces[spaceImages]
-	look := func(dir node, name string) error {
-		_, err := g.view(dir).lookup(t.Context(), dir, name)
-		return err
-	}
-	if err := errors.Join(look(imagesNode, "a:1"), look(idsNode, a.desc.ID[:9])); err != nil {
-		t.Fatal(err)
-	}
-	sp.index.extra, g.targets.extra = maxUnlisted, maxUnlisted
-	if err := errors.Join(look(imagesNode, "a:1"), look(idsNode, a.desc.ID[:9])); err != nil {
-		t.Errorf("names that were looked up before: %v", err)
-	}
-	for _, err := range []error{look(imagesNode, "a@"+a.desc.Digest.String()), look(idsNode, a.desc.ID[:10])} {
-		if errnoOf(err) != syscall.ENOSPC {
-			t.Errorf("one more: %v", err)
-		}
-	}
-	if s := g.ln("a:1", "images/localhost/new:1"); s != fuse.OK {
-		t.Errorf("a name that is listed: %v", s)
 	}
 }

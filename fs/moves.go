@@ -1,6 +1,7 @@
 package fs
 
 import (
+	"maps"
 	"strconv"
 	"sync"
 	"time"
@@ -15,7 +16,8 @@ type moves struct {
 	mu      sync.RWMutex
 	to      map[node]*moved
 	left    map[node]*moved // those that the kernel has nowhere any more, for who was just about to read them
-	renewed map[string]int  // how often the link of this path and target was renamed
+	renewed map[string]int  // by path and target, the last of all renames that was one of that link
+	renames int
 }
 
 // leaveTime is how long a node says what it said last after the kernel has been told to forget it: whoever has looked it up
@@ -67,8 +69,29 @@ func (m *moves) add(n node, from, to string) []*moved {
 	for _, l := range all {
 		m.to[l.node] = l
 	}
-	m.renewed[from]++
+	m.renames++
+	m.renewed[from] = m.renames
 	return all
+}
+
+// use adds what is interned of the links that the kernel has elsewhere.
+func (m *moves) use(used map[string]bool, name func(uint32) (string, bool)) {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	for _, known := range []map[node]*moved{m.to, m.left} {
+		for n := range known {
+			if s, ok := name(n.entry()); ok {
+				used[s] = true
+			}
+		}
+	}
+}
+
+// sweep forgets the renames of links that are not interned any more: the next of that path and target is a new node.
+func (m *moves) sweep(interned func(string) bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	maps.DeleteFunc(m.renewed, func(link string, _ int) bool { return !interned(link) })
 }
 
 // leave is called when the kernel has a node nowhere any more.

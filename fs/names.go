@@ -3,7 +3,6 @@ package fs
 import (
 	"context"
 	"errors"
-	"fmt"
 	"slices"
 	"strings"
 	"sync"
@@ -91,6 +90,7 @@ func (sp *nameSpace) state(snap *imgsrc.Snapshot, old *nameState, first bool, no
 	s.compare(old, "", now, func(dir, name string) {
 		sp.f.forget(goneEntry{dir: sp.dirNode(dir), name: name})
 	})
+	sp.sweep(s)
 	return s
 }
 
@@ -141,71 +141,6 @@ func joinName(dir, name string) string {
 		return name
 	}
 	return dir + "/" + name
-}
-
-// An interner numbers strings, for good: a name that goes and comes back is the same node.
-type interner struct {
-	mu    sync.RWMutex
-	index map[string]uint32
-	names []string
-	extra int // bytes, of what is not listed
-}
-
-// maxUnlisted is how many bytes of names may be kept that are not listed. Whoever may read the mount can look up as many
-// as he likes.
-const maxUnlisted = 32 << 20
-
-// errUnlisted: the mount has to be made anew for more. Names that are listed have no limit.
-var errUnlisted = fmt.Errorf("more names that are not listed were looked up than are kept: %w", syscall.ENOSPC)
-
-// room says whether a string that is not of a listed name can have a number.
-func (in *interner) room(s string) bool {
-	const overhead = 64 // of an entry of index and of names
-	in.mu.Lock()
-	defer in.mu.Unlock()
-	if _, ok := in.index[s]; ok {
-		return true
-	}
-	if in.extra+len(s)+overhead > maxUnlisted {
-		return false
-	}
-	in.extra += len(s) + overhead
-	return true
-}
-
-func (in *interner) number(s string) uint32 {
-	in.mu.RLock()
-	n, ok := in.index[s]
-	in.mu.RUnlock()
-	if ok {
-		return n
-	}
-	in.mu.Lock()
-	defer in.mu.Unlock()
-	if n, ok := in.index[s]; ok {
-		return n
-	}
-	if in.index == nil {
-		in.index, in.names = map[string]uint32{"": imagesEntry}, []string{""}
-		if s == "" {
-			return imagesEntry
-		}
-	}
-	n = uint32(len(in.names))
-	in.index[s], in.names = n, append(in.names, s)
-	return n
-}
-
-func (in *interner) name(n uint32) (string, bool) {
-	in.mu.RLock()
-	defer in.mu.RUnlock()
-	if n == imagesEntry {
-		return "", true
-	}
-	if int(n) >= len(in.names) {
-		return "", false
-	}
-	return in.names[n], true
 }
 
 // A link's node holds its target as well as its path: the kernel keeps what a link says for good, so a name that moves to
@@ -292,13 +227,7 @@ func (v namesView) lookup(ctx context.Context, dir node, name string) (found, er
 	if c.ID == "" && !c.Dir {
 		return found{}, syscall.ENOENT
 	}
-	interned := v.removed.latest(path)
-	if !c.Dir {
-		interned = v.link(path, c.ID)
-	}
-	if !v.index.room(interned) {
-		return found{}, errUnlisted
-	}
+	v.sweepUnlisted()
 	return found{node: v.node(path, c), keep: keepNot}, nil
 }
 

@@ -2,14 +2,11 @@ package fs
 
 import (
 	"bytes"
+	"cmp"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
-	"sync"
+	"slices"
 	"sync/atomic"
 	"time"
-
-	"github.com/opencontainers/go-digest"
 
 	"github.com/imgfs/imgfs/imgsrc"
 	"github.com/imgfs/imgfs/imgsrc/export"
@@ -51,88 +48,16 @@ type ociState struct {
 	until time.Time // when to look again, because something is damaged; zero: never
 	index []byte
 	at    time.Time // when index.json, and what blobs/ lists, last changed
-	files []ociFile // by number - 1; those that are not there have no image
+	files []ociFile // by number
 }
 
 // ociFile is one blob of a state.
 type ociFile struct {
-	size  int64
-	of    *ociImage // one of those that have it
-	layer int32
-	kind  export.OriginKind
-}
-
-// A blobSum is a SHA-256, or that of a digest of another algorithm.
-type blobSum [sha256.Size]byte
-
-func sumOf(d digest.Digest) (sum blobSum) {
-	if d.Algorithm() != digest.SHA256 {
-		return sha256.Sum256([]byte(d))
-	}
-	if n, err := hex.Decode(sum[:], []byte(d.Encoded())); n != len(sum) || err != nil {
-		return sha256.Sum256([]byte(d)) // which is none, so that nothing has it
-	}
-	return sum
-}
-
-// blobNumbers numbers blobs, for good: one that goes and comes back is the same node. The zero value is ready.
-type blobNumbers struct {
-	mu    sync.RWMutex
-	index map[blobSum]uint32
-	sums  []blobSum                // by number - 1
-	long  map[uint32]digest.Digest // of those that are not SHA-256
-}
-
-// number returns the number of a blob, a new one if it has none.
-func (b *blobNumbers) number(d digest.Digest) uint32 {
-	sum := sumOf(d)
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if n, ok := b.index[sum]; ok {
-		return n
-	}
-	if b.index == nil {
-		b.index, b.long = map[blobSum]uint32{}, map[uint32]digest.Digest{}
-	}
-	b.sums = append(b.sums, sum)
-	n := uint32(len(b.sums))
-	b.index[sum] = n
-	if d.Algorithm() != digest.SHA256 {
-		b.long[n] = d
-	}
-	return n
-}
-
-// find returns the number of a blob; 0 if it has none.
-func (b *blobNumbers) find(d digest.Digest) uint32 {
-	b.mu.RLock()
-	defer b.mu.RUnlock()
-	return b.index[sumOf(d)]
-}
-
-// digest is that of a blob with a number.
-func (b *blobNumbers) digest(n uint32) digest.Digest {
-	b.mu.RLock()
-	defer b.mu.RUnlock()
-	if d, ok := b.long[n]; ok {
-		return d
-	}
-	return digest.NewDigestFromBytes(digest.SHA256, b.sums[n-1][:])
-}
-
-// count is how many blobs there ever were.
-func (b *blobNumbers) count() int {
-	b.mu.RLock()
-	defer b.mu.RUnlock()
-	return len(b.sums)
-}
-
-// file returns a blob of the state. Not ok if it is not there.
-func (s *ociState) file(number uint32) (ociFile, bool) {
-	if s == nil || number == 0 || int(number) > len(s.files) || s.files[number-1].of == nil {
-		return ociFile{}, false
-	}
-	return s.files[number-1], true
+	number uint32
+	layer  int32
+	size   int64
+	of     *ociImage // one of those that have it
+	kind   export.OriginKind
 }
 
 // isFor says whether the state is that of a snapshot, and nothing in it has to be looked at again.
@@ -177,17 +102,15 @@ func (t *ociTree) update(ctx context.Context) (*ociState, error) {
 	run := &ociRun{t: t, snap: snap, done: map[imgsrc.Image]*ociImage{}}
 	entries, err := run.convertAll(ctx)
 	if err != nil {
-		t.keep(run.done)
+		t.keep(run.done, snap)
+		t.sweep(old)
 		t.failed = &ociFailure{snap, err, time.Now().Add(damagedKept)}
 		return nil, err
 	}
 	t.known, t.failed = run.done, nil
-	s := &ociState{snap: snap, files: make([]ociFile, t.numbers.count())}
+	s := &ociState{snap: snap, files: filesOf(entries.images)}
 	if s.index, err = export.IndexJSON(entries.index); err != nil {
 		return nil, err
-	}
-	for _, img := range entries.images {
-		t.add(s, img)
 	}
 	for _, img := range run.done {
 		if !img.until.IsZero() && (s.until.IsZero() || img.until.Before(s.until)) {
@@ -196,6 +119,7 @@ func (t *ociTree) update(ctx context.Context) (*ociState, error) {
 	}
 	t.date(s, old)
 	t.state.Store(s)
+	t.sweep(s)
 	t.f.contents.drop(func(key contentKey) bool {
 		if key.kind != contentOCI {
 			return false
@@ -207,26 +131,38 @@ func (t *ociTree) update(ctx context.Context) (*ociState, error) {
 	return s, nil
 }
 
-// keep adds what was found out by an update that failed.
-func (t *ociTree) keep(done map[imgsrc.Image]*ociImage) {
-	if t.known == nil {
-		t.known = done
-		return
+// keep adds what was found out by an update that failed. What is not in the snapshot is forgotten.
+func (t *ociTree) keep(done map[imgsrc.Image]*ociImage, snap *imgsrc.Snapshot) {
+	for _, e := range snap.Entries {
+		for _, h := range e.Held {
+			if o := t.known[h.Image]; o != nil && done[h.Image] == nil {
+				done[h.Image] = o
+			}
+		}
 	}
-	for key, img := range done {
-		t.known[key] = img
-	}
+	t.known = done
 }
 
-// add adds an image's blobs to a state that is being made. One that several images have is read from one that is here.
-func (t *ociTree) add(s *ociState, img *ociImage) {
-	for _, b := range img.blobs {
-		file := &s.files[b.number-1]
-		if file.of != nil && (!file.of.remote || img.remote) {
-			continue
+// filesOf are the blobs of images. One that several have is read from one that is here.
+func filesOf(images []*ociImage) []ociFile {
+	var all []ociFile
+	for _, img := range images {
+		for _, b := range img.blobs {
+			all = append(all, ociFile{number: b.number, layer: b.layer, size: b.size, of: img, kind: b.kind})
 		}
-		*file = ociFile{size: b.size, of: img, layer: b.layer, kind: b.kind}
 	}
+	slices.SortStableFunc(all, func(a, b ociFile) int {
+		switch {
+		case a.number != b.number:
+			return cmp.Compare(a.number, b.number)
+		case a.of.remote == b.of.remote:
+			return 0
+		case a.of.remote:
+			return 1
+		}
+		return -1
+	})
+	return slices.Clip(slices.CompactFunc(all, func(a, b ociFile) bool { return a.number == b.number }))
 }
 
 // date says when a state came to be. It is the sources' word for it as far as they give one, so that it is the same after a
@@ -254,11 +190,5 @@ func (t *ociTree) date(s, old *ociState) {
 
 // lists says whether two states have the same blobs.
 func (s *ociState) lists(old *ociState) bool {
-	for n := range max(len(s.files), len(old.files)) {
-		_, is := s.file(uint32(n) + 1)
-		if _, was := old.file(uint32(n) + 1); is != was {
-			return false
-		}
-	}
-	return true
+	return slices.EqualFunc(s.files, old.files, func(a, b ociFile) bool { return a.number == b.number })
 }

@@ -176,15 +176,13 @@ func (v ociView) listBlobs(ctx context.Context, algorithm digest.Algorithm, from
 	if err != nil {
 		return err
 	}
-	for n := from + 1; n <= uint64(len(s.files)); n++ {
-		if _, ok := s.file(uint32(n)); !ok {
+	for _, file := range s.from(from) {
+		d, ok := v.t.numbers.digest(file.number)
+		if !ok || d.Algorithm() != algorithm {
 			continue
 		}
-		d := v.t.numbers.digest(uint32(n))
-		if d.Algorithm() != algorithm {
-			continue
-		}
-		if !emit(dirent{name: d.Encoded(), node: makeNode(0, viewOCIBlobs, uint32(n)), ino: blobIno(d), mode: syscall.S_IFREG, cookie: n, keep: keepMoment}) {
+		e := dirent{name: d.Encoded(), node: makeNode(0, viewOCIBlobs, file.number), ino: blobIno(d), mode: syscall.S_IFREG, cookie: uint64(file.number), keep: keepMoment}
+		if !emit(e) {
 			return nil
 		}
 	}
@@ -214,18 +212,19 @@ func blobIno(d digest.Digest) ino { return ociEntryIno(ociBlobs).under(d.String(
 
 func (v ociBlobsView) attr(_ context.Context, n node, _ bool) (attr, error) {
 	file, ok := v.t.state.Load().file(n.entry())
-	if !ok {
+	d, known := v.t.numbers.digest(n.entry())
+	if !ok || !known {
 		return attr{}, imgsrc.ErrNotFound
 	}
-	return fileAttr(blobIno(v.t.numbers.digest(n.entry())), file.size, epoch), nil
+	return fileAttr(blobIno(d), file.size, epoch), nil
 }
 
 func (v ociBlobsView) read(ctx context.Context, n node, dest []byte, off int64) (fuse.ReadResult, error) {
 	file, ok := v.t.state.Load().file(n.entry())
-	if !ok {
+	d, known := v.t.numbers.digest(n.entry())
+	if !ok || !known {
 		return nil, imgsrc.ErrNotFound
 	}
-	d := v.t.numbers.digest(n.entry())
 	if file.kind != export.Layer && file.kind != export.Diff {
 		b, err := v.t.document(ctx, n.entry(), d, file)
 		if err != nil {

@@ -102,6 +102,9 @@ func (f *FS) followed(dir node, who fuse.Caller, instead string) bool {
 	if img == nil || dir.view() != viewImage || f.mayChange(who) != fuse.OK {
 		return false
 	}
+	if _, err := img.current(); err != nil {
+		return false
+	}
 	f.failed("link", img.id, "naming something in an image's directory: the name that leads there exists already: "+instead)
 	return true
 }

@@ -1,6 +1,7 @@
 package fs
 
 import (
+	"maps"
 	"strconv"
 	"sync"
 )
@@ -9,13 +10,14 @@ import (
 // has it open or stands in it keeps it so, under its node id: a directory that comes to be again in that place has to be
 // another node.
 
-// againSeparator is between a directory's path and how often one was removed there. No path has it.
+// againSeparator is between a directory's path and the number of a removal. No path has it.
 const againSeparator = "//"
 
-// removals counts how often rmdir has removed the directory of a path. The zero value is ready.
+// removals counts what rmdir has removed. The zero value is ready.
 type removals struct {
 	mu    sync.RWMutex
-	times map[string]int
+	times map[string]int // by path, the last of all removals that was one of that directory
+	all   int
 }
 
 // add is called before the kernel hears that the directory is gone.
@@ -25,7 +27,15 @@ func (r *removals) add(path string) {
 	if r.times == nil {
 		r.times = map[string]int{}
 	}
-	r.times[path]++
+	r.all++
+	r.times[path] = r.all
+}
+
+// sweep forgets the removals of directories that are not interned any more: the next of that path is a new node.
+func (r *removals) sweep(interned func(string) bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	maps.DeleteFunc(r.times, func(path string, _ int) bool { return !interned(path) })
 }
 
 // latest returns what is interned for the directory of a path now.

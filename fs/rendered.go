@@ -251,6 +251,14 @@ func (c *renderedCache) put(slot uint32, r *rendered) {
 	}
 }
 
+func (c *renderedCache) forget(slot uint32) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if el := c.bySlot[slot]; el != nil {
+		c.drop(el)
+	}
+}
+
 // drop throws a rendering out. The cache is locked.
 func (c *renderedCache) drop(el *list.Element) {
 	old := c.order.Remove(el).(cachedRendering)

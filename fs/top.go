@@ -123,9 +123,7 @@ func (v topView) lookup(ctx context.Context, dir node, name string) (found, erro
 	}
 	if img := s.unlisted(name); img != nil {
 		link := name + linkSeparator + img.id
-		if !v.f.targets.room(link) {
-			return found{}, errUnlisted
-		}
+		v.f.sweepTargets()
 		return found{node: makeNode(0, viewIDLinks, v.f.targets.number(link)), keep: keepNot}, nil
 	}
 	return found{}, syscall.ENOENT

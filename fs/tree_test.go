@@ -319,13 +319,7 @@ func TestChangesShow(t *testing.T) {
 }
 
 // told is what the kernel is to forget so far.
-func told(f *FS) []goneEntry {
-	var all []goneEntry
-	for len(f.gone) > 0 {
-		all = append(all, <-f.gone)
-	}
-	return all
-}
+func told(f *FS) []goneEntry { return f.gone.takeAll() }
 
 func TestIDsByPrefix(t *testing.T) {
 	a, b := makeImage(t, "a"), makeImage(t, "b")

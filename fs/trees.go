@@ -414,8 +414,10 @@ func (f *FS) xattrs(ctx context.Context, n node) ([]imgsrc.Xattr, error) {
 	return t.Xattrs(e), nil
 }
 
-// closeLayers lets go of the layers of an image that is gone.
+// closeLayers lets go of the layers of an image that is gone, and of all that was computed from it.
 func (f *FS) closeLayers(slot uint32) {
+	f.rendered.forget(slot)
+	f.derived.forget(func(k derivedKey) bool { return k.slot == slot })
 	f.contents.forget(slot)
 	f.files.forget(slot)
 	ours := func(k treeKey) bool { return k.slot == slot }

@@ -1,0 +1,89 @@
+package fs
+
+import (
+	"context"
+	"sync"
+	"time"
+)
+
+// goneEntry is a name in a directory that the kernel may have cached for good and that is there no more.
+type goneEntry struct {
+	dir   node
+	name  string
+	moved *moved        // the link that was moved there; nil if none was
+	done  chan struct{} // instead of a name: closed when it is its turn
+	lent  node          // instead of a name: a file whose attributes the kernel may have
+}
+
+// A goneQueue is what the kernel is to be told, in its order.
+type goneQueue struct {
+	mu   sync.Mutex
+	list []goneEntry
+	more chan struct{} // holds one element while there is something in the list
+}
+
+func newGoneQueue() goneQueue { return goneQueue{more: make(chan struct{}, 1)} }
+
+func (q *goneQueue) put(g goneEntry) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.list = append(q.list, g)
+	select {
+	case q.more <- struct{}{}:
+	default:
+	}
+}
+
+func (q *goneQueue) takeAll() []goneEntry {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	all := q.list
+	q.list = nil
+	return all
+}
+
+// forget has the kernel told, later: to tell it from a request's handler may wait for the lock that the request's own
+// caller holds.
+func (f *FS) forget(g goneEntry) { f.gone.put(g) }
+
+// settle returns when the kernel has been told of all that is gone, but does not wait for long. It is called where no
+// lock of a directory is held: not from a look-up or a listing.
+func (f *FS) settle(ctx context.Context) {
+	if f.server.Load() == nil {
+		return
+	}
+	g := goneEntry{done: make(chan struct{})}
+	f.forget(g)
+	select {
+	case <-g.done:
+	case <-ctx.Done():
+	case <-time.After(settleTime):
+	}
+}
+
+const settleTime = time.Second
+
+func (f *FS) forgetNames(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-f.gone.more:
+		}
+		for _, g := range f.gone.takeAll() {
+			server := f.server.Load()
+			switch {
+			case g.done != nil:
+				close(g.done)
+			case server == nil:
+			case g.lent != 0:
+				server.InodeNotify(uint64(g.lent), -1, 0) // the attributes alone: its pages may be another's read
+			default:
+				server.EntryNotify(uint64(g.dir), g.name)
+			}
+			if g.moved != nil {
+				f.arrived(g.moved)
+			}
+		}
+	}
+}
