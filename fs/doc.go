@@ -25,8 +25,8 @@
 // which it can be reached again, so that find -L and rsync -aL end.
 //
 // A file of every image is one row of a table: a name, a number that is never used again, and a pure function of the image,
-// or of what the catalog says of it (live), or of both (derived.go; lineage.go says which image was made from which). An index has few files of its own: the others are links to
-// those of the platform that is meant.
+// or of what the catalog says of it (live), or of both (derived.go; lineage.go says which image was made from which). An
+// index has few files of its own: the others are links to those of the platform that is meant.
 //
 // # Nodes and inode numbers
 //
@@ -34,6 +34,11 @@
 // requests are answered from tables by those numbers; no object is made for a node, and FORGET does nothing. The inode
 // number that stat shows is a hash of the same place by names, equal in every mount. Two images' views of one layer are
 // different nodes over shared data.
+//
+// Images, names and the blobs of oci/ are numbered in the order in which the mount meets them, which is the order of
+// listings: what comes or goes moves nothing else. A number is not given again, so that a node which the kernel still has is
+// never mistaken for another; what had it is dropped some time after it is gone (ledger.go, interner.go), so that a mount
+// does not grow by what has been.
 //
 // # What the kernel may keep
 //
