@@ -209,7 +209,12 @@ type held struct {
 // wait returns the file when it is whole; or, from an offset that is not negative, as soon as there is something behind
 // that. It starts the work that is missing, and waits for it.
 func (x *blob) wait(ctx context.Context, from int64) (held, error) {
-	for waited := false; ; waited = true {
+	return x.waitFor(ctx, from, true)
+}
+
+// waitFor is wait that, unless again is set, does not start work anew that has failed.
+func (x *blob) waitFor(ctx context.Context, from int64, again bool) (held, error) {
+	for waited := !again; ; waited = true {
 		if err := ctx.Err(); err != nil {
 			return held{}, err
 		}

@@ -157,7 +157,7 @@ func (r *ranges) fromBlob(ctx context.Context, from, to int64, all bool) (b []by
 	}, 2*took):
 		return nil, false, nil
 	}
-	h, err := x.wait(ctx, last)
+	h, err := x.waitFor(ctx, last, all) // a part is asked for if the whole has failed meanwhile
 	if err != nil {
 		return nil, false, err
 	}
