@@ -98,7 +98,7 @@ var commands = map[string]func(ts *testscript.TestScript, neg bool, args []strin
 	"stopengine":  stopEngine,    // stopengine: the engine stands still; stopengine -kill: and then it is killed
 	"engine":      startEngine,   // engine: a Docker engine of this script's own; sets $DOCKER_HOST
 
-	"rootless": rootless, // rootless: an ordinary user of this script's own, with what podman needs; then as LINE and asroot LINE run bash in his mount namespace
+	"rootless": rootless, // rootless: an ordinary user of this script's own, with what podman needs, and his number as $USERID; then as LINE and asroot LINE run bash in his mount namespace
 
 	"proxy":        startProxy,   // proxy [-user USER:PASSWORD] REGISTRY NAME: one that leads to a registry, whatever is asked for; sets $NAME to HOST:PORT
 	"proxied":      proxied,      // [!] proxied NAME TEXT: the proxy was asked for what has TEXT in it since the last look

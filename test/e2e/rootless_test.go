@@ -7,7 +7,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 
 	"github.com/rogpeppe/go-internal/testscript"
@@ -16,11 +18,15 @@ import (
 
 const (
 	holderVar = "IMGFS_E2E_HOLDER" // makes this binary the holder of a mount namespace, for that home directory
+	userVar   = "USERID"           // of the user
 
 	userName = "imgfs-user"
-	userID   = 54321
 	userHome = "/home/" + userName
+	firstUID = 54321
 )
+
+// users counts the scripts that have one: what one of them does to all processes of its user is no other's business.
+var users atomic.Int32
 
 // A holder is a process that keeps a mount namespace, in which there is an ordinary user: with ids in /etc/subuid, with a
 // home directory, with /dev/fuse for everybody. Nothing of him is on the machine itself.
@@ -34,14 +40,14 @@ type holder struct {
 func rootless(ts *testscript.TestScript, neg bool, args []string) {
 	usage(ts, neg, args, len(args) == 0, "rootless")
 	need(ts, false, []string{"podman", "buildah", "newuidmap", "newgidmap", "fusermount3", "nsenter", "setpriv"})
-	s := of(ts)
+	s, uid := of(ts), firstUID+int(users.Add(1))
 	home := filepath.Join(s.work, "user")
 	for _, dir := range []string{home, filepath.Join(home, "tmp")} {
-		ts.Check(errors.Join(os.Mkdir(dir, 0o700), os.Chown(dir, userID, userID)))
+		ts.Check(errors.Join(os.Mkdir(dir, 0o700), os.Chown(dir, uid, uid)))
 	}
 	ts.Check(os.Chmod(current.dir, 0o711))
 	h := &holder{process: exec.Command("/proc/self/exe")}
-	h.process.Env = append(s.env, holderVar+"="+home)
+	h.process.Env = append(s.env, holderVar+"="+home, userVar+"="+strconv.Itoa(uid))
 	h.process.SysProcAttr = &syscall.SysProcAttr{Unshareflags: unix.CLONE_NEWNS, Setsid: true}
 	var err error
 	h.alive, err = h.process.StdinPipe()
@@ -56,11 +62,12 @@ func rootless(ts *testscript.TestScript, neg bool, args []string) {
 		cannot(ts, "a mount namespace with an ordinary user: "+string(ready))
 	}
 	enter := fmt.Sprintf("#!/bin/sh\nexec nsenter --mount=/proc/%d/ns/mnt -- ", h.process.Process.Pid)
-	user := fmt.Sprintf("setpriv --reuid %d --regid %d --init-groups --inh-caps=-all env -u XDG_CACHE_HOME -u CONTAINERS_STORAGE_CONF ", userID, userID) +
-		fmt.Sprintf("HOME=%s TMPDIR=%s/tmp XDG_RUNTIME_DIR=/run/user/%d USER=%s LOGNAME=%s ", userHome, userHome, userID, userName, userName)
+	user := fmt.Sprintf("setpriv --reuid %d --regid %d --init-groups --inh-caps=-all env -u XDG_CACHE_HOME -u CONTAINERS_STORAGE_CONF ", uid, uid) +
+		fmt.Sprintf("HOME=%s TMPDIR=%s/tmp XDG_RUNTIME_DIR=/run/user/%d USER=%s LOGNAME=%s ", userHome, userHome, uid, userName, userName)
 	for name, line := range map[string]string{"as": enter + user + `bash -o pipefail -c "cd; $1"`, "asroot": enter + `bash -o pipefail -c "cd /; $1"`} {
 		ts.Check(os.WriteFile(filepath.Join(s.work, ".bin", name), []byte(line+"\n"), 0o755))
 	}
+	ts.Setenv(userVar, strconv.Itoa(uid))
 	if err := ts.Exec("as", "unshare --user true"); err != nil {
 		cannot(ts, "user namespaces for ordinary users")
 	}
@@ -81,7 +88,8 @@ func (h *holder) stop() {
 
 // hold is that process.
 func hold(home string) (code int) {
-	if err := furnish(home); err != nil {
+	uid, _ := strconv.Atoi(os.Getenv(userVar))
+	if err := furnish(home, uid); err != nil {
 		fmt.Print(err)
 		return 1
 	}
@@ -92,17 +100,17 @@ func hold(home string) (code int) {
 }
 
 // furnish makes the namespace what the user needs. Its mounts are private.
-func furnish(home string) error {
+func furnish(home string, uid int) error {
 	dir := home + ".etc"
 	upper, work := filepath.Join(dir, "upper"), filepath.Join(dir, "work")
-	run := fmt.Sprintf("/run/user/%d", userID)
+	run := fmt.Sprintf("/run/user/%d", uid)
 	err := errors.Join(
 		os.Mkdir(dir, 0o755),
 		unix.Mount("tmpfs", dir, "tmpfs", 0, "mode=755"),
 		os.Mkdir(upper, 0o755), os.Mkdir(work, 0o755),
 		unix.Mount("overlay", "/etc", "overlay", 0, "lowerdir=/etc,upperdir="+upper+",workdir="+work),
 		unix.Mount("tmpfs", "/run", "tmpfs", 0, "mode=755"),
-		os.MkdirAll(run, 0o700), os.Chown(run, userID, userID), os.Chmod(filepath.Dir(run), 0o755),
+		os.MkdirAll(run, 0o700), os.Chown(run, uid, uid), os.Chmod(filepath.Dir(run), 0o755),
 		unix.Mount("tmpfs", "/home", "tmpfs", 0, "mode=755"),
 		os.Mkdir(userHome, 0o700),
 		unix.Mount(home, userHome, "", unix.MS_BIND, ""),
@@ -110,8 +118,8 @@ func furnish(home string) error {
 		unix.Mount(filepath.Join(dir, "fuse"), "/dev/fuse", "", unix.MS_BIND, ""),
 	)
 	for file, line := range map[string]string{
-		"/etc/passwd": fmt.Sprintf("%s:x:%d:%d::%s:/bin/sh", userName, userID, userID, userHome),
-		"/etc/group":  fmt.Sprintf("%s:x:%d:", userName, userID),
+		"/etc/passwd": fmt.Sprintf("%s:x:%d:%d::%s:/bin/sh", userName, uid, uid, userHome),
+		"/etc/group":  fmt.Sprintf("%s:x:%d:", userName, uid),
 		"/etc/subuid": userName + ":1000000:65536",
 		"/etc/subgid": userName + ":1000000:65536",
 	} {
