@@ -2,38 +2,121 @@ package fs
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
 
 	"github.com/imgfs/imgfs/imgsrc"
 )
 
-// The beginning of a large blob is given out before all of it is verified, to whoever reads it from there on. The kernel keeps
-// what it is given, so it is told to forget it if the blob turns out to be another.
+// The beginning of a large blob is given out before all of it is verified, to whoever reads it from there on. If it turns out
+// to be another, the kernel is told to forget what it has of it. And whoever is in the middle of the file gets an error, also
+// if the right bytes can be had by then: what that reader has already is wrong. Readers cannot be told apart, so the file has
+// to be read from its beginning again.
 
-// An earlyRead is a file that the kernel has been given bytes of, and what they depend on.
-type earlyRead struct {
-	node    node
-	verdict imgsrc.Verdict
+// earlyReads are the files that the kernel has been given such bytes of. The zero value is ready.
+type earlyReads struct {
+	mu    sync.Mutex
+	files map[node]*earlyFile
 }
 
-// early returns the context of a read of file n that may be answered so.
-func (f *FS) early(ctx context.Context, n node) context.Context {
-	return imgsrc.WithEarly(ctx, func(v imgsrc.Verdict) {
-		read := earlyRead{n, v}
-		if _, known := f.earlyReads.LoadOrStore(read, struct{}{}); !known {
-			go f.awaitVerdict(read)
+type earlyFile struct {
+	end     int64                   // of what was given out
+	pending map[imgsrc.Verdict]bool // until they are known, and the kernel knows
+	spoilt  error                   // why some of it was wrong; nil: it was not, or somebody has begun anew
+}
+
+// readEarly has read fill dest with the bytes of file n at off, which may be given out early.
+func (f *FS) readEarly(ctx context.Context, n node, dest []byte, off int64, read func(context.Context, []byte, int64) (int, error)) (int, error) {
+	k, err := read(imgsrc.WithEarly(ctx, func(v imgsrc.Verdict) {
+		if f.early.add(n, v, off+int64(len(dest))) {
+			go f.awaitVerdict(n, v)
 		}
-	})
+	}), dest, off)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return k, err
+	}
+	if spoilt := f.early.check(n, off); spoilt != nil {
+		return 0, fmt.Errorf("what was read of it before is wrong, and it has to be read from its beginning: %w", spoilt)
+	}
+	return k, err
 }
 
 // awaitVerdict has the kernel forget a file if it should. That waits for the reads of the file that are under way: nobody who
 // answers one may wait for it.
-func (f *FS) awaitVerdict(read earlyRead) {
-	err := read.verdict.Wait(f.ctx)
-	f.earlyReads.Delete(read) // one that is answered from here on has its own
-	if err == nil || f.ctx.Err() != nil {
-		return
+func (f *FS) awaitVerdict(n node, v imgsrc.Verdict) {
+	err := v.Wait(f.ctx)
+	if server := f.server.Load(); err != nil && f.ctx.Err() == nil && server != nil {
+		server.InodeNotify(uint64(n), 0, 0)
 	}
-	if server := f.server.Load(); server != nil {
-		server.InodeNotify(uint64(read.node), 0, 0)
+	f.early.settle(n, v, err)
+}
+
+// add takes note of a read up to end that depends on a verdict, and says whether that has to be awaited.
+func (r *earlyReads) add(n node, v imgsrc.Verdict, end int64) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	file := r.files[n]
+	if file == nil {
+		if r.files == nil {
+			r.files = map[node]*earlyFile{}
+		}
+		file = &earlyFile{pending: map[imgsrc.Verdict]bool{}}
+		r.files[n] = file
 	}
+	file.end = max(file.end, end)
+	known := file.pending[v]
+	file.pending[v] = true
+	return !known
+}
+
+// settle takes note of a verdict that the kernel has been told of.
+func (r *earlyReads) settle(n node, v imgsrc.Verdict, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	file := r.files[n]
+	if err != nil {
+		file.spoilt = err
+	}
+	delete(file.pending, v)
+	r.tidy(n, file)
+}
+
+func (r *earlyReads) tidy(n node, file *earlyFile) {
+	if len(file.pending) == 0 && file.spoilt == nil {
+		delete(r.files, n)
+	}
+}
+
+// known is a context in which a verdict is not waited for.
+var known = func() context.Context {
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	return ctx
+}()
+
+// check fails for a read that goes on where wrong bytes have been given out.
+func (r *earlyReads) check(n node, off int64) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	file := r.files[n]
+	if file == nil {
+		return nil
+	}
+	telling := false
+	for v := range file.pending {
+		if err := v.Wait(known); err != nil && !errors.Is(err, context.Canceled) {
+			file.spoilt, telling = err, true
+		}
+	}
+	switch {
+	case file.spoilt == nil || off > file.end:
+		return nil
+	case off > 0 || telling:
+		return file.spoilt
+	}
+	file.spoilt = nil
+	r.tidy(n, file)
+	return nil
 }

@@ -88,7 +88,7 @@ type FS struct {
 	archives *memo[archiveKey, *archive]
 
 	rootfsTars *memo[uint32, *rootfsTar] // by slot
-	earlyReads sync.Map                  // of earlyRead: that the kernel may have to forget
+	early      earlyReads
 }
 
 // state is one snapshot of the catalog as a tree. It is immutable.

@@ -277,7 +277,7 @@ func (v layersView) read(ctx context.Context, n node, dest []byte, off int64) (f
 		return nil, err
 	}
 	defer c.release()
-	k, err := c.it.ReadAt(v.f.early(ctx, n), dest, off)
+	k, err := v.f.readEarly(ctx, n, dest, off, c.it.ReadAt)
 	if err != nil && !errors.Is(err, io.EOF) {
 		return nil, fmt.Errorf("reading %s of layer %s at %d: %w", l.row.name, strings.TrimSpace(l.r.facts.Layers[l.n].Digest.String()), off, err)
 	}

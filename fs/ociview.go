@@ -242,7 +242,7 @@ func (v ociBlobsView) read(ctx context.Context, n node, dest []byte, off int64) 
 		return nil, fmt.Errorf("reading blob %s of oci/: %w", d, err)
 	}
 	defer c.release()
-	k, err := c.it.ReadAt(v.t.f.early(ctx, n), dest, off)
+	k, err := v.t.f.readEarly(ctx, n, dest, off, c.it.ReadAt)
 	if err != nil && !errors.Is(err, io.EOF) {
 		return nil, fmt.Errorf("reading blob %s of oci/ at %d: %w", d, off, err)
 	}

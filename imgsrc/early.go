@@ -1,11 +1,15 @@
 package imgsrc
 
-import "context"
+import (
+	"context"
+	"sync"
+)
 
 // A Verdict is what becomes of bytes that were given out before all of their blob was verified. Verdicts are compared with ==.
 type Verdict interface {
 	// Wait returns when that is known: nil if the bytes are right. Otherwise whoever keeps them has to throw them away: they
-	// are wrong, or will never have been verified. It returns ctx's error when ctx ends first.
+	// are wrong, or will never have been verified. That is known before other bytes of the blob can be had in their place. It
+	// returns ctx's error when ctx ends first.
 	Wait(ctx context.Context) error
 }
 
@@ -29,3 +33,48 @@ func Early(ctx context.Context) func(Verdict) {
 // more than what programs put behind the end of a tar (up to a MiB): one who stops reading there has read
 // into it. And to hash as much takes a few milliseconds.
 const Withheld = 4 << 20
+
+// A Front is how far a blob has been read from its beginning, without a gap. The zero value is ready.
+type Front struct {
+	mu    sync.Mutex
+	at    int64
+	moved chan struct{} // closed when at moves; nil: nobody waits
+}
+
+// Follows says whether a read at off follows on what was read. The kernel reads ahead, and its requests overtake each other: so
+// it waits for those before, until ctx ends or done is closed.
+func (f *Front) Follows(ctx context.Context, off int64, done <-chan struct{}) bool {
+	for {
+		f.mu.Lock()
+		at := f.at
+		if off > at && f.moved == nil {
+			f.moved = make(chan struct{})
+		}
+		moved := f.moved
+		f.mu.Unlock()
+		if off <= at {
+			return true
+		}
+		select {
+		case <-moved:
+		case <-done:
+			return false
+		case <-ctx.Done():
+			return false
+		}
+	}
+}
+
+// Advance takes note of a read of n bytes at off.
+func (f *Front) Advance(off, n int64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if off > f.at || off+n <= f.at {
+		return
+	}
+	f.at = off + n
+	if f.moved != nil {
+		close(f.moved)
+		f.moved = nil
+	}
+}

@@ -28,11 +28,8 @@ var _ imgsrc.Content = (*blob)(nil)
 // An openFile is closed when nobody reads from it any more.
 type openFile struct {
 	File
-	refs int // guarded by blob.mu
-
-	mu    sync.Mutex
-	front int64         // all before it has been read, without a gap
-	moved chan struct{} // closed when front moves
+	refs  int // guarded by blob.mu
+	front imgsrc.Front
 }
 
 // Size returns the descriptor's size, also for a blob that is missing.
@@ -92,7 +89,7 @@ func (b *blob) tryReadAt(ctx context.Context, p []byte, off int64) (int, error) 
 	}
 	size := f.Identity().size
 	took := imgsrc.Early(ctx)
-	if c.ended() || took == nil || off+int64(len(p)) > size-imgsrc.Withheld || !f.follows(ctx, off, c.done) {
+	if c.ended() || took == nil || off+int64(len(p)) > size-imgsrc.Withheld || !f.front.Follows(ctx, off, c.done) {
 		took = nil
 		if err := c.Wait(ctx); err != nil {
 			return 0, err
@@ -111,6 +108,7 @@ func (b *blob) tryReadAt(ctx context.Context, p []byte, off int64) (int, error) 
 	}
 	if now != f.Identity() {
 		clear(p[:n])
+		c.end(errChanged) // what was given out will not be verified any more
 		return 0, errChanged
 	}
 	if took != nil {
@@ -119,40 +117,9 @@ func (b *blob) tryReadAt(ctx context.Context, p []byte, off int64) (int, error) 
 			return 0, c.err
 		}
 		took(c)
-		f.advance(off, int64(n))
+		f.front.Advance(off, int64(n))
 	}
 	return n, err
-}
-
-// follows says whether a read at off follows on what was read. The kernel reads ahead, and its requests overtake each other: so
-// it waits for those before, until ctx or the check has ended.
-func (f *openFile) follows(ctx context.Context, off int64, checked <-chan struct{}) bool {
-	for {
-		f.mu.Lock()
-		front, moved := f.front, f.moved
-		f.mu.Unlock()
-		if off <= front {
-			return true
-		}
-		select {
-		case <-moved:
-		case <-checked:
-			return false
-		case <-ctx.Done():
-			return false
-		}
-	}
-}
-
-// advance takes note of a read.
-func (f *openFile) advance(off, n int64) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if off <= f.front && off+n > f.front {
-		f.front = off + n
-		close(f.moved)
-		f.moved = make(chan struct{})
-	}
 }
 
 func (b *blob) acquire() (*openFile, error) {
@@ -163,7 +130,7 @@ func (b *blob) acquire() (*openFile, error) {
 		if err != nil {
 			return nil, err
 		}
-		b.file = &openFile{File: f, refs: 1, moved: make(chan struct{})}
+		b.file = &openFile{File: f, refs: 1}
 	}
 	b.file.refs++
 	return b.file, nil

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"sync"
 
 	"github.com/opencontainers/go-digest"
 
@@ -17,6 +18,7 @@ type check struct {
 	identity Identity // of the file that was hashed
 	done     chan struct{}
 	err      error // valid when done is closed
+	once     sync.Once
 }
 
 // errChanged: the file is not the one that was asked about.
@@ -37,6 +39,14 @@ func (c *check) Wait(ctx context.Context) error {
 	}
 }
 
+// end says what was found out, unless that is known.
+func (c *check) end(err error) {
+	c.once.Do(func() {
+		c.err = err
+		close(c.done)
+	})
+}
+
 func (c *check) ended() bool {
 	select {
 	case <-c.done:
@@ -55,28 +65,31 @@ func (s *Store) verify(d digest.Digest, id Identity) (*check, error) {
 		return nil, fmt.Errorf("%s: %w", s.Name, fs.ErrClosed)
 	}
 	c := s.checks[d]
-	if c == nil || c.identity != id {
-		c = &check{identity: id, done: make(chan struct{})}
-		s.checks[d] = c
-		s.jobs.Go(func() {
-			defer close(c.done)
-			c.err = s.hash(d, id)
-			if c.err != nil && s.ctx.Err() != nil { // never context.Canceled: the reader's own context has not ended
-				c.err = fmt.Errorf("%s: %w", s.Name, fs.ErrClosed)
-			}
-			if errors.Is(c.err, imgsrc.ErrDamaged) {
-				s.Log.Error("verifying blob", "source", s.Name, "error", c.err)
-				return
-			}
-			if c.err != nil { // not the blob's fault: the next reader tries again
-				s.mu.Lock()
-				defer s.mu.Unlock()
-				if s.checks[d] == c {
-					delete(s.checks, d)
-				}
-			}
-		})
+	if c != nil && c.identity == id {
+		return c, nil
 	}
+	if c != nil {
+		c.end(errChanged)
+	}
+	c = &check{identity: id, done: make(chan struct{})}
+	s.checks[d] = c
+	s.jobs.Go(func() {
+		err := s.hash(d, id)
+		if err != nil && s.ctx.Err() != nil { // never context.Canceled: the reader's own context has not ended
+			err = fmt.Errorf("%s: %w", s.Name, fs.ErrClosed)
+		}
+		switch {
+		case errors.Is(err, imgsrc.ErrDamaged):
+			s.Log.Error("verifying blob", "source", s.Name, "error", err)
+		case err != nil: // not the blob's fault: the next reader tries again
+			s.mu.Lock()
+			if s.checks[d] == c {
+				delete(s.checks, d)
+			}
+			s.mu.Unlock()
+		}
+		c.end(err)
+	})
 	return c, nil
 }
 
