@@ -49,8 +49,9 @@ func (r *registryServer) stop() {
 		r.proxy.Close()
 		return
 	}
-	r.open()
+	_ = r.server.Listener.Close() // before what waits is let go: it is not to come to its end
 	r.server.CloseClientConnections()
+	r.open()
 	r.server.Close()
 }
 
