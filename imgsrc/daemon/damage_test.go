@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"github.com/imgfs/imgfs/imgsrc"
+	"github.com/imgfs/imgfs/imgsrc/sourcetest"
 )
 
 // A name of a MiB is nothing in what an engine sends, and must not be kept.
@@ -92,7 +93,7 @@ func TestDamagedLayer(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if b, err := readAll(t.Context(), c); !errors.Is(err, want) || want != nil && len(b) > 0 {
+		if b, err := sourcetest.ReadAll(t.Context(), c); !errors.Is(err, want) || want != nil && len(b) > 0 {
 			t.Errorf("layer %d: %d bytes, %v", n, len(b), err)
 		}
 		if err := c.Close(); err != nil {

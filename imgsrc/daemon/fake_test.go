@@ -16,6 +16,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	"go.podman.io/image/v5/docker/reference"
 
+	"github.com/imgfs/imgfs/test/images"
 	"github.com/imgfs/imgfs/test/servers"
 )
 
@@ -359,7 +360,7 @@ func (p parts) saved(t testing.TB, compress, inIndex bool) (id string, archive, 
 	var layers []any
 	for _, l := range p.layers {
 		if compress {
-			l = gzipped(t, l)
+			l = images.Gzipped(l)
 		}
 		names = append(names, blob(l))
 		layers = append(layers, descriptor("application/vnd.oci.image.layer.v1.tar", l))

@@ -3,20 +3,18 @@ package daemon
 import (
 	"archive/tar"
 	"bytes"
-	"context"
 	"encoding/json"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
-	"github.com/klauspost/compress/gzip"
 	"github.com/opencontainers/go-digest"
 
 	"github.com/imgfs/imgfs/imgsrc"
 	"github.com/imgfs/imgfs/imgsrc/layer"
+	"github.com/imgfs/imgfs/imgsrc/sourcetest"
 )
 
 func testCache(t testing.TB, dir string, limit int64) *layer.Cache {
@@ -62,22 +60,6 @@ func find(t testing.TB, s *Source, name string) imgsrc.Listed {
 	return imgsrc.Listed{}
 }
 
-// readAll reads c from its start, in pieces of an odd size.
-func readAll(ctx context.Context, c imgsrc.Content) ([]byte, error) {
-	var b []byte
-	buf := make([]byte, 123457)
-	for {
-		n, err := c.ReadAt(ctx, buf, int64(len(b)))
-		b = append(b, buf[:n]...)
-		if err == io.EOF {
-			return b, nil
-		}
-		if err != nil {
-			return b, err
-		}
-	}
-}
-
 // checkLayers reads all layers of an image, each by a reader of its own, and compares them with their digests.
 func checkLayers(t testing.TB, img imgsrc.Image) {
 	t.Helper()
@@ -93,7 +75,7 @@ func checkLayers(t testing.TB, img imgsrc.Image) {
 				done <- err
 				return
 			}
-			b, err := readAll(t.Context(), c)
+			b, err := sourcetest.ReadAll(t.Context(), c)
 			if err == nil && (digest.FromBytes(b) != l.DiffID || l.Digest == l.DiffID && int64(len(b)) != l.Size) {
 				err = fmt.Errorf("layer %d has %d bytes, which are not %s", n, len(b), l.DiffID)
 			}
@@ -148,19 +130,6 @@ func jsonOf(t testing.TB, v any) []byte {
 		t.Fatal(err)
 	}
 	return b
-}
-
-func gzipped(t testing.TB, b []byte) []byte {
-	t.Helper()
-	var out bytes.Buffer
-	w := gzip.NewWriter(&out)
-	if _, err := w.Write(b); err != nil {
-		t.Fatal(err)
-	}
-	if err := w.Close(); err != nil {
-		t.Fatal(err)
-	}
-	return out.Bytes()
 }
 
 // spools are the files without a name that were made below a directory, and that this process has open.

@@ -93,7 +93,7 @@ func TestStoredManifest(t *testing.T) {
 				if b, err := img.Manifest(t.Context()); err != nil || !bytes.Equal(b, stored) {
 					t.Errorf("%v, the manifest is\n%s\nwant\n%s", err, b, stored)
 				}
-				if _, err := img.Blob(t.Context(), digest.FromBytes(gzipped(t, p.layers[0]))); !errors.Is(err, imgsrc.ErrAbsent) {
+				if _, err := img.Blob(t.Context(), digest.FromBytes(images.Gzipped(p.layers[0]))); !errors.Is(err, imgsrc.ErrAbsent) {
 					t.Errorf("a compressed layer: %v", err)
 				}
 				checkLayers(t, img)

@@ -16,7 +16,7 @@ import (
 // A blob that changes under its reader is verified again: before and after the change nothing else is read.
 func TestBlobChanges(t *testing.T) {
 	l := newLayout(t)
-	plain := tarOf(t, strings.Repeat("x", 3<<20))
+	plain := tarOf(strings.Repeat("x", 3<<20))
 	d := l.blob(v1.MediaTypeImageLayer, plain)
 	l.name(l.manifest([]v1.Descriptor{d}, []digest.Digest{d.Digest}), "a")
 	img := only(t, l.open())

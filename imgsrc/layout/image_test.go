@@ -13,6 +13,7 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/imgfs/imgfs/imgsrc"
+	made "github.com/imgfs/imgfs/test/images"
 )
 
 // only returns the first image of a listing.
@@ -116,7 +117,7 @@ func TestRemoved(t *testing.T) {
 
 // Each kind of layer: what its blob and its tar are.
 func TestLayers(t *testing.T) {
-	plain := tarOf(t, "hello")
+	plain := tarOf("hello")
 	diffID := digest.FromBytes(plain)
 	const docker = "application/vnd.docker.image.rootfs.diff.tar.gzip"
 	for name, test := range map[string]struct {
@@ -128,24 +129,24 @@ func TestLayers(t *testing.T) {
 		blobErr   error // of opening or reading
 		diffErr   error
 	}{
-		"gzip":                    {mediaType: gzipLayer, blob: gzipped(t, plain)},
-		"zstd":                    {mediaType: v1.MediaTypeImageLayerZstd, blob: zstded(t, plain)},
+		"gzip":                    {mediaType: gzipLayer, blob: made.Gzipped(plain)},
+		"zstd":                    {mediaType: v1.MediaTypeImageLayerZstd, blob: made.Zstded(plain)},
 		"plain":                   {mediaType: v1.MediaTypeImageLayer, blob: plain},
 		"plain, called gzip":      {mediaType: docker, blob: plain},
-		"zstd, called plain":      {mediaType: v1.MediaTypeImageLayer, blob: zstded(t, plain)},
+		"zstd, called plain":      {mediaType: v1.MediaTypeImageLayer, blob: made.Zstded(plain)},
 		"plain, with a sha512":    {mediaType: v1.MediaTypeImageLayer, blob: plain, digest: digest.SHA512.FromBytes(plain)},
-		"foreign, there":          {mediaType: "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip", blob: gzipped(t, plain)},
+		"foreign, there":          {mediaType: "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip", blob: made.Gzipped(plain)},
 		"foreign, not there":      {mediaType: "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip", blobErr: imgsrc.ErrAbsent, diffErr: imgsrc.ErrAbsent},
 		"nondistributable":        {mediaType: "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip", blobErr: imgsrc.ErrAbsent, diffErr: imgsrc.ErrAbsent},
 		"missing":                 {mediaType: gzipLayer, blobErr: imgsrc.ErrDamaged, diffErr: imgsrc.ErrDamaged},
 		"encrypted":               {mediaType: gzipLayer + "+encrypted", blob: []byte("secret"), diffErr: imgsrc.ErrUnsupported},
 		"not a layer":             {mediaType: "application/vnd.in-toto+json", blob: []byte("{}"), diffErr: imgsrc.ErrUnsupported},
-		"another size":            {mediaType: gzipLayer, blob: gzipped(t, plain), size: 5, blobErr: imgsrc.ErrDamaged, diffErr: imgsrc.ErrDamaged},
-		"another digest":          {mediaType: gzipLayer, blob: gzipped(t, plain), digest: digest.FromString("x"), blobErr: imgsrc.ErrDamaged, diffErr: imgsrc.ErrDamaged},
+		"another size":            {mediaType: gzipLayer, blob: made.Gzipped(plain), size: 5, blobErr: imgsrc.ErrDamaged, diffErr: imgsrc.ErrDamaged},
+		"another digest":          {mediaType: gzipLayer, blob: made.Gzipped(plain), digest: digest.FromString("x"), blobErr: imgsrc.ErrDamaged, diffErr: imgsrc.ErrDamaged},
 		"plain, another digest":   {mediaType: v1.MediaTypeImageLayer, blob: plain, digest: digest.FromString("x"), diffID: digest.FromString("x"), blobErr: imgsrc.ErrDamaged, diffErr: imgsrc.ErrDamaged},
-		"another diff id":         {mediaType: gzipLayer, blob: gzipped(t, plain), diffID: digest.FromString("x"), diffErr: imgsrc.ErrDamaged},
+		"another diff id":         {mediaType: gzipLayer, blob: made.Gzipped(plain), diffID: digest.FromString("x"), diffErr: imgsrc.ErrDamaged},
 		"plain, another diff id":  {mediaType: v1.MediaTypeImageLayer, blob: plain, diffID: digest.FromString("x"), diffErr: imgsrc.ErrDamaged},
-		"broken compression":      {mediaType: gzipLayer, blob: gzipped(t, plain)[:20], diffErr: imgsrc.ErrDamaged},
+		"broken compression":      {mediaType: gzipLayer, blob: made.Gzipped(plain)[:20], diffErr: imgsrc.ErrDamaged},
 		"nothing, an empty layer": {mediaType: v1.MediaTypeImageLayer, blob: []byte{}, diffID: digest.FromString("")},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -204,7 +205,7 @@ func TestLayers(t *testing.T) {
 
 func TestLayersMiscounted(t *testing.T) {
 	l := newLayout(t)
-	layer := l.blob(gzipLayer, gzipped(t, tarOf(t, "a")))
+	layer := l.blob(gzipLayer, made.Gzipped(tarOf("a")))
 	l.name(l.manifest([]v1.Descriptor{layer}, nil), "a")
 	img := only(t, l.open())
 	if _, err := img.Diff(t.Context(), 0); !errors.Is(err, imgsrc.ErrDamaged) {

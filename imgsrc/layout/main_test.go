@@ -1,8 +1,6 @@
 package layout
 
 import (
-	"archive/tar"
-	"bytes"
 	"encoding/json"
 	"fmt"
 	"log/slog"
@@ -11,13 +9,12 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/klauspost/compress/gzip"
-	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/imgfs/imgfs/imgsrc"
 	"github.com/imgfs/imgfs/imgsrc/layer"
+	made "github.com/imgfs/imgfs/test/images"
 )
 
 // A testLayout is a layout made by hand.
@@ -106,44 +103,7 @@ func (l *testLayout) json(mediaType string, v any) v1.Descriptor {
 }
 
 // tarOf is a tar with one file.
-func tarOf(t testing.TB, content string) []byte {
-	t.Helper()
-	var b bytes.Buffer
-	w := tar.NewWriter(&b)
-	if err := w.WriteHeader(&tar.Header{Name: "file", Mode: 0o644, Size: int64(len(content))}); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := w.Write([]byte(content)); err != nil {
-		t.Fatal(err)
-	}
-	if err := w.Close(); err != nil {
-		t.Fatal(err)
-	}
-	return b.Bytes()
-}
-
-func gzipped(t testing.TB, b []byte) []byte {
-	t.Helper()
-	var out bytes.Buffer
-	w := gzip.NewWriter(&out)
-	if _, err := w.Write(b); err != nil {
-		t.Fatal(err)
-	}
-	if err := w.Close(); err != nil {
-		t.Fatal(err)
-	}
-	return out.Bytes()
-}
-
-func zstded(t testing.TB, b []byte) []byte {
-	t.Helper()
-	w, err := zstd.NewWriter(nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer w.Close()
-	return w.EncodeAll(b, nil)
-}
+func tarOf(content string) []byte { return made.Tar(made.File("file", content)) }
 
 const gzipLayer = v1.MediaTypeImageLayerGzip
 
@@ -153,8 +113,8 @@ func (l *testLayout) image(contents ...string) v1.Descriptor {
 	var layers []v1.Descriptor
 	var diffIDs []digest.Digest
 	for _, c := range contents {
-		plain := tarOf(l, c)
-		layers = append(layers, l.blob(gzipLayer, gzipped(l, plain)))
+		plain := tarOf(c)
+		layers = append(layers, l.blob(gzipLayer, made.Gzipped(plain)))
 		diffIDs = append(diffIDs, digest.FromBytes(plain))
 	}
 	return l.manifest(layers, diffIDs)

@@ -60,7 +60,7 @@ func TestOriginal(t *testing.T) {
 			return []string{show(was, "", "x", "y")}
 		},
 		"other layers": func(l *testLayout) []string {
-			plain := l.blob(v1.MediaTypeImageLayer, tarOf(l, "a"))
+			plain := l.blob(v1.MediaTypeImageLayer, tarOf("a"))
 			oci := l.manifest([]v1.Descriptor{plain}, []digest.Digest{plain.Digest})
 			l.made(oci, l.asDocker(l.image("a")), "x")
 			return []string{show(oci, "", "x")}
@@ -176,7 +176,7 @@ func TestOriginalIsTagged(t *testing.T) {
 // One whose layers are others is itself, and knows what it was.
 func TestConverted(t *testing.T) {
 	l := newLayout(t)
-	plain := l.blob(v1.MediaTypeImageLayer, tarOf(l, "a"))
+	plain := l.blob(v1.MediaTypeImageLayer, tarOf("a"))
 	oci := l.manifest([]v1.Descriptor{plain}, []digest.Digest{plain.Digest})
 	was := l.asDocker(l.image("a"))
 	l.made(oci, was, "x")

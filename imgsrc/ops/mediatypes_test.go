@@ -9,13 +9,14 @@ import (
 	"go.podman.io/image/v5/manifest"
 
 	"github.com/imgfs/imgfs/test/needs"
+	"github.com/imgfs/imgfs/test/servers"
 )
 
 // Docker's engine with the containerd image store: an OCI manifest, layers under Docker's media types, of which only the
 // tars are kept, and a listing that does not know the config.
 func TestPushDockerTypesInOCI(t *testing.T) {
 	needs.Programs(t, "skopeo", "docker-registry")
-	host := startDistribution(t, "")
+	host := servers.Distribution(t, "")
 	for name, blobs := range map[string]bool{"blobs": true, "tars": false} {
 		for _, keys := range []string{"", "compression=zstd"} {
 			t.Run(name+" "+keys, func(t *testing.T) {

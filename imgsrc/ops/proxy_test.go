@@ -13,14 +13,15 @@ import (
 
 	"github.com/imgfs/imgfs/imgsrc"
 	"github.com/imgfs/imgfs/test/forward"
+	"github.com/imgfs/imgfs/test/servers"
 )
 
 // A push goes through the proxy of the environment, plain or by CONNECT, and says so if that is why it fails.
 func TestPushProxy(t *testing.T) {
 	forward.NoProxies(t)
-	plain := httptest.NewServer(newRegistry())
+	plain := httptest.NewServer(servers.NewRegistry())
 	t.Cleanup(plain.Close)
-	secure := httptest.NewUnstartedServer(newRegistry())
+	secure := httptest.NewUnstartedServer(servers.NewRegistry())
 	secure.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelInfo)
 	secure.StartTLS()
 	t.Cleanup(secure.Close)

@@ -20,6 +20,7 @@ import (
 
 	"github.com/imgfs/imgfs/imgsrc"
 	"github.com/imgfs/imgfs/test/needs"
+	"github.com/imgfs/imgfs/test/servers"
 )
 
 // inspected is the manifest that skopeo finds somewhere.
@@ -54,7 +55,7 @@ func testImages(t *testing.T) map[string]*fakeImage {
 
 func TestPushEverywhere(t *testing.T) {
 	needs.Programs(t, "skopeo", "docker-registry")
-	host := startDistribution(t, "")
+	host := servers.Distribution(t, "")
 	for name, img := range testImages(t) {
 		withBlobs, oci := strings.HasSuffix(name, "with blobs"), img.desc.MediaType == imgspecv1.MediaTypeImageManifest
 		for _, test := range []struct {
@@ -128,7 +129,7 @@ func lastEvent(t *testing.T, text []byte) event {
 
 func TestPushKeys(t *testing.T) {
 	needs.Programs(t, "skopeo", "docker-registry")
-	host := startDistribution(t, "")
+	host := servers.Distribution(t, "")
 	images := testImages(t)
 	store, blobs := images["docker without blobs"], images["oci with blobs"]
 	for _, test := range []struct {

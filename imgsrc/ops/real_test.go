@@ -16,6 +16,7 @@ import (
 	"github.com/imgfs/imgfs/imgsrc"
 	"github.com/imgfs/imgfs/imgsrc/storage"
 	"github.com/imgfs/imgfs/test/needs"
+	"github.com/imgfs/imgfs/test/servers"
 )
 
 // A realStore is a store of podman's that a test may do anything to.
@@ -81,7 +82,7 @@ func (s realStore) open(t *testing.T) *storage.Source {
 
 // TestRealStore pushes from a store that buildah made, and tags in it.
 func TestRealStore(t *testing.T) {
-	host := startDistribution(t, "")
+	host := servers.Distribution(t, "")
 	for _, driver := range []string{"overlay", "vfs"} {
 		t.Run(driver, func(t *testing.T) {
 			s := newStore(t, driver)

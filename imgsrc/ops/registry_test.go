@@ -11,7 +11,6 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
-	"os/exec"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -19,67 +18,16 @@ import (
 	"testing"
 	"time"
 
-	embedded "github.com/google/go-containerregistry/pkg/registry"
 	imgspecv1 "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/imgfs/imgfs/imgsrc"
-	"github.com/imgfs/imgfs/test/needs"
+	"github.com/imgfs/imgfs/test/servers"
 )
-
-// htpasswd has the user "tester" with the password "s3cret" (bcrypt).
-const htpasswd = "tester:$2a$04$si50ejUVTa//eBuQOX0N4OiThFrjgIyGnPMPo59VfdELTMJGTvqzC\n"
-
-// freePort returns a port of the loopback interface on which nothing listens.
-func freePort(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
-}
-
-// startDistribution runs Debian's docker-registry until the test ends, and returns its host:port. With passwords it asks
-// for them.
-func startDistribution(t *testing.T, passwords string) string {
-	t.Helper()
-	needs.Programs(t, "docker-registry")
-	host := freePort(t)
-	dir := t.TempDir()
-	config := fmt.Sprintf("version: 0.1\nlog: {level: error}\nstorage: {filesystem: {rootdirectory: %s}}\nhttp: {addr: %q}\n", dir, host)
-	if passwords != "" {
-		config += fmt.Sprintf("auth: {htpasswd: {realm: test, path: %s}}\n", write(t, passwords))
-	}
-	cmd := exec.Command("docker-registry", "serve", write(t, config))
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
-	})
-	for range 500 {
-		if resp, err := http.Get("http://" + host + "/v2/"); err == nil {
-			resp.Body.Close()
-			return host
-		}
-		time.Sleep(20 * time.Millisecond)
-	}
-	t.Fatal("docker-registry does not answer")
-	return ""
-}
-
-func newRegistry() http.Handler {
-	return embedded.New(embedded.Logger(slog.NewLogLogger(slog.DiscardHandler, slog.LevelInfo)))
-}
 
 // startEmbedded runs a registry of this process.
 func startEmbedded(t *testing.T, wrap func(http.Handler) http.Handler) (host string) {
 	t.Helper()
-	server := httptest.NewServer(wrap(newRegistry()))
-	t.Cleanup(server.Close)
-	return strings.TrimPrefix(server.URL, "http://")
+	return servers.Serve(t, wrap(servers.NewRegistry()))
 }
 
 func authFile(t *testing.T, host, user, password string) string {
@@ -93,7 +41,7 @@ func smallImage(t testing.TB) *fakeImage {
 }
 
 func TestPushWithPassword(t *testing.T) {
-	host := startDistribution(t, htpasswd)
+	host := servers.Distribution(t, servers.Passwords)
 	img := smallImage(t)
 	good, bad := authFile(t, host, "tester", "s3cret"), authFile(t, host, "tester", "wr0ng")
 	for _, test := range []struct {
@@ -145,7 +93,7 @@ func TestPushRefused(t *testing.T) {
 			})
 		})
 	}
-	tlsServer := httptest.NewUnstartedServer(newRegistry())
+	tlsServer := httptest.NewUnstartedServer(servers.NewRegistry())
 	tlsServer.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelInfo)
 	tlsServer.StartTLS()
 	t.Cleanup(tlsServer.Close)
@@ -159,7 +107,7 @@ func TestPushRefused(t *testing.T) {
 		want   error // nil: an error without a name
 		text   string
 	}{
-		{"refused", nil, []string{freePort(t) + "/web:1"}, syscall.ECONNREFUSED, "is a registry running"},
+		{"refused", nil, []string{servers.FreeAddress(t) + "/web:1"}, syscall.ECONNREFUSED, "is a registry running"},
 		{"unknown host", nil, []string{"no-such-host.invalid/web:1"}, syscall.EHOSTUNREACH, "no-such-host.invalid"},
 		{"forbidden", nil, []string{answer(403, `{"errors":[{"code":"DENIED","message":"not yours"}]}`) + "/web:1"}, imgsrc.ErrDenied, "not yours"},
 		{"forbidden, no JSON", nil, []string{answer(403, `<html>`) + "/web:1"}, imgsrc.ErrDenied, "podman login"},

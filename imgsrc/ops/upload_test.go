@@ -22,6 +22,7 @@ import (
 
 	"github.com/imgfs/imgfs/imgsrc"
 	registrysource "github.com/imgfs/imgfs/imgsrc/registry"
+	"github.com/imgfs/imgfs/test/servers"
 )
 
 // A counter stands in front of a registry and counts the bytes of blobs that are sent to it.
@@ -87,7 +88,7 @@ func mounting(t *testing.T) Options {
 // What the registry has is not sent to it: in the same repository, in another one that the image's names tell or that it
 // was pushed to, compressed or not.
 func TestPushMounts(t *testing.T) {
-	reg := newCounter(t, startDistribution(t, ""))
+	reg := newCounter(t, servers.Distribution(t, ""))
 	layers := [][]byte{tarOf("f", noise(300_000)), tarOf("g", noise(400_000))}
 	const most = 5000 // a config
 	for name, mediaType := range map[string]string{"oci": imgspecv1.MediaTypeImageManifest, "docker": manifest.DockerV2Schema2MediaType} {
@@ -135,7 +136,7 @@ func TestPushMounts(t *testing.T) {
 // The layers of an image that another one was made from are not sent to the registry that this one was pulled from, and
 // a repository that may not be read from is asked once.
 func TestPushMountsBase(t *testing.T) {
-	reg := newCounter(t, startDistribution(t, ""))
+	reg := newCounter(t, servers.Distribution(t, ""))
 	layers := [][]byte{tarOf("f", noise(300_000)), tarOf("g", noise(400_000)), tarOf("h", noise(50_000))}
 	base := newImage(t, imgspecv1.MediaTypeImageManifest, true, "base", layers[:2]...)
 	first, _ := newOps(t, Options{}, base)
@@ -211,7 +212,7 @@ func TestPushAgain(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			registry := httptest.NewServer(newRegistry())
+			registry := httptest.NewServer(servers.NewRegistry())
 			t.Cleanup(registry.Close)
 			reg := newCounter(t, strings.TrimPrefix(registry.URL, "http://"))
 			var left atomic.Int32
@@ -243,7 +244,7 @@ func TestPushAgain(t *testing.T) {
 // A registry that stops in the middle of a push is not waited for for long; a source that breaks, not at all.
 func TestPushStops(t *testing.T) {
 	img := newImage(t, imgspecv1.MediaTypeImageManifest, true, "", tarOf("a", noise(3_000_000)), tarOf("b", noise(3_001_000)))
-	registry := httptest.NewServer(newRegistry())
+	registry := httptest.NewServer(servers.NewRegistry())
 	host := strings.TrimPrefix(registry.URL, "http://")
 	var reads atomic.Int32
 	img.read = func(context.Context, int64) error {
@@ -282,7 +283,7 @@ func TestPushIndexPlatforms(t *testing.T) {
 		images = append(images, newImage(t, imgspecv1.MediaTypeImageManifest, true, name, tarOf(name, noise(1000))))
 	}
 	index := newIndex(t, images...) // amd64, arm64, s390x
-	host := startDistribution(t, "")
+	host := servers.Distribution(t, "")
 	auth := write(t, "{}")
 	for _, test := range []struct {
 		platform imgsrc.Platform
@@ -357,7 +358,7 @@ func TestKnownBlobs(t *testing.T) {
 
 // An image whose manifest names uncompressed layers stays as it is, unless that is only how a store keeps them.
 func TestPushUncompressed(t *testing.T) {
-	host := startDistribution(t, "")
+	host := servers.Distribution(t, "")
 	diff := tarOf("f", noise(10_000))
 	img := newImage(t, imgspecv1.MediaTypeImageManifest, true, "", diff)
 	d := digest.FromBytes(diff)

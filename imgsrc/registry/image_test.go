@@ -12,6 +12,7 @@ import (
 
 	"github.com/imgfs/imgfs/imgsrc"
 	"github.com/imgfs/imgfs/imgsrc/layer"
+	"github.com/imgfs/imgfs/test/images"
 )
 
 // A blob that the registry has lost is damage; that of an image that it has lost is not found.
@@ -74,7 +75,7 @@ func TestOddLayers(t *testing.T) {
 func TestSchema1(t *testing.T) {
 	srv := newServer(t)
 	tar := tarOf(t, "f", noise(50_000))
-	blob := srv.push("old", "", compress(t, layer.Gzip, tar))
+	blob := srv.push("old", "", images.Gzipped(tar))
 	srv.put("old", "1", "application/vnd.docker.distribution.manifest.v1+json", map[string]any{
 		"schemaVersion": 1, "name": "old", "tag": "1", "architecture": "amd64",
 		"fsLayers": []any{map[string]any{"blobSum": blob.Digest}},

@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/base64"
 	"fmt"
-	"io"
 	"log/slog"
 	"net/http"
 	"os"
@@ -20,6 +19,7 @@ import (
 
 	"github.com/imgfs/imgfs/imgsrc"
 	"github.com/imgfs/imgfs/imgsrc/layer"
+	"github.com/imgfs/imgfs/imgsrc/sourcetest"
 )
 
 // quick are limits that a test can wait for.
@@ -144,18 +144,7 @@ func named(t testing.TB, s *Source, name string) *image {
 // readAll reads a content from its beginning to its end, and closes it.
 func readAll(ctx context.Context, c imgsrc.Content) ([]byte, error) {
 	defer c.Close()
-	var all []byte
-	buf := make([]byte, 100_000)
-	for {
-		n, err := c.ReadAt(ctx, buf, int64(len(all)))
-		all = append(all, buf[:n]...)
-		if err == io.EOF {
-			return all, nil
-		}
-		if err != nil {
-			return all, err
-		}
-	}
+	return sourcetest.ReadAll(ctx, c)
 }
 
 func readBlob(t testing.TB, m *image, d digest.Digest) ([]byte, error) {

@@ -1,10 +1,7 @@
 package registry
 
 import (
-	"archive/tar"
-	"bytes"
 	"encoding/json"
-	"io"
 	"log/slog"
 	"math/rand/v2"
 	"net/http"
@@ -12,12 +9,11 @@ import (
 	"sync"
 	"testing"
 
-	"github.com/klauspost/compress/gzip"
-	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/imgfs/imgfs/imgsrc/layer"
+	"github.com/imgfs/imgfs/test/images"
 	"github.com/imgfs/imgfs/test/servers"
 )
 
@@ -117,7 +113,7 @@ func (s *server) image(repo, tag string, kind layer.Compression, tars ...[]byte)
 	var ids []digest.Digest
 	suffix := map[layer.Compression]string{layer.Gzip: "+gzip", layer.Zstd: "+zstd"}[kind]
 	for _, b := range tars {
-		blob := compress(s, kind, b)
+		blob := compress(kind, b)
 		m.blobs = append(m.blobs, blob)
 		m.layers = append(m.layers, s.push(repo, v1.MediaTypeImageLayer+suffix, blob))
 		ids = append(ids, digest.FromBytes(b))
@@ -133,51 +129,24 @@ func (s *server) image(repo, tag string, kind layer.Compression, tars ...[]byte)
 	return m
 }
 
-func compress(t testing.TB, kind layer.Compression, b []byte) []byte {
-	t.Helper()
-	var out bytes.Buffer
-	var w io.WriteCloser
-	var err error
+func compress(kind layer.Compression, b []byte) []byte {
 	switch kind {
-	case layer.None:
-		return b
 	case layer.Gzip:
-		w = gzip.NewWriter(&out)
+		return images.Gzipped(b)
 	case layer.Zstd:
-		w, err = zstd.NewWriter(&out)
+		return images.Zstded(b)
 	}
-	if err == nil {
-		_, err = w.Write(b)
-	}
-	if err == nil {
-		err = w.Close()
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	return out.Bytes()
+	return b
 }
 
 // tarOf is a tar of a root directory and files, which are name and content by turns.
 func tarOf(t testing.TB, files ...string) []byte {
 	t.Helper()
-	var out bytes.Buffer
-	w := tar.NewWriter(&out)
-	if err := w.WriteHeader(&tar.Header{Name: "./", Typeflag: tar.TypeDir, Mode: 0o755}); err != nil {
-		t.Fatal(err)
-	}
+	entries := []images.Entry{images.Dir(".")}
 	for i := 0; i < len(files); i += 2 {
-		if err := w.WriteHeader(&tar.Header{Name: files[i], Typeflag: tar.TypeReg, Mode: 0o644, Size: int64(len(files[i+1]))}); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := io.WriteString(w, files[i+1]); err != nil {
-			t.Fatal(err)
-		}
+		entries = append(entries, images.File(files[i], files[i+1]))
 	}
-	if err := w.Close(); err != nil {
-		t.Fatal(err)
-	}
-	return out.Bytes()
+	return images.Tar(entries...)
 }
 
 // noise returns n bytes that do not compress, the same for the same n.

@@ -2,6 +2,7 @@ package sourcetest
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"io"
 	"log/slog"
@@ -14,6 +15,22 @@ import (
 )
 
 var discard = slog.New(slog.DiscardHandler)
+
+// ReadAll reads a content from its beginning to its end, in pieces of an odd size.
+func ReadAll(ctx context.Context, c imgsrc.Content) ([]byte, error) {
+	var all []byte
+	buf := make([]byte, 100_003)
+	for {
+		n, err := c.ReadAt(ctx, buf, int64(len(all)))
+		all = append(all, buf[:n]...)
+		if err == io.EOF {
+			return all, nil
+		}
+		if err != nil {
+			return all, err
+		}
+	}
+}
 
 // diffs reads every layer as a tar.
 func (s *suite) diffs() {

@@ -3,7 +3,6 @@ package sourcetest_test
 import (
 	"archive/tar"
 	"bytes"
-	"compress/gzip"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -18,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/imgfs/imgfs/imgsrc/sourcetest"
+	"github.com/imgfs/imgfs/test/images"
 	"github.com/imgfs/imgfs/test/needs"
 	"github.com/imgfs/imgfs/test/servers"
 )
@@ -58,26 +58,13 @@ func (p *packer) write(zip bool) string {
 	}
 	b := p.b.Bytes()
 	if zip {
-		b = gzipped(p.t, b)
+		b = images.Gzipped(b)
 	}
 	file := filepath.Join(p.t.TempDir(), "archive.tar")
 	if err := os.WriteFile(file, b, 0o644); err != nil {
 		p.t.Fatal(err)
 	}
 	return file
-}
-
-func gzipped(t *testing.T, b []byte) []byte {
-	t.Helper()
-	var out bytes.Buffer
-	zw := gzip.NewWriter(&out)
-	if _, err := zw.Write(b); err != nil {
-		t.Fatal(err)
-	}
-	if err := zw.Close(); err != nil {
-		t.Fatal(err)
-	}
-	return out.Bytes()
 }
 
 // packDir makes an archive of a directory.

@@ -3,7 +3,6 @@ package sourcetest
 import (
 	"bytes"
 	"errors"
-	"io"
 	"slices"
 	"testing"
 
@@ -143,18 +142,7 @@ func (s *suite) whole(c imgsrc.Content, err error) ([]byte, error) {
 			s.Errorf("closing: %v", err)
 		}
 	}()
-	var all []byte
-	buf := make([]byte, 10_007)
-	for {
-		n, err := c.ReadAt(s.Context(), buf, int64(len(all)))
-		all = append(all, buf[:n]...)
-		if err == io.EOF {
-			return all, nil
-		}
-		if err != nil {
-			return all, err
-		}
-	}
+	return ReadAll(s.Context(), c)
 }
 
 // sameFiles compares the entries of each layer, and then what they are when merged.

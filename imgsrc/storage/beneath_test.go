@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/imgfs/imgfs/imgsrc"
+	"github.com/imgfs/imgfs/imgsrc/sourcetest"
 )
 
 // plainStore makes a store whose image localhost/x has the layers base and top, which have no tar-split, and returns
@@ -118,7 +119,7 @@ func TestLinkOutOfTheStoreWithTarSplit(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := readAll(t.Context(), diff); !errors.Is(err, imgsrc.ErrDamaged) {
+		if _, err := sourcetest.ReadAll(t.Context(), diff); !errors.Is(err, imgsrc.ErrDamaged) {
 			t.Errorf("%d bytes: the tar: %v", size, err)
 		}
 		files, err := img.Files(t.Context(), 0)

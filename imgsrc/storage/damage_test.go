@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/imgfs/imgfs/imgsrc"
+	"github.com/imgfs/imgfs/imgsrc/sourcetest"
 )
 
 // damaged is a store with one image whose layer holds first, victim and last.
@@ -69,7 +70,7 @@ func TestBodyIsNotTheLayers(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		all, err := readAll(t.Context(), diff)
+		all, err := sourcetest.ReadAll(t.Context(), diff)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -111,7 +112,7 @@ func TestBodyIsNotTheLayers(t *testing.T) {
 				t.Fatal(err)
 			}
 			s.bodies.drop()
-			if again, err := readAll(t.Context(), diff); err != nil || !bytes.Equal(again, all) {
+			if again, err := sourcetest.ReadAll(t.Context(), diff); err != nil || !bytes.Equal(again, all) {
 				t.Errorf("%d bytes, %s, repaired: %v", size, name, err)
 			}
 		}
@@ -126,7 +127,7 @@ func TestBodyChangedWhileItIsOpen(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := readAll(t.Context(), diff); err != nil {
+		if _, err := sourcetest.ReadAll(t.Context(), diff); err != nil {
 			t.Fatal(err)
 		}
 		// The file stays open: the same inode, other bytes.
@@ -179,7 +180,7 @@ func TestTarSplitIsDamaged(t *testing.T) {
 		fresh := find(t, s, "localhost/x:latest")
 		diff, err := fresh.Diff(t.Context(), 0)
 		if err == nil {
-			_, err = readAll(t.Context(), diff)
+			_, err = sourcetest.ReadAll(t.Context(), diff)
 		}
 		if !errors.Is(err, tt.want) {
 			t.Errorf("%s: %v", name, err)
@@ -198,7 +199,7 @@ func TestTarSplitIsDamaged(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := readAll(t.Context(), diff); err != nil {
+	if _, err := sourcetest.ReadAll(t.Context(), diff); err != nil {
 		t.Errorf("repaired: %v", err)
 	}
 }
@@ -236,7 +237,7 @@ func TestNoPermissionForABody(t *testing.T) {
 			done <- err
 			return
 		}
-		_, err := readAll(t.Context(), diff)
+		_, err := sourcetest.ReadAll(t.Context(), diff)
 		done <- err
 	}()
 	if err := <-done; !errors.Is(err, fs.ErrPermission) || errors.Is(err, imgsrc.ErrDamaged) {
@@ -286,11 +287,11 @@ func TestClosedSource(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := readAll(t.Context(), diff); err != nil {
+	if _, err := sourcetest.ReadAll(t.Context(), diff); err != nil {
 		t.Fatal(err)
 	}
 	s.Close()
-	if _, err := readAll(t.Context(), diff); !errors.Is(err, fs.ErrClosed) {
+	if _, err := sourcetest.ReadAll(t.Context(), diff); !errors.Is(err, fs.ErrClosed) {
 		t.Errorf("reading from a closed source: %v", err)
 	}
 	if err := s.Close(); err != nil {
@@ -307,7 +308,7 @@ func TestErrorsNameTheLayer(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "victim"), []byte("viktim"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	_, err = readAll(t.Context(), diff)
+	_, err = sourcetest.ReadAll(t.Context(), diff)
 	chain, _ := s.chain(img.Image.(*image).at.layer)
 	if err == nil || !strings.Contains(err.Error(), chain[0].DiffID.String()) || !strings.Contains(err.Error(), `"victim"`) {
 		t.Errorf("the error is %q", err)

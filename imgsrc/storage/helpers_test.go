@@ -3,7 +3,6 @@ package storage
 import (
 	"archive/tar"
 	"bytes"
-	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -233,22 +232,6 @@ func find(t testing.TB, s *Source, name string) imgsrc.Listed {
 	}
 	t.Fatalf("there is no image %s", name)
 	return imgsrc.Listed{}
-}
-
-// readAll reads content from its beginning to its end, in pieces of an odd length.
-func readAll(ctx context.Context, c imgsrc.Content) ([]byte, error) {
-	var all []byte
-	buf := make([]byte, 100_003)
-	for {
-		n, err := c.ReadAt(ctx, buf, int64(len(all)))
-		all = append(all, buf[:n]...)
-		if errors.Is(err, io.EOF) {
-			return all, nil
-		}
-		if err != nil {
-			return all, err
-		}
-	}
 }
 
 func sha(data []byte) string {

@@ -2,7 +2,6 @@ package storage
 
 import (
 	"bytes"
-	"compress/gzip"
 	"context"
 	"encoding/base64"
 	"encoding/binary"
@@ -21,23 +20,9 @@ import (
 	tarsplit "github.com/vbatts/tar-split/tar/storage"
 
 	"github.com/imgfs/imgfs/imgsrc"
+	"github.com/imgfs/imgfs/imgsrc/sourcetest"
+	"github.com/imgfs/imgfs/test/images"
 )
-
-func gzipped(t testing.TB, data []byte) []byte {
-	t.Helper()
-	var buf bytes.Buffer
-	w, err := gzip.NewWriterLevel(&buf, gzip.BestSpeed)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := w.Write(data); err != nil {
-		t.Fatal(err)
-	}
-	if err := w.Close(); err != nil {
-		t.Fatal(err)
-	}
-	return buf.Bytes()
-}
 
 func entries(t testing.TB, list ...tarsplit.Entry) []byte {
 	t.Helper()
@@ -92,7 +77,7 @@ func TestIndexHoldsEveryByte(t *testing.T) {
 		m.add("localhost/a:1")
 		m.records[0].(map[string]any)["layer"] = id
 		m.save()
-		write(t, gzipped(t, entries(t, list...)), m.dir, "overlay-layers", id+".tar-split.gz")
+		write(t, images.Gzipped(entries(t, list...)), m.dir, "overlay-layers", id+".tar-split.gz")
 		layers := fmt.Sprintf(`[{"id":%q,"diff-digest":%q,"diff-size":%d}]`, id, sha(want), len(want))
 		write(t, []byte(layers), m.dir, "overlay-layers", "layers.json")
 		if err := os.MkdirAll(filepath.Join(m.dir, "overlay", id), 0o755); err != nil {
@@ -105,7 +90,7 @@ func TestIndexHoldsEveryByte(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		got, err := readAll(t.Context(), diff)
+		got, err := sourcetest.ReadAll(t.Context(), diff)
 		if err != nil || !bytes.Equal(got, want) {
 			t.Fatalf("seed %d: %d bytes of %d, %v", seed, len(got), len(want), err)
 		}
@@ -119,7 +104,7 @@ func TestReadTarSplit(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	line := func(s string) []byte { return gzipped(t, []byte(s)) }
+	line := func(s string) []byte { return images.Gzipped([]byte(s)) }
 	crc := base64.StdEncoding.EncodeToString(make([]byte, 8))
 	header := `{"type":2,"payload":"` + base64.StdEncoding.EncodeToString(make([]byte, 512)) + `"}` + "\n"
 	for _, tt := range []struct {
@@ -128,15 +113,15 @@ func TestReadTarSplit(t *testing.T) {
 		size int64 // that the tar must have
 		want int64 // that it has; -1: damaged
 	}{
-		{"gzip", gzipped(t, good), 1024, 1024},
+		{"gzip", images.Gzipped(good), 1024, 1024},
 		{"zstd", zw.EncodeAll(good, nil), 1024, 1024},
-		{"size not known", gzipped(t, good), 0, 1024},
-		{"size recorded as -1", gzipped(t, good), -1, 1024},
-		{"without a newline at the end", gzipped(t, bytes.TrimSpace(good)), 1024, 1024},
-		{"no entries", gzipped(t, nil), 0, 0},
-		{"no entries, but a size", gzipped(t, nil), 1024, -1},
-		{"too short", gzipped(t, good), 1025, -1},
-		{"too long", gzipped(t, good), 1023, -1},
+		{"size not known", images.Gzipped(good), 0, 1024},
+		{"size recorded as -1", images.Gzipped(good), -1, 1024},
+		{"without a newline at the end", images.Gzipped(bytes.TrimSpace(good)), 1024, 1024},
+		{"no entries", images.Gzipped(nil), 0, 0},
+		{"no entries, but a size", images.Gzipped(nil), 1024, -1},
+		{"too short", images.Gzipped(good), 1025, -1},
+		{"too long", images.Gzipped(good), 1023, -1},
 		{"plain", good, 1024, -1},
 		{"nothing", nil, 0, -1},
 		{"not JSON", line("x\n"), 0, -1},
@@ -156,11 +141,11 @@ func TestReadTarSplit(t *testing.T) {
 	}
 	gone, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := readTarSplit(gone, bytes.NewReader(gzipped(t, good)), 1024); !errors.Is(err, context.Canceled) || errors.Is(err, imgsrc.ErrDamaged) {
+	if _, err := readTarSplit(gone, bytes.NewReader(images.Gzipped(good)), 1024); !errors.Is(err, context.Canceled) || errors.Is(err, imgsrc.ErrDamaged) {
 		t.Errorf("indexing without end: %v", err)
 	}
 	bad := errors.New("bad disk")
-	if _, err := readTarSplit(t.Context(), io.MultiReader(bytes.NewReader(gzipped(t, good)[:20]), failing{bad}), 1024); !errors.Is(err, bad) || errors.Is(err, imgsrc.ErrDamaged) {
+	if _, err := readTarSplit(t.Context(), io.MultiReader(bytes.NewReader(images.Gzipped(good)[:20]), failing{bad}), 1024); !errors.Is(err, bad) || errors.Is(err, imgsrc.ErrDamaged) {
 		t.Errorf("a bad disk: %v", err)
 	}
 }
@@ -177,7 +162,7 @@ func FuzzReadTarSplit(f *testing.F) {
 	f.Add([]byte{0x28, 0xb5, 0x2f, 0xfd}, false, int64(-1))
 	f.Fuzz(func(t *testing.T, data []byte, pack bool, size int64) {
 		if pack {
-			data = gzipped(t, data)
+			data = images.Gzipped(data)
 		}
 		x, err := readTarSplit(t.Context(), bytes.NewReader(data), size)
 		if err != nil {
@@ -227,7 +212,7 @@ func manyFiles(t testing.TB, n int) []byte {
 		e.Size = 1 + int64(rnd.IntN(20_000))
 		list = append(list, seg(header), e)
 	}
-	return gzipped(t, entries(t, list...))
+	return images.Gzipped(entries(t, list...))
 }
 
 func TestIndexIsSmall(t *testing.T) {

@@ -16,6 +16,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/imgfs/imgfs/imgsrc"
+	"github.com/imgfs/imgfs/imgsrc/sourcetest"
 	"github.com/imgfs/imgfs/test/needs"
 )
 
@@ -72,7 +73,7 @@ func checkImage(t *testing.T, name string, img imgsrc.Listed, want inspected) {
 			t.Errorf("%s: layer %d: %v", name, n, err)
 			continue
 		}
-		data, err := readAll(ctx, diff)
+		data, err := sourcetest.ReadAll(ctx, diff)
 		size, sizeErr := diff.Size(ctx)
 		if err != nil || sizeErr != nil || sha(data) != id || size != int64(len(data)) {
 			t.Errorf("%s: layer %d has %d bytes (%v), size %d (%v), and is not %s", name, n, len(data), err, size, sizeErr, id)
@@ -84,7 +85,7 @@ func checkImage(t *testing.T, name string, img imgsrc.Listed, want inspected) {
 			t.Errorf("%s: blob %d: %v", name, n, err)
 			continue
 		}
-		if again, err := readAll(ctx, blob); err != nil || !bytes.Equal(again, data) {
+		if again, err := sourcetest.ReadAll(ctx, blob); err != nil || !bytes.Equal(again, data) {
 			t.Errorf("%s: blob %d has %d bytes, %v", name, n, len(again), err)
 		}
 		if err := errors.Join(diff.Close(), blob.Close()); err != nil {
@@ -149,7 +150,7 @@ func TestReadsDoNotWaitForTheStoresLocks(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if data, err := readAll(t.Context(), diff); err != nil || len(data) == 0 {
+	if data, err := sourcetest.ReadAll(t.Context(), diff); err != nil || len(data) == 0 {
 		t.Errorf("%d bytes, %v", len(data), err)
 	}
 }
@@ -165,7 +166,7 @@ func TestPodmanWorksBesideReaders(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want, err := readAll(t.Context(), diff)
+	want, err := sourcetest.ReadAll(t.Context(), diff)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -175,7 +176,7 @@ func TestPodmanWorksBesideReaders(t *testing.T) {
 	for range cap(done) {
 		go func() {
 			for {
-				if data, err := readAll(ctx, diff); err != nil {
+				if data, err := sourcetest.ReadAll(ctx, diff); err != nil {
 					done <- err
 					return
 				} else if !bytes.Equal(data, want) {
@@ -212,7 +213,7 @@ func TestPodmanWorksBesideReaders(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if data, err := readAll(t.Context(), again); err != nil || !bytes.Equal(data, want) {
+	if data, err := sourcetest.ReadAll(t.Context(), again); err != nil || !bytes.Equal(data, want) {
 		t.Errorf("%d bytes, %v", len(data), err)
 	}
 }
@@ -233,7 +234,7 @@ func TestSparseTarIsNotMadeUp(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if data, err := readAll(t.Context(), diff); !errors.Is(err, imgsrc.ErrDamaged) || len(data) > 0 {
+	if data, err := sourcetest.ReadAll(t.Context(), diff); !errors.Is(err, imgsrc.ErrDamaged) || len(data) > 0 {
 		t.Errorf("%d bytes, %v", len(data), err)
 	}
 	files, err := img.Files(t.Context(), 0)

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/imgfs/imgfs/imgsrc"
+	"github.com/imgfs/imgfs/imgsrc/sourcetest"
 	"github.com/imgfs/imgfs/test/needs"
 )
 
@@ -39,7 +40,7 @@ func TestReadOnlyFileSystem(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := readAll(t.Context(), diff); err != nil {
+	if _, err := sourcetest.ReadAll(t.Context(), diff); err != nil {
 		t.Error(err)
 	}
 	if err := s.Tag(t.Context(), img.Desc(), []string{"localhost/y:latest"}, nil); !errors.Is(err, imgsrc.ErrReadOnly) {
@@ -80,7 +81,7 @@ func TestAdditionalStore(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if data, err := readAll(t.Context(), diff); err != nil || sha(data) != want {
+		if data, err := sourcetest.ReadAll(t.Context(), diff); err != nil || sha(data) != want {
 			t.Errorf("layer %d: %d bytes, %v", n, len(data), err)
 		}
 	}
