@@ -3,13 +3,10 @@ package layer
 import (
 	"archive/tar"
 	"bytes"
-	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"math"
 	"slices"
 	"strings"
 	"testing"
@@ -373,60 +370,4 @@ func TestTOCBomb(t *testing.T) {
 	if err := f.Entries(t.Context(), nil); !errors.Is(err, imgsrc.ErrUnsupported) {
 		t.Errorf("zstd:chunked: %v", err)
 	}
-}
-
-// Whatever a table of contents says, what is made of it stays within its bounds, and is the same twice.
-func FuzzTOC(f *testing.F) {
-	for _, entries := range allKinds() {
-		for _, toc := range tocBlobs(f, entries) {
-			json, end, err := toc.ref.ReadTOC(context.Background(), toc.read)
-			if err != nil {
-				f.Fatal(err)
-			}
-			f.Add(json, end)
-		}
-	}
-	f.Add([]byte(`{"version":1,"entries":[{"type":"reg","name":"a","size":4611686018427387904,"chunkType":"zeros"}]}`), int64(100))
-	f.Add(fmt.Appendf(nil, `{"version":1,"entries":[{"type":"reg","name":"a","size":1,"offset":%d,"digest":"%s"}]}`, math.MaxInt64-9, digest.FromString("")), int64(math.MaxInt64))
-	nothing := make([]byte, maxChunk)
-	f.Fuzz(func(t *testing.T, b []byte, end int64) {
-		for _, ref := range []TOCRef{{}, {zstd: true}} {
-			var files []imgsrc.File
-			chunks, err := ref.Entries(b, end, func(x *imgsrc.File) error {
-				files = append(files, *x)
-				return nil
-			})
-			if err != nil {
-				if !errors.Is(err, imgsrc.ErrUnsupported) && !errors.Is(err, imgsrc.ErrDamaged) {
-					t.Fatal(err)
-				}
-				continue
-			}
-			if !json.Valid(b) && !json.Valid(bytes.TrimSpace(b)) && len(files) == 0 {
-				continue // something follows the table: its digest matches, so that is how it was made
-			}
-			for i, c := range chunks.list {
-				if c.size <= 0 || c.at < 0 || !c.zeros && (c.off < 0 || c.off >= c.end || c.end > end || c.inner < 0 || c.size+c.inner > maxChunk) {
-					t.Fatalf("chunk %d: %+v of %d", i, c, end)
-				}
-				if s := chunks.Snap(c.off); !c.zeros && (s > c.off || s < 0) {
-					t.Fatalf("chunk at %d is cut at %d", c.off, s)
-				}
-			}
-			for _, x := range files {
-				body := imgsrc.Body{Path: x.Name, Size: x.Stored, Where: x.Where}
-				for _, at := range []int64{0, x.Stored / 2, x.Stored - 1, x.Stored} {
-					n, err := chunks.Read(context.Background(), body, make([]byte, 10), at, func(_ context.Context, n int) ([]byte, error) {
-						return nothing[:chunks.list[n].size], nil
-					})
-					if want := max(0, min(10, x.Stored-at)); at >= 0 && int64(n) != want || err != nil && err != io.EOF {
-						t.Fatalf("%q at %d of %d: %d bytes, %v", x.Name, at, x.Stored, n, err)
-					}
-				}
-			}
-			if !slices.IsSortedFunc(chunks.starts, cmp.Compare) {
-				t.Fatal("starts are not in order")
-			}
-		}
-	})
 }
