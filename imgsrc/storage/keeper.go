@@ -1,7 +1,6 @@
 package storage
 
 import (
-	"bytes"
 	"context"
 	"encoding/gob"
 	"errors"
@@ -36,8 +35,8 @@ const (
 // so it may hold on to file systems that somebody unmounts, this mount among them: it ends as soon as it has nothing to do.
 // Each is started when it is needed, which takes some 0.1 s.
 //
-// A call is a message with a number and a method, and its reply one with that number. Both are gobs. While a call
-// runs, its caller may send that it is given up, or that what the call waits for is complete (see orders).
+// A call is a message with a number and a method, and its reply one with that number. While a call runs, its caller may send
+// that it is given up, or that what the call waits for is complete (see order).
 type keeper struct {
 	options cs.StoreOptions
 	mounts  bool          // it has its own
@@ -58,33 +57,6 @@ type asked struct {
 	number  uint64
 	ready   chan []byte  // what a call that is under way has to say first
 	replied chan *answer // buffered
-}
-
-// A message goes to the keeper.
-type message struct {
-	Number uint64
-	Order  order
-	Method string // of orderBegin
-	Args   []byte
-}
-
-// An order is what a message wants of the call of its number.
-type order int
-
-const (
-	orderBegin    order = iota
-	orderAbandon        // nobody waits for it any more
-	orderComplete       // what it waits for is there, whole
-)
-
-// An answer comes from the keeper.
-type answer struct {
-	Number uint64
-	Ready  bool // the call is under way; another answer follows
-	Result []byte
-	Err    *sentError
-
-	file *os.File
 }
 
 // patience is how long a keeper has to end a call that was given up.
@@ -152,6 +124,10 @@ func (k *keeper) begin(method string, args any, file *os.File) (*asked, error) {
 	if err != nil {
 		return nil, err
 	}
+	return k.beginRaw(method, body, file)
+}
+
+func (k *keeper) beginRaw(method string, body []byte, file *os.File) (*asked, error) {
 	k.mu.Lock()
 	child, err := k.running()
 	if err != nil {
@@ -172,11 +148,7 @@ func (k *keeper) begin(method string, args any, file *os.File) (*asked, error) {
 
 func (a *asked) send(m message, file *os.File) error {
 	m.Number = a.number
-	text, err := encode(m)
-	if err != nil {
-		return err
-	}
-	return a.child.Send(text, file)
+	return a.child.Send(m.encode(), file)
 }
 
 // wait returns the reply. When ctx ends the call is given up, and its reply waited for all the same, for a while.
@@ -234,7 +206,7 @@ func (s *Source) openIn(root int, dir, name string) (int, error) {
 
 // open opens a file below the directory of a layer's files.
 func (k *keeper) open(dir, name string) (int, error) {
-	a, err := k.begin(methodOpen, openArgs{dir, name}, nil)
+	a, err := k.beginRaw(methodOpen, openArgs{dir, name}.encode(), nil)
 	if err != nil {
 		return -1, err
 	}
@@ -281,7 +253,8 @@ func (w *walkedFiles) kept(ctx context.Context, emit func(*imgsrc.File) error) e
 		}
 		if err := emit(&f); err != nil {
 			cancel(err)
-			break
+			_, _ = a.wait(ctx)
+			return err
 		}
 	}
 	_, err = a.wait(ctx)
@@ -295,8 +268,8 @@ func (k *keeper) listen(child *userns.Child) {
 		if err != nil {
 			break
 		}
-		r := &answer{}
-		if err := decode(text, r); err != nil {
+		r, err := decodeAnswer(text)
+		if err != nil {
 			break
 		}
 		r.file = file
@@ -332,7 +305,7 @@ func (k *keeper) listen(child *userns.Child) {
 	k.mu.Unlock()
 	child.Close()
 	for _, a := range left {
-		a.replied <- &answer{Err: &sentError{Text: errKeeperEnded.Error() + ": " + child.Last()}}
+		a.replied <- &answer{Err: sent(fmt.Errorf("%w: %s", errKeeperEnded, child.Last()))}
 	}
 }
 
@@ -376,11 +349,3 @@ func (k *keeper) close() {
 		child.Close()
 	}
 }
-
-func encode(v any) ([]byte, error) {
-	var b bytes.Buffer
-	err := gob.NewEncoder(&b).Encode(v)
-	return b.Bytes(), err
-}
-
-func decode(b []byte, v any) error { return gob.NewDecoder(bytes.NewReader(b)).Decode(v) }

@@ -34,8 +34,6 @@ const (
 	methodRemoveLayers = "removelayers"
 )
 
-type openArgs struct{ Dir, Name string }
-
 type walkArgs struct {
 	Dir, Parent string
 	VFS         bool
@@ -116,8 +114,8 @@ func (s *keeping) listen(ctx context.Context) {
 		if err != nil {
 			return
 		}
-		var m message
-		if decode(text, &m) != nil {
+		m, err := decodeMessage(text)
+		if err != nil {
 			return
 		}
 		if m.Order == orderBegin {
@@ -165,7 +163,7 @@ func (s *keeping) serve(ctx context.Context, method string, c *call) {
 
 // answer sends one. If it cannot be sent the parent is gone.
 func (c *call) answer(a answer, file *os.File) {
-	if text, err := encode(a); err == nil {
+	if text, err := a.encode(); err == nil {
 		_ = c.of.conn.Send(text, file)
 	}
 }
@@ -177,8 +175,8 @@ func (s *keeping) work(ctx context.Context, method string, c *call) (result any,
 	}
 	switch method {
 	case methodOpen:
-		var a openArgs
-		if err := decode(c.args, &a); err != nil {
+		a, err := decodeOpen(c.args)
+		if err != nil {
 			return nil, nil, err
 		}
 		file, err = openBelow(a.Dir, a.Name)

@@ -14,7 +14,7 @@ import (
 var sentConditions = []error{
 	imgsrc.ErrNotFound, imgsrc.ErrAbsent, imgsrc.ErrDamaged, imgsrc.ErrInvalid, imgsrc.ErrUnsupported, imgsrc.ErrReadOnly,
 	imgsrc.ErrDenied, imgsrc.ErrExists, imgsrc.ErrInUse, imgsrc.ErrNoSource,
-	context.Canceled, context.DeadlineExceeded, fs.ErrClosed,
+	context.Canceled, context.DeadlineExceeded, fs.ErrClosed, errKeeperEnded,
 }
 
 // A sentError is an error as it is sent: its text, and which conditions it is. It implements error so as to be found again.

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 
 	"go.podman.io/storage/types"
 
@@ -186,6 +187,8 @@ func detect(root, want, imageStore string) (string, error) {
 		return "", fmt.Errorf("opening store %s: it is not a directory: %w", root, imgsrc.ErrNoSource)
 	}
 	var found []string
+	var used time.Time
+	newest := ""
 	for _, dir := range []string{imageStore, root} {
 		if dir == "" {
 			continue
@@ -197,6 +200,10 @@ func detect(root, want, imageStore string) (string, error) {
 			}
 			if err == nil && info.IsDir() {
 				found = append(found, d)
+				list, err := os.Stat(filepath.Join(dir, d+"-images", "images.json"))
+				if err == nil && list.ModTime().After(used) {
+					used, newest = list.ModTime(), d
+				}
 			}
 		}
 	}
@@ -206,6 +213,9 @@ func detect(root, want, imageStore string) (string, error) {
 	case want != "" && len(found) > 0:
 		return "", fmt.Errorf("opening store %s: it was made with the driver %s, not with %s: %w",
 			root, found[0], want, imgsrc.ErrNoSource)
+	case newest != "":
+		// A machine that has changed its driver has both. podman goes on with that of its database, which is in use.
+		return newest, nil
 	case len(found) > 0:
 		return found[0], nil
 	}

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"go.podman.io/storage/types"
 
@@ -87,6 +88,26 @@ func TestOpen(t *testing.T) {
 		if tree(t, dir) != before {
 			t.Errorf("%s: a trace", tt.name)
 		}
+	}
+}
+
+// Of two drivers the one is meant whose images have changed last.
+func TestOpenTwoDrivers(t *testing.T) {
+	dir := t.TempDir()
+	for i, d := range []string{"vfs", "overlay", "vfs"} {
+		file := filepath.Join(dir, d+"-images", "images.json")
+		if err := errors.Join(os.MkdirAll(filepath.Dir(file), 0o755), os.WriteFile(file, []byte("[]"), 0o600),
+			os.Chtimes(file, time.Time{}, time.Unix(int64(i+1), 0))); err != nil {
+			t.Fatal(err)
+		}
+		s, err := open(Options{GraphRoot: dir}, confNone)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if s.driver != d {
+			t.Errorf("driver %s, want %s", s.driver, d)
+		}
+		s.Close()
 	}
 }
 

@@ -41,11 +41,13 @@ func (c *Conn) Send(message []byte, file *os.File) error {
 	}
 	c.sending.Lock()
 	defer c.sending.Unlock()
-	// The file comes with the length, which is sent apart: so it is clear which read gets it.
-	if _, _, err := c.socket.WriteMsgUnix(binary.BigEndian.AppendUint32(nil, uint32(len(message))), rights, nil); err != nil {
+	// The file comes with the first byte that is sent with it, and that is the length's.
+	all := append(binary.BigEndian.AppendUint32(make([]byte, 0, 4+len(message)), uint32(len(message))), message...)
+	n, _, err := c.socket.WriteMsgUnix(all, rights, nil)
+	if err != nil {
 		return err
 	}
-	_, err := c.socket.Write(message)
+	_, err = c.socket.Write(all[n:])
 	return err
 }
 

@@ -194,6 +194,9 @@ func (c *Child) Last() string {
 // mapIDs gives a process that is new in its user namespace its ids there.
 func mapIDs(pid int) (alone, err error) {
 	uid, gid := os.Geteuid(), os.Getegid()
+	if uid == 0 { // all ids are root's, if he is the machine's
+		return nil, writeMaps(pid, [][2]string{{"uid_map", "0 0 4294967295"}, {"gid_map", "0 0 4294967295"}})
+	}
 	name := strconv.Itoa(uid)
 	if u, err := user.LookupId(name); err == nil {
 		name = u.Username
@@ -225,13 +228,17 @@ func mapRanges(program string, pid, own int, ranges []idtools.IDMap) error {
 
 // mapOwn maps 0 to the user's own id, which everybody may do.
 func mapOwn(pid, uid, gid int) error {
-	for _, f := range [][2]string{
+	return writeMaps(pid, [][2]string{
 		{"setgroups", "deny"}, // or the kernel takes no gid_map
 		{"uid_map", fmt.Sprintf("0 %d 1", uid)},
 		{"gid_map", fmt.Sprintf("0 %d 1", gid)},
-	} {
+	})
+}
+
+func writeMaps(pid int, files [][2]string) error {
+	for _, f := range files {
 		if err := os.WriteFile(fmt.Sprintf("/proc/%d/%s", pid, f[0]), []byte(f[1]), 0); err != nil {
-			return fmt.Errorf("mapping the user's id: %w", err)
+			return fmt.Errorf("mapping ids: %w", err)
 		}
 	}
 	return nil
