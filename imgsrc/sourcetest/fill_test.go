@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -153,11 +154,10 @@ func imageDir(t *testing.T, img *sourcetest.Image) string {
 	return at
 }
 
-// A store is a containers-storage that skopeo and podman have filled.
+// A store is a containers-storage that skopeo and podman fill.
 type store struct{ driver, root, run string }
 
-// fillStore copies images into a store. Those without a name that a store takes get none.
-func fillStore(t *testing.T, driver string, all []*sourcetest.Image) store {
+func newStore(t *testing.T, driver string) store {
 	t.Helper()
 	needs.Root(t)
 	needs.Programs(t, "podman", "skopeo")
@@ -170,19 +170,26 @@ func fillStore(t *testing.T, driver string, all []*sourcetest.Image) store {
 			t.Error(err)
 		}
 	})
-	for _, img := range all {
-		names := fullNames(img)
-		to := "@" + img.ID
-		if len(names) > 0 {
-			to = names[0]
-		}
-		needs.Run(t, "skopeo", "--insecure-policy", "copy", "--quiet", "dir:"+imageDir(t, img),
-			fmt.Sprintf("containers-storage:[%s@%s+%s]%s", driver, s.root, s.run, to))
-		if len(names) > 1 {
-			needs.Run(t, "podman", append([]string{"--root", s.root, "--runroot", s.run, "--storage-driver", driver, "tag"}, names...)...)
-		}
-	}
 	return s
+}
+
+// take copies an image into the store. One without a name that a store takes gets none.
+func (s store) take(t *testing.T, img *sourcetest.Image) error {
+	t.Helper()
+	names := fullNames(img)
+	to := "@" + img.ID
+	if len(names) > 0 {
+		to = names[0]
+	}
+	out, err := exec.CommandContext(t.Context(), "skopeo", "--insecure-policy", "copy", "--quiet", "dir:"+imageDir(t, img),
+		fmt.Sprintf("containers-storage:[%s@%s+%s]%s", s.driver, s.root, s.run, to)).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("%w: %s", err, out)
+	}
+	if len(names) > 1 {
+		needs.Run(t, "podman", append([]string{"--root", s.root, "--runroot", s.run, "--storage-driver", s.driver, "tag"}, names...)...)
+	}
+	return nil
 }
 
 // fullNames are the names of an image that are full references, which is all that most sources take.
@@ -196,18 +203,20 @@ func fullNames(img *sourcetest.Image) []string {
 	return full
 }
 
-// fillEngine has an engine load images that have full names, or none.
-func fillEngine(t *testing.T, all []*sourcetest.Image) *servers.Dockerd {
+// load has an engine load images that have full names, or none.
+func load(t *testing.T, d *servers.Dockerd, all ...*sourcetest.Image) error {
 	t.Helper()
-	d := servers.StartDockerd(t)
 	var named []*sourcetest.Image
 	for _, img := range all {
 		i := *img
 		i.Names = fullNames(img)
 		named = append(named, &i)
 	}
-	d.Docker("load", "--quiet", "--input", dockerArchive(t, named, false))
-	return d
+	out, err := exec.CommandContext(t.Context(), "docker", "-H", d.Host, "load", "--quiet", "--input", dockerArchive(t, named, false)).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("%w: %s", err, out)
+	}
+	return nil
 }
 
 // remoteName is the name in a registry that stands for a name in a layout. All that is in a registry has a name there, or it

@@ -131,8 +131,18 @@ func inDirs(t *testing.T, _ *sample, all []*sourcetest.Image) []place {
 }
 
 func inStore(driver string) maker {
-	return func(t *testing.T, _ *sample, all []*sourcetest.Image) []place {
-		r := fillStore(t, driver, all)
+	return func(t *testing.T, s *sample, all []*sourcetest.Image) []place {
+		r := newStore(t, driver)
+		for _, img := range all {
+			if err := r.take(t, img); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for _, img := range s.images {
+			if refused(img) && !isIndex(img) && r.take(t, img) == nil {
+				t.Errorf("a store takes %q after all", img.Names)
+			}
+		}
 		o := storage.Options{GraphRoot: r.root, RunRoot: r.run, Driver: driver, Log: discard}
 		p := one(all, func(ctx context.Context) (*storage.Source, error) { return storage.Open(ctx, o) })
 		p[0].newName, p[0].badNames = "localhost/new:2", noReferences
@@ -140,13 +150,21 @@ func inStore(driver string) maker {
 	}
 }
 
-func inEngine(t *testing.T, _ *sample, all []*sourcetest.Image) []place {
-	d, cacheDir := fillEngine(t, all), t.TempDir()
+func inEngine(t *testing.T, s *sample, all []*sourcetest.Image) []place {
+	d, cacheDir := servers.StartDockerd(t), t.TempDir()
+	if err := load(t, d, all...); err != nil {
+		t.Fatal(err)
+	}
+	for _, img := range s.images {
+		if refusedByEngine(img) && !isIndex(img) && !named(img, "sparse:1") && load(t, d, img) == nil {
+			t.Errorf("an engine takes %q after all", img.Names)
+		}
+	}
 	o := daemon.Options{Host: d.Host, Cache: cacheIn(t, cacheDir), CacheDir: cacheDir, Log: discard}
-	places := one(all, func(ctx context.Context) (*daemon.Source, error) { return daemon.Open(ctx, o) })
-	places[0].newName, places[0].badNames = "localhost/new:2", append([]string{strings.Repeat("a", 64)}, noReferences...)
-	readOnce(t, places[0].open(t)) // digests are known when each image has been saved once
-	return places
+	p := one(all, func(ctx context.Context) (*daemon.Source, error) { return daemon.Open(ctx, o) })
+	p[0].newName, p[0].badNames = "localhost/new:2", append([]string{strings.Repeat("a", 64)}, noReferences...)
+	readOnce(t, p[0].open(t)) // digests are known when each image has been saved once
+	return p
 }
 
 func embedded(t *testing.T) string { return servers.Serve(t, servers.NewRegistry()) }
