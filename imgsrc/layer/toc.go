@@ -3,11 +3,13 @@ package layer
 import (
 	"archive/tar"
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"strconv"
 	"strings"
 
@@ -29,10 +31,12 @@ const (
 )
 
 const (
-	// maxTOC is how many bytes a table of contents may have: a million files.
-	maxTOC = 128 << 20
+	// maxTOC is how many bytes a table of contents may have: some two million files. It is never in memory as a whole.
+	maxTOC = 1 << 30
 	// maxPackedTOC is how many of the blob.
-	maxPackedTOC = 64 << 20
+	maxPackedTOC = 192 << 20
+	// maxTOCEntry is how many bytes of it one entry may have, or whatever else stands in it.
+	maxTOCEntry = 16 << 20
 	// stargzFooter is how many bytes the end of an eStargz blob has: a gzip member without content, whose header says where
 	// the table of contents begins.
 	stargzFooter = 51
@@ -92,43 +96,33 @@ func (r *TOCRef) setPosition(text string) bool {
 // A RangeReader returns bytes of a blob, exactly those from one offset to before another. They need not be verified.
 type RangeReader func(ctx context.Context, from, to int64) ([]byte, error)
 
-// ReadTOC reads a table of contents, and verifies it. end is where in the blob the files' bytes end. Errors:
-// imgsrc.ErrDamaged if it is not what the manifest says; imgsrc.ErrUnsupported if it is too large; read's.
-func (r TOCRef) ReadTOC(ctx context.Context, read RangeReader) (json []byte, end int64, err error) {
+// A TOC is a table of contents that has been verified.
+type TOC struct {
+	ref    TOCRef
+	packed []byte // as it is in the blob
+	end    int64  // of the files' bytes in the blob
+}
+
+// ReadTOC reads a table of contents, and verifies it. Errors: imgsrc.ErrDamaged if it is not what the manifest says;
+// imgsrc.ErrUnsupported if it is too large; read's.
+func (r TOCRef) ReadTOC(ctx context.Context, read RangeReader) (*TOC, error) {
+	t := &TOC{ref: r, end: r.off}
+	var err error
 	if r.zstd {
-		json, err = r.readChunked(ctx, read)
-		end = r.off
+		if t.packed, err = read(ctx, r.off, r.off+r.packed); err == nil {
+			err = r.verify(digest.FromBytes(t.packed))
+		}
 	} else {
-		json, end, err = r.readStargz(ctx, read)
+		err = t.readStargz(ctx, read)
 	}
 	if err != nil {
-		return nil, 0, fmt.Errorf("reading the table of contents: %w", err)
+		return nil, fmt.Errorf("reading the table of contents: %w", err)
 	}
-	return json, end, nil
+	return t, nil
 }
 
-func (r TOCRef) readChunked(ctx context.Context, read RangeReader) ([]byte, error) {
-	packed, err := read(ctx, r.off, r.off+r.packed)
-	if err != nil {
-		return nil, err
-	}
-	if err := r.verify(packed); err != nil {
-		return nil, err
-	}
-	z, _, err := Decompress(bytes.NewReader(packed))
-	if err != nil {
-		return nil, err
-	}
-	defer z.Close()
-	json, err := readLimited(z, r.plain, len(packed))
-	if err == nil && int64(len(json)) != r.plain {
-		err = fmt.Errorf("%w: it has %d bytes, and the manifest says %d", imgsrc.ErrDamaged, len(json), r.plain)
-	}
-	return json, err
-}
-
-func (r TOCRef) verify(b []byte) error {
-	if got := digest.FromBytes(b); got != r.Digest {
+func (r TOCRef) verify(got digest.Digest) error {
+	if got != r.Digest {
 		return fmt.Errorf("%w: its bytes are %s, and the manifest says %s", imgsrc.ErrDamaged, got, r.Digest)
 	}
 	return nil
@@ -138,33 +132,40 @@ func (r TOCRef) verify(b []byte) error {
 // hundredth of all.
 func stargzTail(size int64) int64 { return min(size, max(stargzFooter, 4<<10, min(size/64, 1<<20))) }
 
-func (r TOCRef) readStargz(ctx context.Context, read RangeReader) (json []byte, end int64, err error) {
-	if r.size < stargzFooter {
-		return nil, 0, fmt.Errorf("%w: a blob of %d bytes", imgsrc.ErrDamaged, r.size)
+func (t *TOC) readStargz(ctx context.Context, read RangeReader) error {
+	size := t.ref.size
+	if size < stargzFooter {
+		return fmt.Errorf("%w: a blob of %d bytes", imgsrc.ErrDamaged, size)
 	}
-	from := r.size - stargzTail(r.size)
-	tail, err := read(ctx, from, r.size)
+	from := size - stargzTail(size)
+	tail, err := read(ctx, from, size)
 	if err != nil {
-		return nil, 0, err
+		return err
 	}
 	off, ok := parseStargzFooter(tail[len(tail)-stargzFooter:])
-	last := r.size - stargzFooter
+	last := size - stargzFooter
 	switch {
 	case !ok || off > last:
-		return nil, 0, fmt.Errorf("%w: the blob does not end as eStargz does", imgsrc.ErrDamaged)
+		return fmt.Errorf("%w: the blob does not end as eStargz does", imgsrc.ErrDamaged)
 	case last-off > maxPackedTOC:
-		return nil, 0, fmt.Errorf("%w: it has %d bytes", imgsrc.ErrUnsupported, last-off)
+		return fmt.Errorf("%w: it has %d bytes", imgsrc.ErrUnsupported, last-off)
 	}
-	var packed []byte
+	t.end = off
 	if off >= from {
-		packed = tail[off-from : last-from]
-	} else if packed, err = read(ctx, off, last); err != nil {
-		return nil, 0, err
+		t.packed = tail[off-from : last-from]
+	} else if t.packed, err = read(ctx, off, last); err != nil {
+		return err
 	}
-	if json, err = unpackStargz(packed); err == nil {
-		err = r.verify(json)
+	json, err := t.open()
+	if err != nil {
+		return err
 	}
-	return json, off, err
+	defer json.Close()
+	sum := digest.SHA256.Digester()
+	if _, err := io.Copy(sum.Hash(), json); err != nil {
+		return json.failure(err)
+	}
+	return t.ref.verify(sum.Digest())
 }
 
 // parseStargzFooter takes the offset from a footer: a gzip header (RFC 1952) with an extra field of its own.
@@ -177,48 +178,100 @@ func parseStargzFooter(b []byte) (off int64, ok bool) {
 	return off, err == nil && off >= 0
 }
 
-// unpackStargz takes the table out of the tar that holds nothing else.
-func unpackStargz(packed []byte) ([]byte, error) {
-	z, _, err := Decompress(bytes.NewReader(packed))
+// A tocReader is a table of contents as it is unpacked: no more than it may have, and no more at once than has been allowed.
+type tocReader struct {
+	io.Reader
+	stream io.Closer
+	left   int64 // of the table
+	once   int64 // that may be read until allow is called
+	err    error // why there is no more, other than its end
+}
+
+// open unpacks the table. Error: imgsrc.ErrUnsupported if it is too large.
+func (t *TOC) open() (*tocReader, error) {
+	z, _, err := Decompress(bytes.NewReader(t.packed))
 	if err != nil {
 		return nil, err
 	}
-	defer z.Close()
-	t := tar.NewReader(z)
-	h, err := t.Next()
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", imgsrc.ErrDamaged, err)
+	r := &tocReader{Reader: z, stream: z, left: t.ref.plain, once: math.MaxInt64}
+	if t.ref.zstd {
+		return r, nil
 	}
-	if h.Name != stargzTOC || h.Size > maxTOC {
-		return nil, fmt.Errorf("%w: the tar that should hold it has %q of %d bytes", imgsrc.ErrUnsupported, h.Name, h.Size)
-	}
-	return readLimited(t, h.Size, len(packed))
-}
-
-// readLimited unpacks a table to its end, which must come within limit bytes.
-func readLimited(r io.Reader, limit int64, packed int) ([]byte, error) {
-	var out bytes.Buffer
-	out.Grow(int(min(limit, 8*int64(packed))) + bytes.MinRead)
-	_, err := out.ReadFrom(io.LimitReader(r, limit+1))
-	b := out.Bytes()
+	// It is in a tar that holds nothing else.
+	in := tar.NewReader(z)
+	h, err := in.Next()
 	switch {
-	case err != nil && errors.Is(err, imgsrc.ErrUnsupported):
-		return nil, err
 	case err != nil:
-		return nil, fmt.Errorf("%w: %w", imgsrc.ErrDamaged, err)
-	case int64(len(b)) > limit:
-		return nil, fmt.Errorf("%w: it has more than %d bytes", imgsrc.ErrUnsupported, limit)
+		err = fmt.Errorf("%w: %w", imgsrc.ErrDamaged, err)
+	case h.Name != stargzTOC || h.Size > maxTOC:
+		err = fmt.Errorf("%w: the tar that should hold it has %q of %d bytes", imgsrc.ErrUnsupported, h.Name, h.Size)
 	}
-	return b, nil
+	if err != nil {
+		z.Close()
+		return nil, err
+	}
+	r.Reader, r.left = in, h.Size
+	return r, nil
 }
 
-// Entries goes through a table of contents that ReadTOC has returned with end. It calls emit for each entry, as Files.Entries
-// does; a File's Where is what Chunks.Read needs. A nil emit leaves that out. Error: imgsrc.ErrUnsupported if the table
-// says something that a tar could not, or not all that a tar says.
-func (r TOCRef) Entries(json []byte, end int64, emit func(*imgsrc.File) error) (*Chunks, error) {
-	s := &tocScan{end: end, emit: emit, stargz: !r.zstd}
-	if err := s.scan(json); err != nil {
+func (r *tocReader) Close() error { return r.stream.Close() }
+
+// allow lets so many more bytes be read.
+func (r *tocReader) allow(n int64) { r.once = n }
+
+func (r *tocReader) Read(p []byte) (int, error) {
+	if r.err != nil {
+		return 0, r.err
+	}
+	if r.once <= 0 {
+		r.err = fmt.Errorf("%w: something in it has more than %d bytes", imgsrc.ErrUnsupported, maxTOCEntry)
+		return 0, r.err
+	}
+	n, err := r.Reader.Read(p[:min(int64(len(p)), r.once)])
+	r.left -= int64(n)
+	r.once -= int64(n)
+	switch {
+	case r.left < 0:
+		r.err = fmt.Errorf("%w: it has more bytes than it should", imgsrc.ErrUnsupported)
+		return 0, r.err
+	case err != nil && err != io.EOF:
+		r.err = err
+	}
+	return n, err
+}
+
+// failure is what came of reading: what was wrong with the bytes, rather than what was made of that.
+func (r *tocReader) failure(err error) error {
+	switch {
+	case r.err == nil || errors.Is(r.err, imgsrc.ErrUnsupported):
+		return cmp.Or(r.err, err)
+	default:
+		return fmt.Errorf("%w: %w", imgsrc.ErrDamaged, r.err)
+	}
+}
+
+// Entries goes through the table. It calls emit for each entry, as Files.Entries does; a File's Where is what Chunks.Read
+// needs. A nil emit leaves that out. Errors: imgsrc.ErrUnsupported if the table says something that a tar could not, or not all
+// that a tar says; imgsrc.ErrDamaged.
+func (t *TOC) Entries(emit func(*imgsrc.File) error) (*Chunks, error) {
+	in, err := t.open()
+	if err != nil {
 		return nil, err
+	}
+	defer in.Close()
+	s := &tocScan{end: t.end, emit: emit, stargz: !t.ref.zstd, allow: in.allow}
+	if err := s.scan(in); err != nil {
+		if IsEmitError(err) {
+			return nil, err
+		}
+		return nil, in.failure(err)
+	}
+	in.allow(maxTOC)
+	if _, err := io.Copy(io.Discard, in); err != nil {
+		return nil, in.failure(err)
+	}
+	if in.left != 0 {
+		return nil, fmt.Errorf("%w: the table of contents has %d bytes less than it should", imgsrc.ErrDamaged, in.left)
 	}
 	return s.finish(), nil
 }

@@ -18,6 +18,15 @@ import (
 	"github.com/imgfs/imgfs/imgsrc"
 )
 
+// entriesOf goes through a table that is not packed.
+func entriesOf(ref TOCRef, b []byte, end int64, emit func(*imgsrc.File) error) (*Chunks, error) {
+	s := &tocScan{end: end, emit: emit, stargz: !ref.zstd, allow: func(int64) {}}
+	if err := s.scan(bytes.NewReader(b)); err != nil {
+		return nil, err
+	}
+	return s.finish(), nil
+}
+
 // tocSeed is a table with an entry of each kind: what makes real ones takes longer than all that a fuzzer does with them.
 const tocSeed = `{"version":1,"entries":[
 {"type":"dir","name":"d/","mode":493,"modtime":"2024-01-02T03:04:05.678Z","uid":1,"gid":2},
@@ -33,7 +42,7 @@ const tocSeed = `{"version":1,"entries":[
 // Whatever a table of contents says, what is made of it stays within its bounds, and is the same twice.
 func FuzzTOC(f *testing.F) {
 	seed := []byte(strings.ReplaceAll(tocSeed, "SUM", digest.FromString("").String()))
-	if chunks, err := (TOCRef{}).Entries(seed, 10_000, nil); err != nil || chunks.Files() != 4 {
+	if chunks, err := entriesOf(TOCRef{}, seed, 10_000, nil); err != nil || chunks.Files() != 4 {
 		f.Fatal(err)
 	}
 	f.Add(seed, int64(10_000))
@@ -43,7 +52,7 @@ func FuzzTOC(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte, end int64) {
 		for _, ref := range []TOCRef{{}, {zstd: true}} {
 			var files []imgsrc.File
-			chunks, err := ref.Entries(b, end, func(x *imgsrc.File) error {
+			chunks, err := entriesOf(ref, b, end, func(x *imgsrc.File) error {
 				files = append(files, *x)
 				return nil
 			})
@@ -109,7 +118,7 @@ func FuzzTOCPlace(f *testing.F) {
 		}
 		// What is read lies within the blob, and as much as was asked for is had of it.
 		for _, ref := range []TOCRef{{size: size}, {size: int64(len(b))}} {
-			_, _, err := ref.ReadTOC(t.Context(), func(_ context.Context, from, to int64) ([]byte, error) {
+			_, err := ref.ReadTOC(t.Context(), func(_ context.Context, from, to int64) ([]byte, error) {
 				if from < 0 || from > to || to > ref.size {
 					t.Fatalf("bytes %d to %d of %d", from, to, ref.size)
 				}

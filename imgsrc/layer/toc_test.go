@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -33,11 +34,11 @@ func (f *tocFiles) read(_ context.Context, from, to int64) ([]byte, error) {
 }
 
 func (f *tocFiles) Entries(ctx context.Context, emit func(*imgsrc.File) error) error {
-	json, end, err := f.ref.ReadTOC(ctx, f.read)
+	toc, err := f.ref.ReadTOC(ctx, f.read)
 	if err != nil {
 		return err
 	}
-	chunks, err := f.ref.Entries(json, end, emit)
+	chunks, err := toc.Entries(emit)
 	if err == nil {
 		f.chunks = chunks
 	}
@@ -318,7 +319,7 @@ func TestTOCUnusable(t *testing.T) {
 		`{"version":1,"entries":[{"type":"reg","name":"a","size":3,"offset":10,"digest":"md5:00000000000000000000000000"}]}`, // another digest
 	} {
 		for _, ref := range []TOCRef{{}, {zstd: true}} {
-			if _, err := ref.Entries([]byte(text), 1000, func(*imgsrc.File) error { return nil }); !errors.Is(err, imgsrc.ErrUnsupported) {
+			if _, err := entriesOf(ref, []byte(text), 1000, func(*imgsrc.File) error { return nil }); !errors.Is(err, imgsrc.ErrUnsupported) {
 				t.Errorf("%s: %v", text, err)
 			}
 		}
@@ -352,22 +353,88 @@ func TestTOCDamaged(t *testing.T) {
 	}
 }
 
-// A table whose chunks expand without end, or that is itself such a one, takes no more memory than its bounds.
+// A table that expands without end, or in which one thing does, takes no more memory than its bounds.
 func TestTOCBomb(t *testing.T) {
-	zeros := make([]byte, maxTOC+2)
+	chunked := func(plain []byte, said int64) error {
+		packed := zstded(t, plain)
+		ref := TOCRef{Digest: digest.FromBytes(packed), size: int64(len(packed)) + 1, zstd: true, off: 1, packed: int64(len(packed)), plain: said}
+		return (&tocFiles{blob: append([]byte{0}, packed...), ref: ref}).Entries(t.Context(), nil)
+	}
+	blank := bytes.Repeat([]byte(" "), 2*maxTOCEntry)
+	long := slices.Concat([]byte(`{"version":1,"x":"`), blank, []byte(`"}`))
+	for what, err := range map[string]error{
+		"more than is said":   chunked(make([]byte, 1<<20), 10),
+		"blanks":              chunked(blank, int64(len(blank))),
+		"one thing is large":  chunked(long, int64(len(long))),
+		"too large by itself": estargzOf(t, maxTOC+1, nil),
+	} {
+		if !errors.Is(err, imgsrc.ErrUnsupported) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	if err := chunked([]byte(`{"version":1,"entries":[]}`), 100); !errors.Is(err, imgsrc.ErrDamaged) {
+		t.Errorf("less than is said: %v", err)
+	}
+	if err := estargzOf(t, 100, []byte(`{"version":1,"entries":[]}`)); !errors.Is(err, imgsrc.ErrDamaged) {
+		t.Errorf("cut: %v", err)
+	}
+	table := []byte(`{"version":1,"entries":[]}`)
+	if err := errors.Join(estargzOf(t, int64(len(table)), table), chunked(table, int64(len(table)))); err != nil {
+		t.Error(err)
+	}
+}
+
+// estargzOf reads the table out of a blob that has nothing else, and says that it has size bytes.
+func estargzOf(t *testing.T, size int64, table []byte) error {
+	t.Helper()
 	var plain bytes.Buffer
 	w := tar.NewWriter(&plain)
-	if err := w.WriteHeader(&tar.Header{Name: stargzTOC, Typeflag: tar.TypeReg, Size: int64(len(zeros))}); err != nil {
+	if err := w.WriteHeader(&tar.Header{Name: stargzTOC, Typeflag: tar.TypeReg, Size: size}); err != nil {
 		t.Fatal(err)
 	}
-	must(t, w, zeros)
-	if _, err := unpackStargz(gzipped(t, plain.Bytes())); !errors.Is(err, imgsrc.ErrUnsupported) {
-		t.Errorf("eStargz: %v", err)
+	if _, err := w.Write(table); err != nil {
+		t.Fatal(err)
 	}
-	packed := zstded(t, zeros)
-	ref := TOCRef{Digest: digest.FromBytes(packed), size: int64(len(packed)) + 1, zstd: true, off: 1, packed: int64(len(packed)), plain: 10}
-	f := &tocFiles{blob: append([]byte{0}, packed...), ref: ref}
-	if err := f.Entries(t.Context(), nil); !errors.Is(err, imgsrc.ErrUnsupported) {
-		t.Errorf("zstd:chunked: %v", err)
+	_ = w.Flush() // it says what is missing
+	blob := gzipped(t, plain.Bytes())
+	blob = fmt.Appendf(blob, "\x1f\x8b\x08\x04\x00\x00\x00\x00\x00\xff\x1a\x00SG\x16\x00%016xSTARGZ%s", 0, make([]byte, 13))
+	ref := TOCRef{Digest: digest.FromBytes(table), size: int64(len(blob))}
+	return (&tocFiles{blob: blob, ref: ref}).Entries(t.Context(), nil)
+}
+
+// A layer with very many files is listed in a bounded part of what its table takes.
+func TestTOCLarge(t *testing.T) {
+	const files, sum = 200_000, "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+	var table bytes.Buffer
+	table.WriteString(`{"version":1,"entries":[`)
+	for i := range files {
+		fmt.Fprintf(&table, "%s{\"type\":\"reg\",\"name\":\"usr/share/some/directory/file-%07d\",\"modtime\":\"2024-01-02T03:04:05Z\",\"size\":3,\"offset\":%d,\"digest\":%q,\"chunkDigest\":%q}", ",\n"[:min(i, 1)], i, i*10, sum, sum)
+	}
+	table.WriteString(`]}`)
+	packed := zstded(t, table.Bytes())
+	size := int64(files*10 + len(packed))
+	ref := TOCRef{Digest: digest.FromBytes(packed), size: size, zstd: true, off: files * 10, packed: int64(len(packed)), plain: int64(table.Len())}
+	table = bytes.Buffer{}
+	toc, err := ref.ReadTOC(t.Context(), func(context.Context, int64, int64) ([]byte, error) { return packed, nil })
+	if err != nil {
+		t.Fatal(err)
+	}
+	var before, now runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&before)
+	n, most := 0, uint64(0)
+	chunks, err := toc.Entries(func(*imgsrc.File) error {
+		if n++; n%(files/4) == 0 {
+			runtime.GC()
+			runtime.ReadMemStats(&now)
+			most = max(most, now.HeapAlloc-min(before.HeapAlloc, now.HeapAlloc))
+		}
+		return nil
+	})
+	if err != nil || n != files || chunks.Files() != files {
+		t.Fatalf("%d files, %v", n, err)
+	}
+	if limit := uint64(chunks.Memory()*3 + 16<<20); most > limit {
+		t.Errorf("%d MiB, more than %d", most>>20, limit>>20)
 	}
 }

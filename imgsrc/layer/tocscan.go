@@ -1,11 +1,11 @@
 package layer
 
 import (
-	"bytes"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"math"
 	"slices"
 	"strings"
@@ -49,6 +49,7 @@ type tocScan struct {
 	end    int64 // of the files' bytes in the blob
 	stargz bool
 	emit   func(*imgsrc.File) error
+	allow  func(bytes int64) // called before so many are read
 
 	chunks []chunk
 	count  int          // entries of files so far
@@ -56,7 +57,7 @@ type tocScan struct {
 	first  tocEntry     // its entry
 	done   int64        // bytes of it that the chunks so far have
 
-	names  []string // of the files that have chunks
+	names  []string // of the files that have chunks; nil if there are too many of them
 	firsts []uint32 // and the first of these
 }
 
@@ -65,13 +66,15 @@ func errUnusable(format string, args ...any) error {
 	return fmt.Errorf("table of contents: %w: %s", imgsrc.ErrUnsupported, fmt.Sprintf(format, args...))
 }
 
-func (s *tocScan) scan(b []byte) error {
-	d := json.NewDecoder(bytes.NewReader(b))
+func (s *tocScan) scan(r io.Reader) error {
+	s.allow(maxTOCEntry)
+	d := json.NewDecoder(r)
 	if t, err := d.Token(); err != nil || t != json.Delim('{') {
 		return errUnusable("it is no JSON object")
 	}
 	version, listed := 0, false
 	for d.More() {
+		s.allow(maxTOCEntry)
 		key, err := d.Token()
 		if err != nil {
 			return errUnusable("%v", err)
@@ -113,6 +116,7 @@ func (s *tocScan) entries(d *json.Decoder) error {
 		return errUnusable("its entries are no list")
 	}
 	for d.More() {
+		s.allow(maxTOCEntry)
 		var e tocEntry
 		if err := d.Decode(&e); err != nil {
 			return errUnusable("%v", err)
@@ -256,7 +260,11 @@ func (s *tocScan) flush() error {
 		if f.Where >= maxChunks || count > maxChunks {
 			return errUnusable("it has more than %d chunks", maxChunks)
 		}
-		s.names, s.firsts = append(s.names, f.Name), append(s.firsts, uint32(f.Where))
+		if s.firsts = append(s.firsts, uint32(f.Where)); len(s.firsts) <= maxTurns {
+			s.names = append(s.names, f.Name)
+		} else {
+			s.names = nil
+		}
 		f.Where |= count << 32
 	}
 	if s.emit == nil || s.stargz && isStargzMark(f) {

@@ -9,7 +9,7 @@ import (
 // the blob. So a file's place in that order tells such a reader from one who wants a file here and there.
 type turns struct {
 	firsts []uint32 // the first chunk of each file that has any, in rising order
-	places []uint32 // of each in the order of a walk; nil: this is it
+	places []uint32 // of each in the order of a walk; nil: this is it, or it is not known
 }
 
 func (o *turns) memory() int64 { return int64(len(o.firsts)+len(o.places)) * 4 }
@@ -29,6 +29,9 @@ func (t *Chunks) Turn(n int) int {
 
 // Files is how many files have chunks.
 func (t *Chunks) Files() int { return len(t.turns.firsts) }
+
+// maxTurns is how many files are put in order: to keep the names of more takes too much memory.
+const maxTurns = 1 << 20
 
 // newTurns makes the order of files with these names, whose chunks begin at firsts.
 func newTurns(names []string, firsts []uint32) turns {

@@ -213,10 +213,9 @@ func (z *lazy) entries(ctx context.Context, emit func(*imgsrc.File) error) error
 		last = tryWhole
 	}
 	z.mu.Unlock()
-	var json []byte
-	var end int64
+	var toc *layer.TOC
 	err := each(tryAny, last, func(try int) (err error) {
-		json, end, err = z.ref.ReadTOC(ctx, func(ctx context.Context, from, to int64) ([]byte, error) {
+		toc, err = z.ref.ReadTOC(ctx, func(ctx context.Context, from, to int64) ([]byte, error) {
 			return z.part(ctx, from, to, try, nil)
 		})
 		return err
@@ -224,7 +223,7 @@ func (z *lazy) entries(ctx context.Context, emit func(*imgsrc.File) error) error
 	if err != nil {
 		return fmt.Errorf("layer %s: %w", z.layer.Digest, err)
 	}
-	chunks, err := z.ref.Entries(json, end, emit)
+	chunks, err := toc.Entries(emit)
 	if err != nil {
 		return fmt.Errorf("layer %s: %w", z.layer.Digest, err)
 	}
