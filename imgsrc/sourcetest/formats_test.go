@@ -55,12 +55,16 @@ func TestFormats(t *testing.T) {
 	t.Run("dir", func(t *testing.T) {
 		all := map[digest.Digest]string{}
 		for _, d := range topLevel(t, at) {
-			src, err := dir.Open(t.Context(), dir.Options{Dir: formatDir(t, at, d), Cache: cacheOf(t), Log: discard})
+			of := formatDir(t, at, d)
+			src, err := dir.Open(t.Context(), dir.Options{Dir: of, Cache: cacheOf(t), Log: discard})
 			if err != nil {
 				t.Fatal(err)
 			}
 			got := said(t, src)
 			compare(t, got, false)
+			if files, err := filepath.Glob(filepath.Join(of, "*manifest.json")); err != nil || len(files) != len(got) {
+				t.Errorf("%d manifests of %d, %v", len(got), len(files), err)
+			}
 			maps.Copy(all, got)
 		}
 		compare(t, all, true)
