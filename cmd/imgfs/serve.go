@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+	cs "go.podman.io/storage"
 
 	"github.com/imgfs/imgfs/fs"
 	"github.com/imgfs/imgfs/imgsrc"
@@ -78,6 +79,7 @@ func (o *mountOptions) serve(ctx context.Context, a *app, specs []*spec, mountpo
 		Insecure:        registry.Trust(o.insecureNetworks),
 		Registry:        registryOf(env.registry),
 		OpenStore:       storage.OpenStore,
+		OpenReceiver:    openReceiver(log),
 		Offline:         o.offline,
 		Platform:        o.platform,
 		Open:            func(ctx context.Context, place string) (imgsrc.Source, error) { return openPlace(ctx, place, env) },
@@ -141,6 +143,16 @@ func registryOf(options registry.Options) func(host, authFile string, tlsVerify 
 			o.TLSVerify = tlsVerify
 		}
 		return registry.NewClient(o)
+	}
+}
+
+// openReceiver opens a store that is pushed to, for an ordinary user: his is written to in a user namespace. nil for root.
+func openReceiver(log *slog.Logger) func(context.Context, cs.StoreOptions) (ops.Receiver, error) {
+	if os.Geteuid() == 0 {
+		return nil
+	}
+	return func(ctx context.Context, o cs.StoreOptions) (ops.Receiver, error) {
+		return storage.Open(ctx, storage.Options{GraphRoot: o.GraphRoot, RunRoot: o.RunRoot, Driver: o.GraphDriverName, Log: log})
 	}
 }
 

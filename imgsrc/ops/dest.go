@@ -39,8 +39,9 @@ type staging struct {
 
 	insecure func(host string) bool // registries that need no certificate where verify says nothing
 
-	openStore storeOpener
-	log       *slog.Logger
+	openStore    storeOpener
+	openReceiver receiverOpener
+	log          *slog.Logger
 }
 
 // staged is a destination that is ready to be copied to.

@@ -37,6 +37,9 @@ type Options struct {
 	// OpenStore opens a containers-storage to push to. The library keeps what a process opens in a list without a lock of its
 	// own, so whoever opens stores beside has a part in this. nil: the library does.
 	OpenStore func(storage.StoreOptions) (storage.Store, error)
+	// OpenReceiver opens a containers-storage as a source that takes images, where this process may not write to one itself;
+	// then OpenStore is not called. nil: it may.
+	OpenReceiver func(ctx context.Context, options storage.StoreOptions) (Receiver, error)
 	// Offline refuses pushes to registries and pulls from them.
 	Offline bool
 	// SignaturePolicy is the policy.json to go by. Empty: the system's.

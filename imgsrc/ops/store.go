@@ -1,6 +1,7 @@
 package ops
 
 import (
+	"context"
 	"errors"
 	"path/filepath"
 	"slices"
@@ -89,6 +90,9 @@ func (d *storeName) open(open storeOpener) (storage.Store, error) {
 }
 
 func (d *storeName) stage(s staging) (staged, error) {
+	if s.openReceiver != nil {
+		return d.stageApart(s.openReceiver)
+	}
 	store, err := d.open(s.openStore)
 	if err != nil {
 		return staged{}, err
@@ -99,8 +103,11 @@ func (d *storeName) stage(s staging) (staged, error) {
 
 // addName gives the image the name if the store has this very image, and reports whether it did. Copying it once more
 // would replace the manifest that it has by one that says the same of uncompressed layers, and so change its digest.
-func (d *storeName) addName(img imgsrc.Desc, open storeOpener) (bool, error) {
-	store, err := d.open(open)
+func (d *storeName) addName(ctx context.Context, img imgsrc.Desc, opt Options) (bool, error) {
+	if opt.OpenReceiver != nil {
+		return d.addNameApart(ctx, img, opt.OpenReceiver)
+	}
+	store, err := d.open(opt.OpenStore)
 	if err != nil {
 		return false, err
 	}

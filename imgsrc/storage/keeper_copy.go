@@ -8,6 +8,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"github.com/opencontainers/go-digest"
 	"go.podman.io/image/v5/docker/reference"
@@ -65,6 +66,7 @@ type keptReference struct {
 	id        string
 	receiving *asked
 	is        destinationIs
+	used      atomic.Bool // there was a destination already
 
 	mu   sync.Mutex
 	made string // the id of the image; guarded by mu
@@ -127,8 +129,13 @@ func (r *keptReference) NewImageSource(context.Context, *types.SystemContext) (t
 // DeleteImage implements [types.ImageReference].
 func (r *keptReference) DeleteImage(context.Context, *types.SystemContext) error { return errWriteOnly }
 
-// NewImageDestination implements [types.ImageReference].
-func (r *keptReference) NewImageDestination(context.Context, *types.SystemContext) (types.ImageDestination, error) {
+// NewImageDestination implements [types.ImageReference]. A copy that is tried again has another destination.
+func (r *keptReference) NewImageDestination(ctx context.Context, _ *types.SystemContext) (types.ImageDestination, error) {
+	if r.used.Swap(true) {
+		if err := r.k.call(ctx, methodAgain, manifestArgs{Receiving: r.receiving.number}, nil); err != nil {
+			return nil, err
+		}
+	}
 	return &keptDestination{r}, nil
 }
 

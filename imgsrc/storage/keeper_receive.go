@@ -24,6 +24,7 @@ const (
 	methodPutManifest   = "putmanifest"
 	methodPutSignatures = "putsignatures"
 	methodCommit        = "commit"
+	methodAgain         = "again" // another destination, to begin anew
 )
 
 type receiveArgs struct {
@@ -95,6 +96,7 @@ func (s sentBlob) info() (types.BlobInfo, error) {
 
 // A session is an image that is being received.
 type session struct {
+	ref  types.ImageReference
 	to   types.ImageDestination
 	made func() string // the id of the image
 }
@@ -111,8 +113,8 @@ func (s *keeping) receive(ctx context.Context, c *call) (made []string, err erro
 		if err != nil {
 			return err
 		}
-		defer func() { err = errors.Join(err, to.Close()) }()
-		into := &session{to: to}
+		into := &session{ref: ref, to: to}
+		defer func() { err = errors.Join(err, into.to.Close()) }()
 		if r, ok := ref.(interface{ Received() string }); ok {
 			into.made = r.Received
 		}
@@ -167,6 +169,15 @@ var sessionMethods = map[string]func(ctx context.Context, c *call, to *session) 
 			return nil, err
 		}
 		return nil, to.to.PutSignatures(ctx, a.Signatures, instanceOf(a))
+	},
+	methodAgain: func(ctx context.Context, _ *call, to *session) (any, error) {
+		next, err := to.ref.NewImageDestination(ctx, nil)
+		if err != nil {
+			return nil, err
+		}
+		last := to.to
+		to.to = next
+		return nil, last.Close()
 	},
 	methodCommit: func(ctx context.Context, c *call, to *session) (any, error) {
 		var a manifestArgs
