@@ -20,6 +20,9 @@ type goneQueue struct {
 	mu   sync.Mutex
 	list []goneEntry
 	more chan struct{} // holds one element while there is something in the list
+
+	changes int           // requests under way whose callers hold the lock of a directory
+	quiet   chan struct{} // closed when there is none any more; nil if nobody waits for that
 }
 
 func newGoneQueue() goneQueue { return goneQueue{more: make(chan struct{}, 1)} }
@@ -31,6 +34,43 @@ func (q *goneQueue) put(g goneEntry) {
 	select {
 	case q.more <- struct{}{}:
 	default:
+	}
+}
+
+// changing says that a request is under way whose caller holds the lock of a directory; the function that it returns, that
+// it has been answered.
+func (q *goneQueue) changing() (answered func()) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.changes++
+	return func() {
+		q.mu.Lock()
+		defer q.mu.Unlock()
+		if q.changes--; q.changes == 0 && q.quiet != nil {
+			close(q.quiet)
+			q.quiet = nil
+		}
+	}
+}
+
+// wait returns when no such request is under way, or the context has ended. What tells the kernel that a name is gone needs
+// that lock, too: it would wait for it in the kernel while its holder waits for an answer of this process, and if the
+// process is killed meanwhile both do for ever, because a thread that waits there keeps the connection from being closed.
+// (A request that comes just after this is the kernel's to order.)
+func (q *goneQueue) wait(ctx context.Context) {
+	q.mu.Lock()
+	if q.changes == 0 {
+		q.mu.Unlock()
+		return
+	}
+	if q.quiet == nil {
+		q.quiet = make(chan struct{})
+	}
+	quiet := q.quiet
+	q.mu.Unlock()
+	select {
+	case <-quiet:
+	case <-ctx.Done():
 	}
 }
 
@@ -79,6 +119,7 @@ func (f *FS) forgetNames(ctx context.Context) {
 			case g.lent != 0:
 				server.InodeNotify(uint64(g.lent), -1, 0) // the attributes alone: its pages may be another's read
 			default:
+				f.gone.wait(ctx)
 				server.EntryNotify(uint64(g.dir), g.name)
 			}
 			if g.moved != nil {

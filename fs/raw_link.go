@@ -23,8 +23,10 @@ const patience = 900 * time.Millisecond
 // directory as long.
 const lockTime = 10 * time.Second
 
-// patiently returns a context that ends some time after the caller of a request has given up, and after lockTime.
-func (f *FS) patiently(cancel <-chan struct{}) (context.Context, context.CancelFunc) {
+// patiently returns a context that ends some time after the caller of a request has given up, and after lockTime. Each
+// request whose caller holds the lock of a directory begins with it, and ends with the function that it returns.
+func (f *FS) patiently(cancel <-chan struct{}) (context.Context, func()) {
+	answered := f.gone.changing()
 	ctx, stop := context.WithTimeout(f.ctx, lockTime)
 	go func() {
 		select {
@@ -37,7 +39,10 @@ func (f *FS) patiently(cancel <-chan struct{}) (context.Context, context.CancelF
 			}
 		}
 	}()
-	return ctx, stop
+	return ctx, func() {
+		stop()
+		answered()
+	}
 }
 
 // mayChange says why a caller may change no names, OK if there is no reason.

@@ -3,7 +3,8 @@
 //
 // The file is replaced by rename, so that every reader sees the old or the new one, whole. Who uses this package excludes
 // the others by flock on the layout's directory, which leaves no file behind. Other tools lock nothing: the file is
-// compared once more right before the rename, and the change made anew if it was written to meanwhile.
+// compared once more right before the rename, and what the rename takes away right after it; if it was written to meanwhile
+// that is put back, and the change made anew.
 package indexjson
 
 import (
@@ -117,10 +118,40 @@ func replace(root *os.Root, was, text []byte, ready func() error) (replaced bool
 	if err != nil || (now == nil) != (was == nil) || !bytes.Equal(now, was) {
 		return false, nil // the next attempt says what is wrong with it
 	}
-	if err := root.Rename(Temp, v1.ImageIndexFile); err != nil {
+	if was == nil {
+		err := root.Rename(Temp, v1.ImageIndexFile)
+		return err == nil, err
+	}
+	return exchange(root, was, text)
+}
+
+// exchange changes index.json, which is was, for Temp, which is text, and looks at what it was when it went.
+func exchange(root *os.Root, was, text []byte) (replaced bool, err error) {
+	dir, err := root.Open(".")
+	if err != nil {
 		return false, err
 	}
-	return true, nil
+	defer dir.Close()
+	swap := func() error {
+		return unix.Renameat2(int(dir.Fd()), Temp, int(dir.Fd()), v1.ImageIndexFile, unix.RENAME_EXCHANGE)
+	}
+	switch err := swap(); {
+	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENOSYS): // not on this file system
+		err := root.Rename(Temp, v1.ImageIndexFile)
+		return err == nil, err
+	case err != nil:
+		return false, err
+	}
+	if taken, err := root.ReadFile(Temp); err != nil || bytes.Equal(taken, was) {
+		return true, errors.Join(err, removeTemp(root))
+	}
+	if err := swap(); err != nil {
+		return false, err
+	}
+	if ours, err := root.ReadFile(Temp); err == nil && !bytes.Equal(ours, text) {
+		return false, swap() // it was written to once more: that is the newest
+	}
+	return false, nil
 }
 
 func removeTemp(root *os.Root) error {

@@ -100,6 +100,27 @@ func TestUpdateWhileWritten(t *testing.T) {
 	}
 }
 
+// What another tool writes between the last look at the file and the rename is put back.
+func TestExchange(t *testing.T) {
+	for is, replaced := range map[string]bool{"as it was": true, "another tool's": false} {
+		root, file := open(t, is)
+		write(t, filepath.Join(root.Name(), Temp), "ours")
+		got, err := exchange(root, []byte("as it was"), []byte("ours"))
+		if got != replaced || err != nil {
+			t.Errorf("%s: %v, %v", is, got, err)
+		}
+		if !replaced {
+			want(t, file, is)
+			want(t, filepath.Join(root.Name(), Temp), "ours")
+			if err := removeTemp(root); err != nil {
+				t.Error(err)
+			}
+			continue
+		}
+		want(t, file, "ours")
+	}
+}
+
 func TestUpdateFails(t *testing.T) {
 	broken := errors.New("broken")
 	root, file := open(t, "1")
