@@ -3,6 +3,7 @@ package fs
 import (
 	"context"
 	"crypto/sha256"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -46,7 +47,7 @@ type derivedFile struct {
 
 // derivedState is what a file said when it was last looked at.
 type derivedState struct {
-	sum [sha256.Size]byte
+	sum uint64 // the beginning of its SHA-256: there is one for each file of each image that was looked at
 	at  time.Time
 }
 
@@ -88,7 +89,8 @@ func (row *row) isLive(r *rendered) bool {
 }
 
 // changedAt is when what has this number last said something else than this sum stands for; first, if it has not.
-func (img *image) changedAt(id uint32, sum [sha256.Size]byte, s *state, first time.Time) time.Time {
+func (img *image) changedAt(id uint32, text [sha256.Size]byte, s *state, first time.Time) time.Time {
+	sum := binary.LittleEndian.Uint64(text[:])
 	img.mu.Lock()
 	defer img.mu.Unlock()
 	was, ok := img.derived[id]

@@ -65,6 +65,9 @@ func (f *FS) Lookup(cancel <-chan struct{}, h *fuse.InHeader, name string, out *
 	ctx := f.request(cancel)
 	hit, err := v.lookup(ctx, dir, name)
 	if err != nil {
+		if len(name) > maxFileName && errnoOf(err) == syscall.ENOENT && !f.takesNames(dir) {
+			return fuse.Status(syscall.ENAMETOOLONG)
+		}
 		return f.fail("looking up "+name, dir, err)
 	}
 	a, err := f.view(hit.node).attr(ctx, hit.node, false)
@@ -74,6 +77,13 @@ func (f *FS) Lookup(cancel <-chan struct{}, h *fuse.InHeader, name string, out *
 	f.fillEntry(out, hit.node, a, hit.keep)
 	return fuse.OK
 }
+
+// maxFileName is how many bytes a name may have. What is longer is no file, as everywhere on Linux; but an image's name may
+// be, and is found although it cannot be listed.
+const maxFileName = 255
+
+// takesNames says whether a directory is one of images' names.
+func (f *FS) takesNames(dir node) bool { return dir.image() == 0 && dir.view() != viewTop }
 
 func (f *FS) fillEntry(out *fuse.EntryOut, n node, a attr, k keep) {
 	out.NodeId = uint64(n)
@@ -212,8 +222,15 @@ func (f *FS) readDir(cancel <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntry
 		}
 		return true
 	}
-	for off, name := range []string{".", ".."} {
-		if in.Offset <= uint64(off) && !add(dirent{name: name, mode: syscall.S_IFDIR, cookie: uint64(off) + 1}) {
+	var here ino // of the directory itself, where that costs nothing to know
+	if in.Offset == 0 {
+		if a, err := v.attr(ctx, dir, true); err == nil {
+			here = a.ino
+		}
+	}
+	for off, e := range []dirent{{name: ".", ino: here}, {name: ".."}} {
+		e.mode, e.cookie = syscall.S_IFDIR, uint64(off)+1
+		if in.Offset <= uint64(off) && !add(e) {
 			return fuse.OK
 		}
 	}
@@ -261,7 +278,7 @@ func (f *FS) Readlink(cancel <-chan struct{}, h *fuse.InHeader) ([]byte, fuse.St
 
 // StatFs shows a file system that has no size of its own.
 func (f *FS) StatFs(cancel <-chan struct{}, h *fuse.InHeader, out *fuse.StatfsOut) fuse.Status {
-	*out = fuse.StatfsOut{Bsize: 4096, Frsize: 4096, NameLen: 255}
+	*out = fuse.StatfsOut{Bsize: 4096, Frsize: 4096, NameLen: maxFileName}
 	return fuse.OK
 }
 

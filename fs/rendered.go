@@ -17,7 +17,13 @@ import (
 
 // renderedBytes is how much memory the rendered images may take together. What is thrown out is computed again, to the
 // same bytes.
-const renderedBytes = 8 << 20
+const renderedBytes = 24 << 20
+
+// What a rendering takes beside its files: a manifest and a config take some times their length when they are decoded.
+const (
+	renderedBase    = 4 << 10
+	renderedDecoded = 3
+)
 
 // damagedKept is how long an image of which something cannot be read stays so, before it is looked at again: it may have
 // been repaired, and to look at it for each request would be slow.
@@ -139,13 +145,18 @@ func (img *image) renderFacts(facts *imgsrc.Facts) *rendered {
 	if facts.Kind == imgsrc.KindIndex {
 		r.platform = imgsrc.Choose(facts.Children, img.f.platform)
 	}
+	r.bytes = renderedBase + renderedDecoded*(len(facts.Manifest)+len(facts.Config))
 	r.layersAhead = make([]aheadOf, len(facts.Layers))
 	r.created, _ = facts.Created()
 	for i := range table {
 		row := &table[i]
 		if row.body != nil {
-			r.files[row.id], r.errs[row.id] = row.body(facts)
-			r.bytes += len(r.files[row.id])
+			file, err := row.body(facts)
+			if cap(file) > len(file)+len(file)/8 { // it was written into a buffer that has grown
+				file = append(make([]byte, 0, len(file)), file...)
+			}
+			r.files[row.id], r.errs[row.id] = file, err
+			r.bytes += cap(file)
 		}
 	}
 	r.annotations = r.keyedOf(imgsrc.Annotations)

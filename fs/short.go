@@ -90,14 +90,14 @@ func repoOf(name string) string {
 }
 
 // isInfix says whether a path that is no directory of names can be the beginning of a short name: it stands in a name,
-// between slashes.
+// between slashes, or before one in a layout's name, which is a single entry of images/.
 func (f *FS) isInfix(ctx context.Context, snap *imgsrc.Snapshot, path string) bool {
 	if isHidden(path) || ctx.Err() != nil {
 		return false
 	}
 	found := false
 	snap.EachName(func(full string, _ *imgsrc.Entry) {
-		found = found || strings.Contains(full, "/"+path+"/")
+		found = found || strings.Contains(full, "/"+path+"/") || strings.HasPrefix(full, path+"/")
 	})
 	return found
 }
