@@ -118,6 +118,8 @@ type blob struct {
 	file    *os.File         // nil: none yet. Only the work that is under way changes it
 	refs    map[*os.File]int // this blob's, and one for each read under way
 	arrived int64            // bytes of file that are there while it comes in, not verified as a whole
+	unsure  int64            // bytes of file that were there before, as long as they are not verified
+	filling *filling         // nil: nothing comes in, or is being verified
 	whole   bool             // the file is complete, and was verified when it was this one
 	was     cachefile.Identity
 	busy    bool          // work is under way
@@ -176,7 +178,8 @@ func (x *blob) drop() {
 
 func (x *blob) dropLocked() {
 	f := x.file
-	x.file, x.arrived, x.whole = nil, 0, false
+	x.endLocked(errGivenUp)
+	x.file, x.arrived, x.unsure, x.whole = nil, 0, 0, false
 	if f != nil {
 		x.unref(f)
 	}
@@ -204,6 +207,7 @@ type held struct {
 	arrived int64 // bytes that are there
 	whole   bool  // those are all, and verified
 	was     cachefile.Identity
+	filling *filling // what verifies them, if they are not
 }
 
 // wait returns the file when it is whole; or, from an offset that is not negative, as soon as there is something behind
@@ -214,13 +218,18 @@ func (x *blob) wait(ctx context.Context, from int64) (held, error) {
 
 // waitFor is wait that, unless again is set, does not start work anew that has failed.
 func (x *blob) waitFor(ctx context.Context, from int64, again bool) (held, error) {
+	return x.waitUntil(ctx, again, func() bool { return x.whole || from >= 0 && x.arrived > from })
+}
+
+// waitUntil is waitFor that waits until the file is as it is needed, which is asked with x.mu held.
+func (x *blob) waitUntil(ctx context.Context, again bool, ready func() bool) (held, error) {
 	for waited := !again; ; waited = true {
 		if err := ctx.Err(); err != nil {
 			return held{}, err
 		}
 		x.mu.Lock()
-		if x.file != nil && (x.whole || from >= 0 && x.arrived > from) {
-			h := held{x.file, x.arrived, x.whole, x.was}
+		if x.file != nil && ready() {
+			h := held{x.file, x.arrived, x.whole, x.was, x.filling}
 			x.refs[x.file]++
 			x.mu.Unlock()
 			return h, nil
@@ -324,8 +333,12 @@ func (x *blob) bringFound(ctx context.Context) (bool, error) {
 	if f == nil {
 		return false, nil
 	}
-	err := x.verify(ctx, f)
-	if err == nil {
+	err := x.useFound(f)
+	if err != nil {
+		f.Close()
+		return false, err
+	}
+	if err = x.verify(ctx, f); err == nil {
 		x.finish(f)
 		return true, nil
 	}
@@ -333,7 +346,7 @@ func (x *blob) bringFound(ctx context.Context) (bool, error) {
 		x.discard(f, err)
 		err = nil
 	}
-	f.Close()
+	x.drop()
 	return false, err
 }
 
@@ -351,6 +364,7 @@ func (x *blob) finish(f *os.File) {
 			x.file = f
 			x.refs[f]++
 		}
-		x.arrived, x.whole, x.was = id.Size, true, id
+		x.arrived, x.unsure, x.whole, x.was = id.Size, 0, true, id
+		x.endLocked(nil)
 	})
 }

@@ -22,6 +22,9 @@ type content struct {
 
 	mu sync.Mutex
 	x  *blob // nil: none is held
+
+	read  *filling // in which front was read
+	front *imgsrc.Front
 }
 
 var _ imgsrc.Content = (*content)(nil)
@@ -76,6 +79,9 @@ func (c *content) Size(ctx context.Context) (int64, error) {
 func (c *content) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
 	if off < 0 {
 		return 0, fmt.Errorf("reading blob %s: negative offset: %w", c.digest, fs.ErrInvalid)
+	}
+	if n, ok := c.readEarly(ctx, p, off); ok {
+		return n, nil
 	}
 	for range 3 { // a file that is changed is verified anew, but not for ever
 		x, err := c.blob()

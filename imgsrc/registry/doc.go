@@ -34,8 +34,9 @@
 //
 //   - No byte of a manifest, a config or a layer is returned that was not verified against its digest, and none of a
 //     layer before all of it was, or else against the digest of its chunk in a table of contents whose own digest is in the
-//     manifest. Only Files.Root is not verified, where the layer is not in the cache: it asks for the
-//     beginning of it.
+//     manifest. Files.Root is not verified, where the layer is not in the cache: it asks for the
+//     beginning of it. And who asks for it (imgsrc.WithEarly), and reads a layer from its beginning on, gets that as it comes in,
+//     or while a file of the cache is hashed, but never the end, and hears what came of it.
 //   - Every answer is bounded, in bytes (manifests and configs 4 MiB, a blob what its descriptor says) and in time: ten
 //     seconds for a document, thirty without a byte for a blob. Requests are repeated a few times when a connection
 //     breaks or the registry says 429 or 5xx, and not before the time that it asks for; when that is far, they fail.

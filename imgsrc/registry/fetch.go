@@ -163,6 +163,10 @@ func (x *blob) fill(ctx context.Context, f *os.File) error {
 }
 
 func (x *blob) fillFrom(ctx context.Context, f *os.File, have int64, direct bool) error {
+	x.update(func() { // whoever has read some of it has not read this
+		x.arrived = 0
+		x.beginLocked()
+	})
 	if err := f.Truncate(have); err != nil {
 		return &sinkError{err}
 	}
