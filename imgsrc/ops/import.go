@@ -12,10 +12,12 @@ import (
 	"path"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"time"
 
 	"github.com/opencontainers/go-digest"
 	imgspecv1 "github.com/opencontainers/image-spec/specs-go/v1"
+	"go.podman.io/image/v5/docker/reference"
 	"go.podman.io/image/v5/types"
 
 	"github.com/imgfs/imgfs/imgsrc"
@@ -301,3 +303,27 @@ func (importedFrom) List(context.Context) (*imgsrc.Listing, error) {
 func (importedFrom) Stamp() imgsrc.Stamp                       { return "" }
 func (importedFrom) Watch(ctx context.Context, _ func()) error { return imgsrc.ErrUnsupported }
 func (importedFrom) Close() error                              { return nil }
+
+// nameOfFile makes a name of a file's: localhost/NAME:latest, without extensions of archives.
+func nameOfFile(base string) (string, error) {
+	name := strings.ToLower(base)
+	for _, ext := range []string{".gz", ".bz2", ".xz", ".zst", ".zstd", ".tgz", ".tbz", ".tbz2", ".txz", ".tzst"} {
+		if cut, ok := strings.CutSuffix(name, ext); ok {
+			name = cut
+			break
+		}
+	}
+	name = strings.TrimSuffix(name, ".tar")
+	name = strings.Map(func(r rune) rune {
+		if r >= 'a' && r <= 'z' || r >= '0' && r <= '9' || r == '.' || r == '_' || r == '-' {
+			return r
+		}
+		return '-'
+	}, name)
+	name = strings.Trim(name, "._-")
+	full := "localhost/" + name + ":latest"
+	if _, err := reference.ParseNamed(full); err != nil {
+		return "", fail(imgsrc.ErrInvalid, "no name for an image can be made of %s: give one with name=", quote(base))
+	}
+	return full, nil
+}

@@ -66,18 +66,7 @@ func noNames(held []imgsrc.Held, remote bool) error {
 
 // link is tag for names of one kind. They are changed in the first source that has all those that are to be removed and
 // takes the others; what is removed goes from the image's other sources as well, or its link would still be there.
-func (o *Ops) link(ctx context.Context, r Request) (add, remove []string, err error) {
-	if err := o.refuse(r); err != nil {
-		return nil, nil, err
-	}
-	lines, err := parseTags(r.Lines)
-	if err != nil {
-		return nil, nil, err
-	}
-	_, entry, err := o.image(ctx, r.Image)
-	if err != nil {
-		return nil, nil, err
-	}
+func (o *Ops) link(ctx context.Context, r Request, lines []tagLine, entry *imgsrc.Entry) (add, remove []string, err error) {
 	var first error // why the first source did not take them
 	taggers := taggersOf(entry.Held, r.Remote)
 	for i, tagger := range taggers {
@@ -100,9 +89,6 @@ func (o *Ops) link(ctx context.Context, r Request) (add, remove []string, err er
 		}
 		if err != nil {
 			return nil, nil, err
-		}
-		if _, err := o.opt.Catalog.Refresh(ctx); err != nil {
-			o.log.Warn("listing after tagging", "image", r.Image, "error", redact(err.Error()))
 		}
 		return add, remove, nil
 	}

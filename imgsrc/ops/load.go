@@ -14,7 +14,6 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
-	"go.podman.io/image/v5/docker/reference"
 	"go.podman.io/image/v5/manifest"
 	"go.podman.io/image/v5/types"
 
@@ -379,28 +378,4 @@ func arrivalLocalHint(err error) string {
 		return "it must be readable for the user of the mount"
 	}
 	return ""
-}
-
-// nameOfFile makes a name of a file's: localhost/NAME:latest, without extensions of archives.
-func nameOfFile(base string) (string, error) {
-	name := strings.ToLower(base)
-	for _, ext := range []string{".gz", ".bz2", ".xz", ".zst", ".zstd", ".tgz", ".tbz", ".tbz2", ".txz", ".tzst"} {
-		if cut, ok := strings.CutSuffix(name, ext); ok {
-			name = cut
-			break
-		}
-	}
-	name = strings.TrimSuffix(name, ".tar")
-	name = strings.Map(func(r rune) rune {
-		if r >= 'a' && r <= 'z' || r >= '0' && r <= '9' || r == '.' || r == '_' || r == '-' {
-			return r
-		}
-		return '-'
-	}, name)
-	name = strings.Trim(name, "._-")
-	full := "localhost/" + name + ":latest"
-	if _, err := reference.ParseNamed(full); err != nil {
-		return "", fail(imgsrc.ErrInvalid, "no name for an image can be made of %s: give one with name=", quote(base))
-	}
-	return full, nil
 }

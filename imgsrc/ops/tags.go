@@ -12,9 +12,9 @@ import (
 )
 
 // tags carries out a write to an image's tags, or what else changes its names.
-func (o *Ops) tags(ctx context.Context, r Request, change func(context.Context, Request) (add, remove []string, err error)) error {
+func (o *Ops) tags(ctx context.Context, r Request, change changeNames) error {
 	op := operation{kind: "tag", doing: "tagging", request: r, start: time.Now()}
-	add, remove, err := change(ctx, r)
+	add, remove, err := o.changed(ctx, r, change)
 	if err != nil {
 		if ctx.Err() != nil {
 			err = context.Cause(ctx)
@@ -35,10 +35,11 @@ func (o *Ops) tags(ctx context.Context, r Request, change func(context.Context, 
 	return nil
 }
 
-// tag changes the names, and returns those that were added and removed. The first source of the image whose names can be
-// changed is the one whose names are, unless the lines are no names for it and are for another: a registry has names of its
-// own only.
-func (o *Ops) tag(ctx context.Context, r Request) (add, remove []string, err error) {
+// changeNames changes an image's names as lines say, and returns those that were added and removed.
+type changeNames func(ctx context.Context, r Request, lines []tagLine, entry *imgsrc.Entry) (add, remove []string, err error)
+
+// changed has change carry out a request on the image as it is now, and the tree show it.
+func (o *Ops) changed(ctx context.Context, r Request, change changeNames) (add, remove []string, err error) {
 	if err := o.refuse(r); err != nil {
 		return nil, nil, err
 	}
@@ -50,6 +51,19 @@ func (o *Ops) tag(ctx context.Context, r Request) (add, remove []string, err err
 	if err != nil {
 		return nil, nil, err
 	}
+	if add, remove, err = change(ctx, r, lines, entry); err != nil || len(add)+len(remove) == 0 {
+		return nil, nil, err
+	}
+	if _, err := o.opt.Catalog.Refresh(ctx); err != nil {
+		o.log.Warn("listing after tagging", "image", r.Image, "error", redact(err.Error()))
+	}
+	return add, remove, nil
+}
+
+// tag changes the names, and returns those that were added and removed. The first source of the image whose names can be
+// changed is the one whose names are, unless the lines are no names for it and are for another: a registry has names of its
+// own only.
+func (o *Ops) tag(ctx context.Context, _ Request, lines []tagLine, entry *imgsrc.Entry) (add, remove []string, err error) {
 	var first error // why the first source did not take them
 	asked := map[imgsrc.Source]bool{}
 	for _, held := range entry.Held {
@@ -74,9 +88,6 @@ func (o *Ops) tag(ctx context.Context, r Request) (add, remove []string, err err
 		}
 		if err != nil {
 			return nil, nil, err
-		}
-		if _, err := o.opt.Catalog.Refresh(ctx); err != nil {
-			o.log.Warn("listing after tagging", "image", r.Image, "error", redact(err.Error()))
 		}
 		return add, remove, nil
 	}

@@ -12,8 +12,6 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
-
-	"github.com/imgfs/imgfs/imgsrc"
 )
 
 // A task is an operation while it is one of the mount's jobs, and for a while after: it has a number, tells how far it has
@@ -371,35 +369,4 @@ func (t *task) sends(n int64) {
 	if t != nil {
 		t.sent.Add(n)
 	}
-}
-
-// WriteJob carries out what was written to a job's file: each line must be the word cancel. It does not wait until the
-// job has ended. A job that has ended stays as it is, and that is no error: what was asked for is so. The time of the job's
-// text moves, whatever comes of it, because the kernel has put what was written into its cache. Errors: imgsrc.ErrInvalid,
-// imgsrc.ErrNotFound.
-func (o *Ops) WriteJob(number uint32, r Request) error {
-	t := o.tasks.get(number)
-	if t == nil {
-		return fail(imgsrc.ErrNotFound, "cancelling job %d: it is not there any more", number)
-	}
-	defer t.touch()
-	err := o.refuse(r)
-	if err == nil && t.fetch && len(r.Lines) > 0 {
-		err = fail(imgsrc.ErrUnsupported, "what is fetched for readers is not cancelled: others may wait for it")
-	}
-	for _, words := range r.Lines {
-		if err == nil && (len(words) != 1 || words[0] != "cancel") {
-			err = fail(imgsrc.ErrInvalid, "%s: the only word that a job takes is cancel", quote(strings.Join(words, " ")))
-		}
-	}
-	if err != nil {
-		f := &failure{text: oneLine(fmt.Sprintf("cancelling job %d: %s", number, err)), condition: condition(err)}
-		o.events.add(event{Type: "cancel-error", Image: t.request.Image, User: &r.UID, Job: number, Error: f.text})
-		o.log.Warn("cancelling job", "job", number, "user", r.UID, "error", f.text)
-		return f
-	}
-	if len(r.Lines) > 0 {
-		t.cancel(fail(syscall.ECANCELED, "cancelled by user %d, who wrote to jobs/%d", r.UID, number))
-	}
-	return nil
 }

@@ -4,11 +4,16 @@ import (
 	"bytes"
 	"cmp"
 	"encoding/json"
+	"fmt"
 	"slices"
+	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/opencontainers/go-digest"
+
+	"github.com/imgfs/imgfs/imgsrc"
 )
 
 // keptTasks is how many jobs stay to be read when they have ended; of fetches, which reading brings about, as many apart.
@@ -115,6 +120,37 @@ func (o *Ops) Jobs() (numbers []uint32, changed time.Time) {
 		numbers[i] = t.number
 	}
 	return numbers, ts.changed
+}
+
+// WriteJob carries out what was written to a job's file: each line must be the word cancel. It does not wait until the
+// job has ended. A job that has ended stays as it is, and that is no error: what was asked for is so. The time of the job's
+// text moves, whatever comes of it, because the kernel has put what was written into its cache. Errors: imgsrc.ErrInvalid,
+// imgsrc.ErrNotFound.
+func (o *Ops) WriteJob(number uint32, r Request) error {
+	t := o.tasks.get(number)
+	if t == nil {
+		return fail(imgsrc.ErrNotFound, "cancelling job %d: it is not there any more", number)
+	}
+	defer t.touch()
+	err := o.refuse(r)
+	if err == nil && t.fetch && len(r.Lines) > 0 {
+		err = fail(imgsrc.ErrUnsupported, "what is fetched for readers is not cancelled: others may wait for it")
+	}
+	for _, words := range r.Lines {
+		if err == nil && (len(words) != 1 || words[0] != "cancel") {
+			err = fail(imgsrc.ErrInvalid, "%s: the only word that a job takes is cancel", quote(strings.Join(words, " ")))
+		}
+	}
+	if err != nil {
+		f := &failure{text: oneLine(fmt.Sprintf("cancelling job %d: %s", number, err)), condition: condition(err)}
+		o.events.add(event{Type: "cancel-error", Image: t.request.Image, User: &r.UID, Job: number, Error: f.text})
+		o.log.Warn("cancelling job", "job", number, "user", r.UID, "error", f.text)
+		return f
+	}
+	if len(r.Lines) > 0 {
+		t.cancel(fail(syscall.ECANCELED, "cancelled by user %d, who wrote to jobs/%d", r.UID, number))
+	}
+	return nil
 }
 
 // Job returns a job as a line of JSON, and when that text last changed; ok is false if there is no such job. With fresh,
