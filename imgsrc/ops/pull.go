@@ -65,12 +65,11 @@ func (o *Ops) arrivals(ctx context.Context, op operation, lines []pullLine, err 
 			defer o.others.hold(names...)()
 			return t.work(ctx, func() error { return work(ctx, line, to, t) })
 		}
-		var err error
-		if line.wait {
-			err = run(o.begin(ctx, op))
-		} else {
-			err = o.background(op, sameLine(op, cmp.Or(line.place, line.text), op.request.Lines[i]), run)
+		carryOut := o.waitFor
+		if !line.wait {
+			carryOut = o.background
 		}
+		err := carryOut(ctx, op, sameLine(op, cmp.Or(line.place, line.text), op.request.Lines[i]), run)
 		if err != nil {
 			return err
 		}

@@ -48,12 +48,11 @@ func (o *Ops) push(ctx context.Context, r Request) error {
 			}
 			return t.work(ctx, func() error { return o.copy(ctx, pushJob{line, snapshot, entry, entry.First(), t}) })
 		}
-		var err error
-		if line.wait {
-			err = run(o.begin(ctx, op))
-		} else {
-			err = o.background(op, sameLine(op, to, r.Lines[i]), run)
+		carryOut := o.waitFor
+		if !line.wait {
+			carryOut = o.background
 		}
+		err := carryOut(ctx, op, sameLine(op, to, r.Lines[i]), run)
 		if err != nil {
 			return err
 		}

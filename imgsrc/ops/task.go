@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -25,9 +26,11 @@ type task struct {
 	number uint32
 	queued time.Time
 	cancel context.CancelCauseFunc
-	turn   *turn  // nil: it has not lined up
-	fetch  bool   // it is for whoever reads: see Fetch
-	key    string // no two that wait or run have the same; empty: see background
+	turn   *turn         // nil: it has not lined up
+	fetch  bool          // it is for whoever reads: see Fetch
+	key    string        // no two that wait or run have the same; empty: see background
+	gone   chan struct{} // closed when it is over, after result is set; nil where nobody can wait for that
+	result error
 	sent   atomic.Int64
 
 	mu       sync.Mutex // guards what follows; taken after tasks.mu
@@ -84,7 +87,7 @@ func (o *Ops) begin(ctx context.Context, op operation) (context.Context, *task) 
 }
 
 func (o *Ops) newTask(op operation) *task {
-	return &task{operation: op, o: o, queued: time.Now(), state: taskQueued, blobs: map[digest.Digest]*blobTask{}}
+	return &task{operation: op, o: o, queued: time.Now(), state: taskQueued, blobs: map[digest.Digest]*blobTask{}, gone: make(chan struct{})}
 }
 
 // lateAfter is how long something may take that is no job.
@@ -165,6 +168,10 @@ func (t *task) over(err error) {
 	}
 	t.freeze()
 	t.mu.Unlock()
+	if t.gone != nil {
+		t.result = err
+		close(t.gone)
+	}
 	t.cancel(nil)
 	t.o.tasks.ended(t.fetch)
 }
@@ -220,7 +227,7 @@ func (t *task) work(ctx context.Context, do func() error) error {
 // background begins a job that nobody waits for, and has run do its work. When background returns the job can be seen and
 // has its place in the line. If one with this key waits or runs already, that is the one; an empty key is no other's.
 // Error: ENOSPC if too many wait.
-func (o *Ops) background(op operation, key string, run func(context.Context, *task) error) error {
+func (o *Ops) background(_ context.Context, op operation, key string, run func(context.Context, *task) error) error {
 	if o.tasks.full() {
 		return o.done(op, fail(syscall.ENOSPC, "%d jobs run or wait already: queue it when some of them have ended", maxTasks))
 	}
@@ -240,9 +247,24 @@ func (o *Ops) background(op operation, key string, run func(context.Context, *ta
 	return nil
 }
 
+// waitFor has run do the work of a job that its writer waits for, unless a job with this key was queued and has not ended:
+// then that is the one, and goes on if the writer leaves.
+func (o *Ops) waitFor(ctx context.Context, op operation, key string, run func(context.Context, *task) error) error {
+	if t := o.tasks.withKey(key); t != nil {
+		select {
+		case <-t.gone:
+			return t.result
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	return run(o.begin(ctx, op))
+}
+
 // sameLine is the key of the job of one line, at a place that does not depend on where its writer was; empty if the line
-// has something that does.
+// has something that does. Whether it is waited for makes no difference.
 func sameLine(op operation, place string, words []string) string {
+	words = slices.DeleteFunc(slices.Clone(words), func(word string) bool { return strings.HasPrefix(word, "wait=") })
 	for _, word := range words[1:] {
 		if strings.HasPrefix(word, "authfile=") || strings.HasPrefix(word, "sign-") {
 			return ""

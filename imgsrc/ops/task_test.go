@@ -467,6 +467,33 @@ func TestSameLine(t *testing.T) {
 	})
 }
 
+// TestWaitForQueued: who waits for a line that was queued waits for that job, and gets its result; it is not done again. The
+// job goes on if that writer leaves.
+func TestWaitForQueued(t *testing.T) {
+	for _, result := range []error{nil, imgsrc.ErrDenied} {
+		synctest.Test(t, func(t *testing.T) {
+			img := smallImage(t)
+			o, _ := newOps(t, Options{}, img)
+			begun := held(o, result)
+			if err := o.Do(t.Context(), pushTo(img, "localhost:1/a:1", "wait=false")); err != nil {
+				t.Fatal(err)
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+			defer cancel()
+			if err := o.Do(ctx, pushTo(img, "localhost:1/a:1")); !errors.Is(err, context.DeadlineExceeded) {
+				t.Errorf("the writer leaves: %v", err)
+			}
+			time.Sleep(10 * time.Second)
+			if err := o.Do(t.Context(), pushTo(img, "localhost:1/a:1")); !errors.Is(err, result) {
+				t.Errorf("%v, want %v", err, result)
+			}
+			if numbers, _ := o.Jobs(); len(numbers) != 1 || begun.Load() != 1 {
+				t.Errorf("jobs %v, %d have begun", numbers, begun.Load())
+			}
+		})
+	}
+}
+
 func TestJobsAreBounded(t *testing.T) {
 	img := smallImage(t)
 	o, _ := newOps(t, Options{}, img)

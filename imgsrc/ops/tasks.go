@@ -45,7 +45,7 @@ func (ts *tasks) add(t *task) (ok bool) {
 	if t.isOver() {
 		return false
 	}
-	if t.key != "" && slices.ContainsFunc(ts.order, func(other *task) bool { return other.key == t.key && !other.isOver() }) {
+	if ts.sameKey(t.key) != nil {
 		return false
 	}
 	if ts.byNumber == nil {
@@ -57,6 +57,25 @@ func (ts *tasks) add(t *task) (ok bool) {
 	ts.order = append(ts.order, t)
 	ts.changed = later(ts.changed)
 	return true
+}
+
+// withKey returns the task with this key that waits or runs, nil if there is none.
+func (ts *tasks) withKey(key string) *task {
+	ts.mu.Lock()
+	defer ts.mu.Unlock()
+	return ts.sameKey(key)
+}
+
+// sameKey is withKey. mu is held.
+func (ts *tasks) sameKey(key string) *task {
+	if key == "" {
+		return nil
+	}
+	at := slices.IndexFunc(ts.order, func(t *task) bool { return t.key == key && !t.isOver() })
+	if at < 0 {
+		return nil
+	}
+	return ts.order[at]
 }
 
 // full says whether there are as many jobs as there may be.
