@@ -13,6 +13,13 @@
 // A process that is killed leaves all three. Whoever comes across them next takes them away: [Serve] replaces the dead
 // mount, [Unmount] removes it, and [List] forgets state files whose process and mount are both gone.
 //
+// # Ordinary users
+//
+// Who may not mount has fusermount3 do it, which is set-user-id root, and has the mount owned by the user: it sends the open
+// /dev/fuse back, and takes the mount away again. Where mounts are private (mount_namespaces(7)) a process that has a mount
+// namespace of its own keeps the file system alive that was mounted when it began, and an umount elsewhere does not end it:
+// [Options].Ending is called all the same.
+//
 // # Never read your own mount
 //
 // A process must not use the mount that it serves: the Go runtime registers opened files with epoll(7) while it holds a

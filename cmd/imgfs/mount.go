@@ -54,7 +54,8 @@ background serves it until it is unmounted. Nothing is printed on success.
 
 A SOURCE is
 ` + sourceHelp() + `
-Without a SOURCE it is the containers-storage of this user.
+Without a SOURCE it is the containers-storage of this user. An ordinary user needs fusermount3 and, for all of his
+containers-storage, what podman needs: newuidmap, and ids in /etc/subuid and /etc/subgid.
 
 MOUNTPOINT must be an empty directory. If it is missing it is made, and removed again when it is unmounted. A mount
 whose process was killed is replaced.

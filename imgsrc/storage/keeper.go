@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"os"
 	"sync"
 	"time"
@@ -39,6 +40,7 @@ const (
 // that it is given up, or that what the call waits for is complete (see order).
 type keeper struct {
 	options cs.StoreOptions
+	log     *slog.Logger
 	mounts  bool          // it has its own
 	rests   time.Duration // until it ends when it has nothing to do
 
@@ -48,6 +50,7 @@ type keeper struct {
 	pending map[uint64]*asked // guarded by mu
 	idle    *time.Timer       // guarded by mu
 	closed  bool              // guarded by mu
+	warned  bool              // that there is one id only; guarded by mu
 }
 
 // An asked is a call that has no reply yet.
@@ -64,12 +67,12 @@ const patience = 10 * time.Second
 
 var errKeeperEnded = errors.New("the process that works in the user's namespace has ended")
 
-func newOpener(options cs.StoreOptions) *keeper {
-	return &keeper{options: options, rests: openerIdle, pending: map[uint64]*asked{}}
+func newOpener(options cs.StoreOptions, log *slog.Logger) *keeper {
+	return &keeper{options: options, log: log, rests: openerIdle, pending: map[uint64]*asked{}}
 }
 
-func newWriter(options cs.StoreOptions) *keeper {
-	return &keeper{options: options, mounts: true, rests: writerIdle, pending: map[uint64]*asked{}}
+func newWriter(options cs.StoreOptions, log *slog.Logger) *keeper {
+	return &keeper{options: options, log: log, mounts: true, rests: writerIdle, pending: map[uint64]*asked{}}
 }
 
 // running returns the child, which it starts if there is none. mu is held.
@@ -93,6 +96,11 @@ func (k *keeper) running() (*userns.Child, error) {
 		return nil, err
 	}
 	k.child = child
+	k.log.Debug("working in a user namespace", "store", k.options.GraphRoot, "pid", child.PID(), "mounts", k.mounts)
+	if child.Alone != nil && !k.warned {
+		k.warned = true
+		k.log.Warn("the user namespace has the user's own id only", "store", k.options.GraphRoot, "error", child.Alone)
+	}
 	go k.listen(child)
 	return child, nil
 }
@@ -197,7 +205,7 @@ func (s *Source) openIn(root int, dir, name string) (int, error) {
 		if alone := s.opener.alone(); alone != nil {
 			return -1, fmt.Errorf("%w: %w", err, alone)
 		}
-		return -1, keptErr
+		return -1, fmt.Errorf("%w, also for root of a user namespace; %s", keptErr, userns.AppArmorHint)
 	case errors.Is(keptErr, userns.ErrUnavailable):
 		return -1, fmt.Errorf("%w; root of a user namespace could: %v", err, keptErr) //nolint:errorlint // it may not open it, that is all
 	}

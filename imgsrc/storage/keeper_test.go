@@ -26,7 +26,7 @@ import (
 func (r real) kept(t *testing.T) *Source {
 	t.Helper()
 	s := r.source(t)
-	s.opener, s.writer = newOpener(s.real), newWriter(s.real)
+	s.opener, s.writer = newOpener(s.real, s.log), newWriter(s.real, s.log)
 	if err := s.opener.check(); errors.Is(err, userns.ErrUnavailable) {
 		needs.Unmet(t, "user namespaces: "+err.Error())
 	}

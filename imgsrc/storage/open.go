@@ -124,7 +124,7 @@ func open(o Options, conf types.StoreOptions) (*Source, error) {
 		}
 	}
 	if uid := os.Geteuid(); uid != 0 && owner(root) == uid {
-		s.opener, s.writer = newOpener(s.real), newWriter(s.real)
+		s.opener, s.writer = newOpener(s.real, s.log), newWriter(s.real, s.log)
 	}
 	s.strays.age, s.strays.remove = strayAge, s.removeStrays
 	s.work = flight.New("containers-storage", s.log)

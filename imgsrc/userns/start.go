@@ -26,8 +26,8 @@ const (
 	socketFD = 3
 	gateFD   = 4
 
-	// mappedEnv is in the environment of a child whose namespace has its mapping.
-	mappedEnv = "_IMGFS_USERNS_MAPPED"
+	// mapped is the argument of a child whose namespace has its mapping.
+	mapped = "mapped"
 	// ownMounts is the argument of a child that has mounts of its own.
 	ownMounts = "mounts"
 	// goAhead is what the parent writes when the mapping is there.
@@ -38,12 +38,15 @@ const (
 	endTime = 10 * time.Second
 )
 
+// AppArmorHint is what may help where root of a namespace has no rights there.
+const AppArmorHint = "where kernel.apparmor_restrict_unprivileged_userns is 1, as on Ubuntu, imgfs needs an AppArmor profile that allows userns"
+
 // Register makes main what a child does that is started by this name. It is to be called by an init function, and the
 // program's main must call reexec.Init of go.podman.io/storage/pkg/reexec before anything else. The child ends when main
 // returns.
 func Register(name string, main func(*Conn)) {
 	reexec.Register(name, func() {
-		if os.Getenv(mappedEnv) == "" {
+		if !slices.Contains(os.Args, mapped) {
 			enter()
 			return
 		}
@@ -54,7 +57,7 @@ func Register(name string, main func(*Conn)) {
 		}
 		// What is unmounted outside goes here, too, where that is said at all.
 		if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, ""); err != nil && slices.Contains(os.Args, ownMounts) {
-			_ = c.Send([]byte("it gives no capabilities ("+err.Error()+"); on Ubuntu see kernel.apparmor_restrict_unprivileged_userns"), nil)
+			_ = c.Send([]byte("it gives no rights ("+err.Error()+"); "+AppArmorHint), nil)
 			os.Exit(1)
 		}
 		if c.Send([]byte(ready), nil) == nil {
@@ -70,7 +73,7 @@ func enter() {
 	if err != nil || string(said) != goAhead {
 		os.Exit(1) // the parent says why
 	}
-	err = unix.Exec("/proc/self/exe", os.Args, append(os.Environ(), mappedEnv+"=1"))
+	err = unix.Exec("/proc/self/exe", append(os.Args, mapped), os.Environ())
 	fmt.Fprintln(os.Stderr, "starting anew in the user namespace:", err)
 	os.Exit(1)
 }
