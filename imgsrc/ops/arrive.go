@@ -61,6 +61,15 @@ func (o *Ops) receive(ctx context.Context, a arrival) (id string, err error) {
 			options.ImageListSelection = copy.CopyAllImages
 		}
 		_, here := a.ref.(*source) // its readers count the bytes
+		if _, simple := to.(interface{ SimpleSigningOnly() }); simple && !here {
+			err := o.attempt(ctx, a.task, a.watch, func() (err error) {
+				options.RemoveSignatures, err = otherSignatures(ctx, a.ref, a.sys) // of which the policy is asked all the same
+				return err
+			})
+			if err != nil {
+				return err
+			}
+		}
 		once := func() error {
 			options := *options
 			stop := watchArrival(&options, a.task, a.watch, here)

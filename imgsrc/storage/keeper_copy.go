@@ -86,6 +86,9 @@ func (r *keptReference) end(ctx context.Context, complete bool) (made []string, 
 	return made, errors.Join(err, decode(is.Result, &made))
 }
 
+// SimpleSigningOnly says that signatures of other formats cannot be put here: the library's interface for them is its own.
+func (r *keptReference) SimpleSigningOnly() {}
+
 // Received returns the id of the image that was copied to the reference.
 func (r *keptReference) Received() string {
 	r.mu.Lock()
