@@ -86,7 +86,8 @@ const exportTail = `
 
 podman and skopeo take a colon in a path for the beginning of a name: go here first, or by ids/<id>/export/.
 
-Id, config and diff ids stay what they are. docker.tar has the image's names in it and oci.tar the first of them; their
+Id, config and diff ids stay what they are. The layers in oci.tar are as they are here, those in docker.tar too if all are
+compressed with gzip, and else uncompressed. docker.tar has the image's names in it and oci.tar the first of them; their
 time is when those last changed, and rootfs.tar's the image's. What does not resolve cannot be had to the byte: whyNot in
 layers/NN/info.json says why. A damaged layer is an error where it is read.
 `
@@ -179,17 +180,7 @@ func (img *image) canExport(ctx context.Context, r *rendered, entry uint32) (boo
 		if !ok {
 			return false, nil
 		}
-		s := img.f.state.Load()
-		e := s.snap.ByDigest(r.platform.Digest)
-		if e == nil || s.byID[e.ID] == nil {
-			return false, nil
-		}
-		child := s.byID[e.ID]
-		cr, err := child.render(ctx)
-		if err != nil {
-			return false, err
-		}
-		return child.canExport(ctx, cr, entry)
+		return img.platformHas(ctx, r, func(child *image, cr *rendered) (bool, error) { return child.canExport(ctx, cr, entry) })
 	case f.Kind != imgsrc.KindImage:
 		return false, nil
 	case entry == exportRootfs:

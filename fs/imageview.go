@@ -277,7 +277,7 @@ func (img *image) has(ctx context.Context, r *rendered, row *row) (bool, error) 
 		return row.live(e) != nil, nil
 	}
 	if _, ok := r.link(row); ok {
-		return img.platformHas(ctx, r, row)
+		return img.platformHas(ctx, r, func(child *image, cr *rendered) (bool, error) { return child.has(ctx, cr, row) })
 	}
 	switch row.view {
 	case 0:

@@ -49,8 +49,8 @@ func (r *rendered) link(row *row) (target string, ok bool) {
 	return "platforms/" + r.platform.Name + "/" + row.name, true
 }
 
-// platformHas says whether the image that an index means has this file.
-func (img *image) platformHas(ctx context.Context, r *rendered, row *row) (bool, error) {
+// platformHas says whether the image that an index means is here, and has something.
+func (img *image) platformHas(ctx context.Context, r *rendered, has func(child *image, cr *rendered) (bool, error)) (bool, error) {
 	s := img.f.state.Load()
 	e := s.snap.ByDigest(r.platform.Digest)
 	if e == nil || s.byID[e.ID] == nil {
@@ -61,7 +61,7 @@ func (img *image) platformHas(ctx context.Context, r *rendered, row *row) (bool,
 	if err != nil {
 		return false, err
 	}
-	return child.has(ctx, cr, row)
+	return has(child, cr)
 }
 
 // linkDirView is a directory of links. A link's node includes its target, so that the kernel may keep what it says.
