@@ -1,15 +1,12 @@
 package blobs
 
 import (
-	"archive/tar"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"os"
-	"path"
-	"strings"
 	"sync"
 	"syscall"
 
@@ -18,17 +15,6 @@ import (
 
 	"github.com/imgfs/imgfs/imgsrc"
 	"github.com/imgfs/imgfs/imgsrc/layer"
-)
-
-const (
-	// maxMembers bounds an archive. A large image has some hundred.
-	maxMembers = 1 << 20
-	// maxPath bounds a member's name and where a link leads, in bytes, and maxNames those of all together: a tar may give
-	// each a MiB, and compress that to nothing.
-	maxPath  = unix.PathMax
-	maxNames = 128 << 20
-	// maxHops is how many links in an archive may lead to one another.
-	maxHops = 16
 )
 
 // A Tar is the files of a tar archive, by their clean paths.
@@ -70,18 +56,10 @@ type members struct {
 	file     *os.File
 	identity Identity
 	plain    layerReader // the tar's bytes
-	entries  map[string]member
-	err      error // why there may be more than this: the archive is cut short, or damaged
+	*Members
 
 	mu   sync.Mutex
 	refs int
-}
-
-// A member is one entry of the archive.
-type member struct {
-	off, size int64
-	link      string // where another entry's body is meant
-	sparse    bool   // the tar has it without its holes
 }
 
 // layerReader is random access to the tar, compressed or not.
@@ -114,7 +92,7 @@ func (t *Tar) indexFile(ctx context.Context, f *os.File) (*members, error) {
 	if !fi.Mode().IsRegular() {
 		return nil, fmt.Errorf("%w: %s is not a regular file", imgsrc.ErrNoSource, t.file)
 	}
-	m := &members{file: f, identity: IdentityOf(fi), plain: f, entries: map[string]member{}, refs: 1}
+	m := &members{file: f, identity: IdentityOf(fi), plain: f, refs: 1}
 	size := fi.Size()
 	head := make([]byte, layer.HeadLen)
 	n, err := f.ReadAt(head, 0)
@@ -126,7 +104,11 @@ func (t *Tar) indexFile(ctx context.Context, f *os.File) (*members, error) {
 			return nil, fmt.Errorf("decompressing %s: %w", t.file, err)
 		}
 	}
-	if err := m.readHeaders(ctx, t.file, size, maxNames); err != nil {
+	m.Members, err = ReadMembers(ctx, m.plain, t.file, size, maxNames)
+	if err == nil && m.Err != nil && m.Len() == 0 {
+		err = fmt.Errorf("%w: %s is no tar archive, compressed or not: %w", imgsrc.ErrNoSource, t.file, m.Err)
+	}
+	if err != nil {
 		if m.plain != layerReader(f) {
 			err = errors.Join(err, m.plain.Close())
 		}
@@ -134,90 +116,6 @@ func (t *Tar) indexFile(ctx context.Context, f *os.File) (*members, error) {
 	}
 	return m, nil
 }
-
-// readHeaders takes in the members of a tar of this size, with names of at most limit bytes in all. What comes after a
-// broken header is not found, and m.err says so.
-func (m *members) readHeaders(ctx context.Context, file string, size, limit int64) error {
-	source := &tracked{r: m.plain}
-	in := io.NewSectionReader(source, 0, size)
-	tr := tar.NewReader(in)
-	names := int64(0)
-	for {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		h, err := tr.Next()
-		if err == io.EOF {
-			return nil
-		}
-		if source.err != nil { // that says nothing about the archive
-			return fmt.Errorf("reading %s: %w", file, source.err)
-		}
-		if err != nil {
-			m.err = fmt.Errorf("reading %s after %d members: %w", file, len(m.entries), err)
-			if len(m.entries) == 0 {
-				return fmt.Errorf("%w: %s is no tar archive, compressed or not: %w", imgsrc.ErrNoSource, file, err)
-			}
-			return nil
-		}
-		off, err := in.Seek(0, io.SeekCurrent)
-		if err != nil {
-			return err
-		}
-		if len(m.entries) == maxMembers {
-			return fmt.Errorf("%w: %s has more than %d members", imgsrc.ErrUnsupported, file, maxMembers)
-		}
-		if len(h.Name) > maxPath || len(h.Linkname) > maxPath {
-			continue // nobody asks for it
-		}
-		if names += int64(len(h.Name) + len(h.Linkname)); names > limit {
-			return fmt.Errorf("%w: the names in %s have more than %d bytes", imgsrc.ErrUnsupported, file, limit)
-		}
-		name := clean(h.Name)
-		switch h.Typeflag {
-		case tar.TypeReg, tar.TypeGNUSparse:
-			e := member{off: off, size: h.Size, sparse: isSparse(h)}
-			m.entries[name] = e
-			if !e.sparse && h.Size > size-off {
-				m.err = fmt.Errorf("%s ends within %s", file, name)
-			}
-		case tar.TypeLink:
-			m.entries[name] = member{link: clean(h.Linkname)}
-		case tar.TypeSymlink:
-			m.entries[name] = member{link: clean(path.Join(path.Dir(name), h.Linkname))}
-		}
-	}
-}
-
-// tracked remembers that what lies below a tar's reader has failed.
-type tracked struct {
-	r   io.ReaderAt
-	err error
-}
-
-func (t *tracked) ReadAt(p []byte, off int64) (int, error) {
-	n, err := t.r.ReadAt(p, off)
-	if err != nil && err != io.EOF {
-		t.err = err
-	}
-	return n, err
-}
-
-// isSparse says whether a member lies in the archive as GNU tar writes it with --sparse.
-func isSparse(h *tar.Header) bool {
-	if h.Typeflag == tar.TypeGNUSparse {
-		return true
-	}
-	for key := range h.PAXRecords {
-		if strings.HasPrefix(key, "GNU.sparse.") {
-			return true
-		}
-	}
-	return false
-}
-
-// clean is a member's path from the archive's top, out of which none leads.
-func clean(name string) string { return strings.TrimPrefix(path.Clean("/"+name), "/") }
 
 // decompressed is the whole archive without its compression, as the cache has it.
 func (t *Tar) decompressed(ctx context.Context, f *os.File, kind layer.Compression) (layerReader, int64, error) {
@@ -309,28 +207,9 @@ func (m *members) release() {
 	}
 }
 
-// find follows links to a body.
-func (m *members) find(name string) (member, error) {
-	for range maxHops {
-		e, ok := m.entries[name]
-		switch {
-		case !ok && m.err != nil:
-			return member{}, fmt.Errorf("%w: %s is not in the archive: %w: %w", imgsrc.ErrDamaged, name, m.err, fs.ErrNotExist)
-		case !ok:
-			return member{}, fmt.Errorf("%s is not in the archive: %w", name, fs.ErrNotExist)
-		case e.sparse:
-			return member{}, fmt.Errorf("%w: %s lies in the archive without its holes: make the archive without --sparse", imgsrc.ErrUnsupported, name)
-		case e.link == "":
-			return e, nil
-		}
-		name = e.link
-	}
-	return member{}, fmt.Errorf("%w: %s is a link that leads to no file", imgsrc.ErrDamaged, name)
-}
-
-func (m *members) identityOf(e member) Identity {
+func (m *members) identityOf(at Place) Identity {
 	id := m.identity
-	id.off, id.size = e.off, e.size
+	id.off, id.size = at.Off, at.Size
 	return id
 }
 
@@ -340,12 +219,12 @@ func (t *Tar) Open(name string) (File, error) {
 	if err != nil {
 		return nil, err
 	}
-	e, err := m.find(clean(name))
+	at, err := m.Find(name)
 	if err != nil {
 		m.release()
 		return nil, err
 	}
-	return &tarFile{m: m, ReaderAt: io.NewSectionReader(m.plain, e.off, e.size), identity: m.identityOf(e)}, nil
+	return &tarFile{m: m, ReaderAt: io.NewSectionReader(m.plain, at.Off, at.Size), identity: m.identityOf(at)}, nil
 }
 
 // Stat implements [Dir].
@@ -355,11 +234,11 @@ func (t *Tar) Stat(name string) (Identity, error) {
 		return Identity{}, err
 	}
 	defer m.release()
-	e, err := m.find(clean(name))
+	at, err := m.Find(name)
 	if err != nil {
 		return Identity{}, err
 	}
-	return m.identityOf(e), nil
+	return m.identityOf(at), nil
 }
 
 // File is the archive's path, as it was opened.
@@ -381,7 +260,7 @@ func (t *Tar) Problem() error {
 		return err
 	}
 	defer m.release()
-	return m.err
+	return m.Err
 }
 
 // Close implements [Dir]. Members that are open stay readable.

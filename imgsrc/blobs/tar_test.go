@@ -172,7 +172,7 @@ func TestTarReplaced(t *testing.T) {
 
 // A name of a MiB is nothing in a compressed archive, and must not be kept.
 func TestTarNames(t *testing.T) {
-	long := strings.Repeat("a", maxPath+1)
+	long := strings.Repeat("a", MaxPath+1)
 	b := archive(t, [2]string{long, "x"}, [2]string{"to", "-> " + long}, [2]string{"a", "kept"})
 	d := openTar(t, writeArchive(t, b))
 	if got, _, err := ReadFile(d, "a", 100); err != nil || string(got) != "kept" {
@@ -181,8 +181,7 @@ func TestTarNames(t *testing.T) {
 	if len(d.now.entries) != 1 {
 		t.Errorf("%d members are kept", len(d.now.entries))
 	}
-	m := &members{plain: d.now.plain, entries: map[string]member{}}
-	if err := m.readHeaders(t.Context(), "archive", int64(len(b)), 0); !errors.Is(err, imgsrc.ErrUnsupported) {
+	if _, err := ReadMembers(t.Context(), d.now.plain, "archive", int64(len(b)), 0); !errors.Is(err, imgsrc.ErrUnsupported) {
 		t.Errorf("more names than may be: %v", err)
 	}
 }
@@ -254,10 +253,9 @@ func (failing) ReadAt([]byte, int64) (int, error) { return 0, syscall.EIO }
 
 // A disk that fails is no archive that is cut short.
 func TestTarUnreadable(t *testing.T) {
-	m := &members{plain: failing{}, entries: map[string]member{}}
-	err := m.readHeaders(t.Context(), "archive", 10240, maxNames)
-	if !errors.Is(err, syscall.EIO) || isVerdict(err) || m.err != nil {
-		t.Errorf("%v, %v", err, m.err)
+	m, err := ReadMembers(t.Context(), failing{}, "archive", 10240, maxNames)
+	if !errors.Is(err, syscall.EIO) || isVerdict(err) || m != nil {
+		t.Errorf("%v, %v", err, m)
 	}
 }
 

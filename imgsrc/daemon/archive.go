@@ -1,28 +1,25 @@
 package daemon
 
 import (
-	"archive/tar"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
-	"path"
 	"strings"
 
 	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
-	"golang.org/x/sys/unix"
 
 	"github.com/imgfs/imgfs/imgsrc"
+	"github.com/imgfs/imgfs/imgsrc/blobs"
 	"github.com/imgfs/imgfs/imgsrc/layer"
 )
 
 // Bounds of a saved image.
 const (
-	maxEntries = 100_000
-	maxPath    = unix.PathMax // of a name, and of where a link leads, in bytes
-	maxNames   = 64 << 20     // bytes of all names: a tar may give each a MiB
-	maxLinks   = 8
+	maxNames     = 64 << 20 // bytes of all names: a tar may give each a MiB
+	maxManifests = 100_000  // that are looked at for one
 	// A compressed layer may expand to freeExpansion bytes, beyond that to maxRatio times its own.
 	freeExpansion = 16 << 30
 	maxRatio      = 500
@@ -32,89 +29,46 @@ const (
 // Docker 25 these are <id>.json and <layer>/layer.tar, and a layer that is there already is a link; since then they are
 // blobs of an OCI layout. Layers are uncompressed, or as they were pulled if the engine has the containerd image store.
 type archive struct {
-	r     io.ReaderAt
-	files map[string]section
-	links map[string]string
+	r       io.ReaderAt
+	members *blobs.Members
 }
 
-// A section is where a file lies in an archive.
-type section struct{ off, size int64 }
-
-// readArchive reads the headers. Error: imgsrc.ErrDamaged.
-func readArchive(r io.ReaderAt, size int64) (*archive, error) {
-	a := &archive{r: r, files: map[string]section{}, links: map[string]string{}}
-	in := io.NewSectionReader(r, 0, size)
-	t := tar.NewReader(in)
-	names := 0
-	for n := 0; ; n++ {
-		h, err := t.Next()
-		if err == io.EOF && n > 0 {
-			return a, nil
-		}
-		if err == io.EOF {
-			err = io.ErrUnexpectedEOF
-		}
-		if err != nil {
-			return nil, fmt.Errorf("%w: what the engine sent is not a tar: %w", imgsrc.ErrDamaged, err)
-		}
-		if n >= maxEntries {
-			return nil, fmt.Errorf("%w: more than %d entries", imgsrc.ErrDamaged, maxEntries)
-		}
-		if len(h.Name) > maxPath || len(h.Linkname) > maxPath {
-			continue // nobody asks for it
-		}
-		if names += len(h.Name) + len(h.Linkname); names > maxNames {
-			return nil, fmt.Errorf("%w: names of more than %d bytes", imgsrc.ErrDamaged, maxNames)
-		}
-		name := clean(h.Name)
-		switch h.Typeflag {
-		case tar.TypeReg:
-			off, err := in.Seek(0, io.SeekCurrent) // the reader reads no further than it has to
-			if err != nil {
-				return nil, err
-			}
-			if h.Size > size-off {
-				return nil, fmt.Errorf("%w: %q has %d bytes, and the archive ends after %d", imgsrc.ErrDamaged, name, h.Size, size-off)
-			}
-			a.files[name] = section{off, h.Size}
-		case tar.TypeSymlink:
-			a.links[name] = clean(path.Join(path.Dir(name), h.Linkname))
-		case tar.TypeLink:
-			a.links[name] = clean(h.Linkname)
-		}
+// readArchive reads the headers. Error: imgsrc.ErrDamaged, or r's.
+func readArchive(ctx context.Context, r io.ReaderAt, size int64) (*archive, error) {
+	m, err := blobs.ReadMembers(ctx, r, "what the engine sent", size, maxNames)
+	switch {
+	case errors.Is(err, imgsrc.ErrUnsupported):
+		return nil, fmt.Errorf("%w: %w", imgsrc.ErrDamaged, err)
+	case err != nil:
+		return nil, err
+	case m.Err != nil:
+		return nil, fmt.Errorf("%w: what the engine sent is not a tar: %w", imgsrc.ErrDamaged, m.Err)
+	case m.Len() == 0:
+		return nil, fmt.Errorf("%w: what the engine sent is not a tar: %w", imgsrc.ErrDamaged, io.ErrUnexpectedEOF)
 	}
+	return &archive{r, m}, nil
 }
 
-// clean returns a path from the archive's root.
-func clean(name string) string { return path.Clean("/" + name)[1:] }
-
-// find returns where a file lies, also through links.
-func (a *archive) find(name string) (section, bool) {
-	name = clean(name)
-	for range maxLinks {
-		if s, ok := a.files[name]; ok {
-			return s, true
-		}
-		to, ok := a.links[name]
-		if !ok {
-			break
-		}
-		name = to
+// find returns where a file lies, also through links. Error: imgsrc.ErrDamaged.
+func (a *archive) find(name string) (blobs.Place, error) {
+	at, err := a.members.Find(name)
+	if err != nil { // not what it wraps: a layer that is missing here is not one that may come yet
+		err = fmt.Errorf("%w: the engine's archive has no %s", imgsrc.ErrDamaged, name)
 	}
-	return section{}, false
+	return at, err
 }
 
 // read returns a small file.
 func (a *archive) read(name string) ([]byte, error) {
-	s, ok := a.find(name)
+	at, err := a.find(name)
 	switch {
-	case !ok:
-		return nil, fmt.Errorf("%w: the engine's archive has no %s", imgsrc.ErrDamaged, name)
-	case s.size > imgsrc.MaxManifest:
-		return nil, fmt.Errorf("%w: %s has %d bytes, more than %d", imgsrc.ErrDamaged, name, s.size, imgsrc.MaxManifest)
+	case err != nil:
+		return nil, err
+	case at.Size > imgsrc.MaxManifest:
+		return nil, fmt.Errorf("%w: %s has %d bytes, more than %d", imgsrc.ErrDamaged, name, at.Size, imgsrc.MaxManifest)
 	}
-	b := make([]byte, s.size)
-	if _, err := a.r.ReadAt(b, s.off); err != nil && err != io.EOF {
+	b := make([]byte, at.Size)
+	if _, err := a.r.ReadAt(b, at.Off); err != nil && err != io.EOF {
 		return nil, err
 	}
 	return b, nil
@@ -134,7 +88,7 @@ func (a *archive) readJSON(name string, v any) error {
 // A part is one layer of an archive.
 type part struct {
 	archive *archive
-	section section
+	place   blobs.Place
 	plain   bool // not compressed
 }
 
@@ -189,20 +143,20 @@ func (a *archive) image(ctx context.Context, id string) (*document, map[digest.D
 }
 
 func (a *archive) part(name string) (part, error) {
-	s, ok := a.find(name)
-	if !ok {
-		return part{}, fmt.Errorf("%w: the engine's archive has no %s", imgsrc.ErrDamaged, name)
-	}
-	head := make([]byte, min(layer.HeadLen, s.size))
-	if _, err := a.r.ReadAt(head, s.off); err != nil && err != io.EOF {
+	at, err := a.find(name)
+	if err != nil {
 		return part{}, err
 	}
-	return part{a, s, layer.Detect(head) == layer.None}, nil
+	head := make([]byte, min(layer.HeadLen, at.Size))
+	if _, err := a.r.ReadAt(head, at.Off); err != nil && err != io.EOF {
+		return part{}, err
+	}
+	return part{a, at, layer.Detect(head) == layer.None}, nil
 }
 
 // open returns the layer's uncompressed bytes. They are not verified.
 func (p part) open() (io.ReadCloser, error) {
-	raw := io.NewSectionReader(p.archive.r, p.section.off, p.section.size)
+	raw := io.NewSectionReader(p.archive.r, p.place.Off, p.place.Size)
 	if p.plain {
 		return io.NopCloser(raw), nil
 	}
@@ -210,13 +164,13 @@ func (p part) open() (io.ReadCloser, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &bounded{ReadCloser: z, left: max(freeExpansion, maxRatio*p.section.size)}, nil
+	return &bounded{ReadCloser: z, left: max(freeExpansion, maxRatio*p.place.Size)}, nil
 }
 
 // size returns how many bytes open gives.
 func (p part) size(ctx context.Context) (int64, error) {
 	if p.plain {
-		return p.section.size, nil
+		return p.place.Size, nil
 	}
 	r, err := p.open()
 	if err != nil {
@@ -259,7 +213,7 @@ func (a *archive) stored(id string, config digest.Digest) ([]byte, error) {
 	other := fmt.Errorf("%w: the engine's archive has the config %s, which is not image %s", imgsrc.ErrDamaged, config, id)
 	level := []digest.Digest{digest.NewDigestFromEncoded(digest.SHA256, id)}
 	seen := map[digest.Digest]bool{}
-	for len(level) > 0 && len(seen) < maxEntries {
+	for len(level) > 0 && len(seen) < maxManifests {
 		d := level[0]
 		level = level[1:]
 		if seen[d] || d.Validate() != nil {

@@ -20,7 +20,7 @@ func FuzzArchive(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte, id string) {
 		r := bytes.NewReader(b)
 		_ = engineError(r, r.Size())
-		a, err := readArchive(r, r.Size())
+		a, err := readArchive(t.Context(), r, r.Size())
 		if err != nil {
 			return
 		}

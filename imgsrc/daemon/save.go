@@ -170,7 +170,7 @@ func (s *Source) stream(ctx context.Context, id string) (_ *spool, err error) {
 	}
 	sp := &spool{file: f}
 	sp.refs.Store(1)
-	a, err := readArchive(f, size)
+	a, err := readArchive(ctx, f, size)
 	if err == nil {
 		sp.doc, sp.parts, err = a.image(ctx, id)
 	}
