@@ -12,6 +12,7 @@ import (
 	"sync/atomic"
 	"syscall"
 
+	"github.com/moby/sys/mountinfo"
 	"github.com/rogpeppe/go-internal/testscript"
 	"golang.org/x/sys/unix"
 )
@@ -99,8 +100,12 @@ func hold(home string) (code int) {
 	return 0
 }
 
-// furnish makes the namespace what the user needs. Its mounts are private.
+// furnish makes the namespace what the user needs. Its mounts are private: those of scripts that run beside would stay here
+// when they are unmounted there, and so would the processes that serve them.
 func furnish(home string, uid int) error {
+	if err := detachFUSE(); err != nil {
+		return err
+	}
 	dir := home + ".etc"
 	upper, work := filepath.Join(dir, "upper"), filepath.Join(dir, "work")
 	run := fmt.Sprintf("/run/user/%d", uid)
@@ -129,6 +134,16 @@ func furnish(home string, uid int) error {
 		}
 		lines := strings.TrimRight(string(text), "\n") + "\n" + line + "\n"
 		err = errors.Join(err, os.WriteFile(file, []byte(strings.TrimLeft(lines, "\n")), 0o644))
+	}
+	return err
+}
+
+func detachFUSE() error {
+	mounts, err := mountinfo.GetMounts(func(i *mountinfo.Info) (skip, stop bool) { return !strings.HasPrefix(i.FSType, "fuse"), false })
+	for _, m := range mounts {
+		if e := unix.Unmount(m.Mountpoint, unix.MNT_DETACH); !errors.Is(e, unix.EINVAL) { // else it went with the one above it
+			err = errors.Join(err, e)
+		}
 	}
 	return err
 }
