@@ -33,8 +33,8 @@
 // manifest says of it; its entries are emitted as those of a tar are, so that index and merge are the same code, and the
 // Chunks say where in the blob a body lies and verify what is unpacked from there. A table without a digest in the manifest
 // is not used, nor one that leaves something open: names that are not UTF-8 (JSON has them otherwise), chunks without a
-// sha256 digest or of more than 64 MiB, more than 128 MiB of JSON. What such a table says less than the tar are parts of
-// seconds, with eStargz.
+// sha256 digest or of more than 64 MiB, more than 1 GiB of JSON (two million files and more). It is unpacked while it is gone
+// through: what is in memory is the chunks. What such a table says less than the tar are parts of seconds, with eStargz.
 //
 // # The cache
 //

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"sync"
+	"time"
 	"weak"
 
 	"github.com/opencontainers/go-digest"
@@ -84,7 +85,7 @@ func (s *Source) useLazyLocked(z *lazy) {
 		r = &ranges{source: s, repo: z.repo, digest: z.layer.Digest, size: z.layer.Size}
 		s.parts[r.digest] = r
 	}
-	r.users++
+	r.use()
 	z.ranges = r
 	z.mu.Lock()
 	z.chunks = z.weak.Value()
@@ -113,10 +114,22 @@ func (s *Source) releaseRanges(r *ranges) {
 }
 
 func (s *Source) releaseRangesLocked(r *ranges) {
-	if r.users--; r.users == 0 {
-		delete(s.parts, r.digest)
-		r.close()
+	if r.users--; r.users > 0 {
+		return
 	}
+	if s.parts[r.digest] != r { // the source is closed
+		r.close()
+		return
+	}
+	// Who goes through an image comes back, and is known by what he has read.
+	r.idle = time.AfterFunc(unpackedTime, func() {
+		s.lazyMu.Lock()
+		defer s.lazyMu.Unlock()
+		if r.users == 0 && s.parts[r.digest] == r {
+			delete(s.parts, r.digest)
+			r.close()
+		}
+	})
 }
 
 // wrote notes that bytes were added to the cache's directory.

@@ -29,7 +29,8 @@ type ranges struct {
 	repo   string
 	digest digest.Digest
 	size   int64
-	users  int // guarded by Source.lazyMu
+	users  int         // guarded by Source.lazyMu
+	idle   *time.Timer // likewise; closes them when nobody has used them for a while
 
 	mu     sync.Mutex
 	opened bool
@@ -144,6 +145,14 @@ func (r *ranges) openShared() (*os.File, error) {
 		return nil, err
 	}
 	return f, nil
+}
+
+// use counts another user. The caller holds Source.lazyMu.
+func (r *ranges) use() {
+	r.users++
+	if r.idle != nil {
+		r.idle.Stop()
+	}
 }
 
 // close is called when nobody uses the ranges any more.

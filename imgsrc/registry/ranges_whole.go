@@ -208,7 +208,7 @@ func (s *Source) seed(d digest.Digest, f *os.File) int64 {
 	s.lazyMu.Lock()
 	r := s.parts[d]
 	if r != nil {
-		r.users++
+		r.use()
 	}
 	s.lazyMu.Unlock()
 	if r == nil {

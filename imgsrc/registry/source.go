@@ -336,7 +336,8 @@ func (s *Source) Close() error {
 	s.flights.Close()
 	s.unpacked.close()
 	s.lazyMu.Lock()
-	for _, r := range s.parts {
+	for d, r := range s.parts {
+		delete(s.parts, d)
 		r.close()
 	}
 	s.lazyMu.Unlock()
