@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 
 	"github.com/spf13/cobra"
+	"go.podman.io/storage/pkg/unshare"
 
 	"github.com/imgfs/imgfs/imgsrc"
 	"github.com/imgfs/imgfs/mount"
@@ -223,9 +224,9 @@ func (o *mountOptions) avoid(specs []*spec) []mount.Dir {
 }
 
 // defaultCacheDir returns /var/cache/imgfs for root, else imgfs in the user's own cache directory; empty if there is
-// none.
+// none. Under podman unshare root is that user.
 func defaultCacheDir() string {
-	if os.Geteuid() == 0 {
+	if os.Geteuid() == 0 && unshare.GetRootlessUID() == 0 {
 		return "/var/cache/imgfs"
 	}
 	dir, err := os.UserCacheDir()
