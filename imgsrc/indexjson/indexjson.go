@@ -58,6 +58,9 @@ func Update(ctx context.Context, root *os.Root, next func() (was, text []byte, e
 		if len(text) > Max {
 			return fmt.Errorf("%w: index.json would have %d bytes, more than %d", imgsrc.ErrInvalid, len(text), Max)
 		}
+		if err := imgsrc.Commit(ctx); err != nil {
+			return err
+		}
 		replaced, err := replace(root, was, text, ready)
 		if err != nil {
 			return err

@@ -8,6 +8,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/imgfs/imgfs/imgsrc"
 )
 
 // grace is how long a job waits for a writer that has left to come back.
@@ -35,6 +37,8 @@ type job struct {
 	cancel  context.CancelCauseFunc
 	waiters int
 	leave   *time.Timer   // runs out when nobody came back; nil while somebody waits
+	back    chan struct{} // closed when somebody waits again; nil if nobody wants to know
+	commits bool          // it makes its change, after which it is done: see mayCommit
 	done    chan struct{} // closed with mu held, after err is set
 	err     error
 }
@@ -60,11 +64,16 @@ func (js *jobs) do(ctx context.Context, key string, run func(context.Context) er
 		j.leave.Stop()
 		j.leave = nil
 	}
+	if j.back != nil {
+		close(j.back)
+		j.back = nil
+	}
 	js.mu.Unlock()
 
 	select {
 	case <-j.done:
 	case <-ctx.Done():
+		js.committed(j)
 	}
 
 	js.mu.Lock()
@@ -86,6 +95,7 @@ func (js *jobs) do(ctx context.Context, key string, run func(context.Context) er
 func (js *jobs) start(key string, run func(context.Context) error) *job {
 	ctx, cancel := context.WithCancelCause(js.ctx)
 	j := &job{cancel: cancel, done: make(chan struct{})}
+	ctx = imgsrc.WithCommit(ctx, func() error { return js.mayCommit(ctx, j) })
 	if key != "" {
 		js.byKey[key] = j
 	}
@@ -101,6 +111,47 @@ func (js *jobs) start(key string, run func(context.Context) error) *job {
 		cancel(nil)
 	})
 	return j
+}
+
+// mayCommit is what a source asks before it changes something. A writer that has left was told that it was interrupted:
+// unless it comes back nothing may happen any more.
+func (js *jobs) mayCommit(ctx context.Context, j *job) error {
+	for {
+		js.mu.Lock()
+		if j.waiters > 0 || ctx.Err() != nil {
+			j.commits = ctx.Err() == nil
+			js.mu.Unlock()
+			return context.Cause(ctx)
+		}
+		if j.back == nil {
+			j.back = make(chan struct{})
+		}
+		back := j.back
+		js.mu.Unlock()
+		select {
+		case <-back:
+		case <-ctx.Done():
+		}
+	}
+}
+
+// commitTime is how long a writer that is interrupted while its change is made waits for what comes of it.
+const commitTime = 500 * time.Millisecond
+
+// committed returns when a job is done that makes its change, or it takes too long.
+func (js *jobs) committed(j *job) {
+	js.mu.Lock()
+	commits := j.commits
+	js.mu.Unlock()
+	if !commits {
+		return
+	}
+	timer := time.NewTimer(commitTime)
+	defer timer.Stop()
+	select {
+	case <-j.done:
+	case <-timer.C:
+	}
 }
 
 // background runs run, which ends when the jobs' context does; nobody waits for it.

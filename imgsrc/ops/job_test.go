@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -280,5 +281,47 @@ func TestPanic(t *testing.T) {
 	}
 	if o.turns.free != o.opt.Pushes {
 		t.Error("the turn is still taken")
+	}
+}
+
+// TestCommit: what a job would change after its writer was told that it was interrupted is not changed, unless that comes back.
+func TestCommit(t *testing.T) {
+	for name, test := range map[string]struct {
+		leave, back time.Duration // of the writer; back 0: never
+		commits     bool
+		want        error
+	}{
+		"stays":                     {time.Hour, 0, true, nil},
+		"leaves":                    {time.Second, 0, false, context.DeadlineExceeded},
+		"comes back":                {time.Second, 2500 * time.Millisecond, true, nil},
+		"comes back too late":       {time.Second, time.Minute, true, nil}, // to a new one
+		"leaves while it is change": {2100 * time.Millisecond, 0, true, nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				js := newJobs(slog.New(slog.DiscardHandler))
+				committed := 0
+				run := func(ctx context.Context) error {
+					time.Sleep(2 * time.Second) // for a lock
+					if err := imgsrc.Commit(ctx); err != nil {
+						return err
+					}
+					committed++
+					time.Sleep(200 * time.Millisecond)
+					return nil
+				}
+				ctx, cancel := context.WithTimeout(t.Context(), test.leave)
+				defer cancel()
+				err := js.do(ctx, "key", run)
+				if test.back > 0 {
+					time.Sleep(test.back - test.leave)
+					err = js.do(t.Context(), "key", run)
+				}
+				time.Sleep(10 * time.Second)
+				if !errors.Is(err, test.want) || (committed == 1) != test.commits {
+					t.Errorf("%v, want %v; %d commits", err, test.want, committed)
+				}
+			})
+		})
 	}
 }

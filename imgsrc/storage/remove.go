@@ -63,7 +63,7 @@ func (s *Source) remove(ctx context.Context, id string, names []string) error {
 			return fmt.Errorf("it has got the name %q meanwhile: %w", name, imgsrc.ErrInUse)
 		}
 	}
-	if err := ctx.Err(); err != nil { // nobody waits any more
+	if err := imgsrc.Commit(ctx); err != nil { // nobody waits any more
 		return err
 	}
 	_, err = store.DeleteImage(img.ID, true)

@@ -91,7 +91,7 @@ func (s *Source) tag(ctx context.Context, id string, add, remove []string) error
 	if err := hasNames(img.Names, remove); err != nil {
 		return err
 	}
-	if err := ctx.Err(); err != nil { // nobody waits any more
+	if err := imgsrc.Commit(ctx); err != nil { // nobody waits any more
 		return err
 	}
 	return writeError(changeNames(store, id, add, remove))
