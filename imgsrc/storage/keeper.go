@@ -1,6 +1,7 @@
 package storage
 
 import (
+	"cmp"
 	"context"
 	"encoding/gob"
 	"errors"
@@ -189,6 +190,29 @@ func (k *keeper) call(ctx context.Context, method string, args, result any) erro
 		return err
 	}
 	return decode(r.Result, result)
+}
+
+// change is call for a change that is made at one moment, at which the keeper asks whether it is still wanted.
+func (k *keeper) change(ctx context.Context, method string, args any) error {
+	a, err := k.begin(method, args, nil)
+	if err != nil {
+		return err
+	}
+	select {
+	case <-a.ready:
+	case r := <-a.replied: // there is nothing to change
+		return r.Err.error()
+	case <-ctx.Done():
+		_, err := a.wait(ctx)
+		return err
+	}
+	order, err := orderComplete, imgsrc.Commit(ctx)
+	if err != nil {
+		order = orderAbandon
+	}
+	_ = a.send(message{Order: order}, nil) // an error is the reply's, too
+	_, made := a.wait(context.WithoutCancel(ctx))
+	return cmp.Or(err, made)
 }
 
 // openIn is the function of this name, with the keeper's help where the user may not open a file.

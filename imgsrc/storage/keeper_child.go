@@ -196,13 +196,13 @@ func (s *keeping) work(ctx context.Context, method string, c *call) (result any,
 		if err := decode(c.args, &a); err != nil {
 			return nil, nil, err
 		}
-		return nil, nil, s.src.tag(ctx, a.ID, a.Add, a.Remove)
+		return nil, nil, s.src.tag(c.committing(ctx), a.ID, a.Add, a.Remove)
 	case methodRemove:
 		var a removeArgs
 		if err := decode(c.args, &a); err != nil {
 			return nil, nil, err
 		}
-		return nil, nil, s.src.remove(ctx, a.ID, a.Names)
+		return nil, nil, s.src.remove(c.committing(ctx), a.ID, a.Names)
 	case methodAddIndex:
 		var a addIndexArgs
 		if err := decode(c.args, &a); err != nil {
@@ -222,6 +222,19 @@ func (s *keeping) work(ctx context.Context, method string, c *call) (result any,
 		return nil, nil, nil
 	}
 	return nil, nil, fmt.Errorf("%q is nothing that a keeper does: %w", method, imgsrc.ErrUnsupported)
+}
+
+// committing returns a context in which the parent is asked before a change is made.
+func (c *call) committing(ctx context.Context) context.Context {
+	return imgsrc.WithCommit(ctx, func() error {
+		c.answer(answer{Number: c.number, Ready: true}, nil)
+		select {
+		case <-c.complete:
+			return nil
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	})
 }
 
 // openBelow opens a file as a reader of the layer would.

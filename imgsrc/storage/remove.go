@@ -33,7 +33,7 @@ func (s *Source) Intermediates() bool { return true }
 
 func (s *Source) remove(ctx context.Context, id string, names []string) error {
 	if s.writer != nil {
-		return s.writer.call(ctx, methodRemove, removeArgs{id, names}, nil)
+		return s.writer.change(ctx, methodRemove, removeArgs{id, names})
 	}
 	s.tagMu.Lock()
 	defer s.tagMu.Unlock()

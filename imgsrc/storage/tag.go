@@ -62,7 +62,7 @@ func (s *Source) Tag(ctx context.Context, img imgsrc.Desc, add, remove []string)
 
 func (s *Source) tag(ctx context.Context, id string, add, remove []string) error {
 	if s.writer != nil {
-		return s.writer.call(ctx, methodTag, tagArgs{id, add, remove}, nil)
+		return s.writer.change(ctx, methodTag, tagArgs{id, add, remove})
 	}
 	for _, name := range add {
 		if full, err := s.CheckName(name); err != nil {
