@@ -22,16 +22,34 @@ type entry struct {
 	// distrust is set when the file was found damaged and may still be there.
 	distrust bool
 	// damaged are the blobs that turned out not to be this layer, so that they are not decompressed at every read.
-	damaged map[digest.Digest]verdict
+	damaged map[digest.Digest]*verdict
 }
 
-// A verdict is what a pass said of a blob. It holds for a while and not for ever: somebody may repair the blob.
+// A verdict is what a pass said of a blob that it found damaged. It holds for a while, so that not every read goes through
+// the blob again, and not for ever: somebody may repair it.
 type verdict struct {
 	err   error
 	until time.Time
 }
 
-const verdictTime = 10 * time.Second
+// A verdict holds for ten times as long as it took to find, between these two.
+const minVerdict, maxVerdict = time.Second, 10 * time.Second
+
+// verdictOf is err as the verdict of a pass that has just ended, or as the one that it repeats.
+func verdictOf(err error, began time.Time) *verdict {
+	if v := (*verdict)(nil); errors.As(err, &v) {
+		return &verdict{err, v.until}
+	}
+	now := time.Now()
+	return &verdict{err, now.Add(min(max(10*now.Sub(began), minVerdict), maxVerdict))}
+}
+
+func (v *verdict) Error() string { return v.err.Error() }
+
+func (v *verdict) Unwrap() error { return v.err }
+
+// holds says whether it does; none holds not.
+func (v *verdict) holds() bool { return v != nil && time.Now().Before(v.until) }
 
 // A job is one attempt to get at a layer's bytes.
 type job struct {
@@ -75,7 +93,7 @@ func (c *Cache) known(d *content) *tags {
 	}
 	c.mu.Lock()
 	e, closed := c.entries[d.key], c.closed
-	there := e != nil && (e.store != nil || e.damaged[d.src.blob].err != nil)
+	there := e != nil && (e.store != nil || e.damaged[d.src.blob] != nil)
 	c.mu.Unlock()
 	if closed || there {
 		return nil
@@ -154,7 +172,7 @@ func (d *content) acquire(ctx context.Context) (*store, *job, error) {
 		}
 		e := c.entries[d.key]
 		if e == nil {
-			e = &entry{key: d.key, damaged: map[digest.Digest]verdict{}}
+			e = &entry{key: d.key, damaged: map[digest.Digest]*verdict{}}
 			c.entries[d.key] = e
 		}
 		if !d.held {
@@ -166,9 +184,9 @@ func (d *content) acquire(ctx context.Context) (*store, *job, error) {
 			c.mu.Unlock()
 			return s, nil, nil
 		}
-		if v := e.damaged[d.src.blob]; v.err != nil && time.Now().Before(v.until) {
+		if v := e.damaged[d.src.blob]; v.holds() {
 			c.mu.Unlock()
-			return nil, nil, v.err
+			return nil, nil, v
 		}
 		if e.job == nil {
 			c.start(e, d.src)
@@ -197,7 +215,7 @@ func (d *content) acquire(ctx context.Context) (*store, *job, error) {
 func (c *Cache) start(e *entry, src blobSource) {
 	j := &job{blob: src.blob, done: make(chan struct{}), early: make(chan struct{})}
 	e.job = j
-	distrust := e.distrust
+	distrust, began := e.distrust, time.Now()
 	c.jobs.Go(func() {
 		s, err := c.bring(e.key, src, distrust, j)
 		if err != nil {
@@ -208,16 +226,18 @@ func (c *Cache) start(e *entry, src blobSource) {
 		}
 		c.mu.Lock()
 		defer c.mu.Unlock()
+		if errors.Is(err, imgsrc.ErrDamaged) {
+			v := verdictOf(err, began)
+			e.damaged[src.blob] = v
+			err = v
+			c.log.Error("decompressing layer", "blob", src.blob, "error", err)
+		}
 		j.err = err
 		close(j.done)
 		e.job = nil
-		switch {
-		case err == nil:
+		if err == nil {
 			s.refs = 1
 			e.store, e.distrust = s, false
-		case errors.Is(err, imgsrc.ErrDamaged):
-			e.damaged[src.blob] = verdict{err, time.Now().Add(verdictTime)}
-			c.log.Error("decompressing layer", "blob", src.blob, "error", err)
 		}
 		c.tidy(e)
 	})

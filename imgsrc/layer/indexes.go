@@ -37,7 +37,7 @@ type indexes struct {
 	inHeld map[imgsrc.FilesKey]*list.Element
 	size   int64
 	flying map[imgsrc.FilesKey]*indexJob
-	bad    map[badKey]verdict // layers that are damaged, so that they are not read again at every request
+	bad    map[badKey]*verdict // layers that are damaged, so that they are not read again at every request
 }
 
 // A badKey is a layer where it was found damaged: elsewhere it may be sound.
@@ -60,7 +60,7 @@ type indexJob struct {
 }
 
 func newIndexes() *indexes {
-	return &indexes{known: map[imgsrc.FilesKey]weak.Pointer[Index]{}, held: list.New(), inHeld: map[imgsrc.FilesKey]*list.Element{}, flying: map[imgsrc.FilesKey]*indexJob{}, bad: map[badKey]verdict{}}
+	return &indexes{known: map[imgsrc.FilesKey]weak.Pointer[Index]{}, held: list.New(), inHeld: map[imgsrc.FilesKey]*list.Element{}, flying: map[imgsrc.FilesKey]*indexJob{}, bad: map[badKey]*verdict{}}
 }
 
 // A Layer is what Index needs of one.
@@ -104,8 +104,8 @@ func (c *Cache) lookIndex(l Layer) (x *Index, j *indexJob, mine bool, err error)
 	}
 	bad := badKey{l.Key, l.From}
 	if v, ok := ix.bad[bad]; ok {
-		if time.Now().Before(v.until) {
-			return nil, nil, false, v.err
+		if v.holds() {
+			return nil, nil, false, v
 		}
 		delete(ix.bad, bad)
 	}
@@ -124,7 +124,7 @@ func (c *Cache) lookIndex(l Layer) (x *Index, j *indexJob, mine bool, err error)
 }
 
 func (c *Cache) makeIndex(l Layer, j *indexJob) {
-	k := l.Key
+	k, began := l.Key, time.Now()
 	x, err := c.bringIndex(k, l.Open)
 	if err != nil {
 		if c.ctx.Err() != nil { // never context.Canceled: the reader's own context has not ended
@@ -139,7 +139,7 @@ func (c *Cache) makeIndex(l Layer, j *indexJob) {
 	ix.mu.Lock()
 	delete(ix.flying, k)
 	if errors.Is(err, imgsrc.ErrDamaged) {
-		ix.bad[badKey{k, l.From}] = verdict{err, time.Now().Add(verdictTime)}
+		ix.bad[badKey{k, l.From}] = verdictOf(err, began)
 	}
 	if err == nil {
 		ix.known[k] = weak.Make(x)
