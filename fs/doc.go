@@ -57,7 +57,8 @@
 //   - A listing carries attributes (READDIRPLUS), except where they cost more than a look at memory: such an entry has node
 //     id 0, and the kernel asks if somebody wants to know.
 //   - Of a large blob the kernel has pages before all of it is verified (early.go): if it is found wrong, the kernel is told to
-//     forget them. Its end waits, so no reader has all of it by then.
+//     forget them, and the name leads to another generation of the node, so that what was opened before fails. Its end waits,
+//     so no reader has all of it by then.
 //   - A file's bytes are pushed into the kernel's cache before they are asked for: the answer to the first read of a small
 //     file is preceded by those of the files behind it, in the order of a walk (ahead.go).
 //   - docker.tar and oci.tar have the image's names in them: they are live, and their time is that of their last change. What

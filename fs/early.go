@@ -12,13 +12,16 @@ import (
 
 // The beginning of a large blob is given out before all of it is verified, to whoever reads it from there on. If it turns out
 // to be another, the kernel is told to forget what it has of it. And whoever is in the middle of the file gets an error, also
-// if the right bytes can be had by then: what that reader has already is wrong. Readers cannot be told apart, so the file has
-// to be read from its beginning again.
+// if the right bytes can be had by then: what that reader has already is wrong. Requests do not say which open file they are
+// for, so the next look-up of the name is given another generation of the node: then the kernel itself fails all that was
+// opened before. Where it does not (Linux before 5.14), one who begins anew lets those in the middle go on.
 
 // earlyReads are the files that the kernel has been given such bytes of. The zero value is ready.
 type earlyReads struct {
 	mu    sync.Mutex
 	files map[node]*earlyFile
+
+	generations sync.Map // node to uint64: how often it was spoilt, if it was
 }
 
 type earlyFile struct {
@@ -27,11 +30,26 @@ type earlyFile struct {
 	spoilt  error                   // why some of it was wrong; nil: it was not, or somebody has begun anew
 }
 
-// readEarly has read fill dest with the bytes of file n at off, which may be given out early.
-func (f *FS) readEarly(ctx context.Context, n node, dest []byte, off int64, read func(context.Context, []byte, int64) (int, error)) (int, error) {
+// generation is that of a node. A node of another generation is another file to the kernel.
+func (r *earlyReads) generation(n node) uint64 {
+	g, _ := r.generations.Load(n)
+	times, _ := g.(uint64)
+	return 1 + times
+}
+
+// An earlyPlace is a file that may be given out early: its node, and its name in a directory where the kernel keeps it.
+type earlyPlace struct {
+	node node
+	dir  node // 0: names there are looked up each time
+	name string
+}
+
+// readEarly has read fill dest with the bytes of a file at off, which may be given out early.
+func (f *FS) readEarly(ctx context.Context, at earlyPlace, dest []byte, off int64, read func(context.Context, []byte, int64) (int, error)) (int, error) {
+	n := at.node
 	k, err := read(imgsrc.WithEarly(ctx, func(v imgsrc.Verdict) {
 		if f.early.add(n, v, off+int64(len(dest))) {
-			go f.awaitVerdict(n, v)
+			go f.awaitVerdict(at, v)
 		}
 	}), dest, off)
 	if err != nil && !errors.Is(err, io.EOF) {
@@ -45,12 +63,17 @@ func (f *FS) readEarly(ctx context.Context, n node, dest []byte, off int64, read
 
 // awaitVerdict has the kernel forget a file if it should. That waits for the reads of the file that are under way: nobody who
 // answers one may wait for it.
-func (f *FS) awaitVerdict(n node, v imgsrc.Verdict) {
+func (f *FS) awaitVerdict(at earlyPlace, v imgsrc.Verdict) {
 	err := v.Wait(f.ctx)
 	if server := f.server.Load(); err != nil && f.ctx.Err() == nil && server != nil {
-		server.InodeNotify(uint64(n), 0, 0)
+		server.InodeNotify(uint64(at.node), 0, 0)
+		f.early.generations.Store(at.node, f.early.generation(at.node))
+		if at.dir != 0 {
+			f.forget(goneEntry{dir: at.dir, name: at.name})
+			f.settle(f.ctx)
+		}
 	}
-	f.early.settle(n, v, err)
+	f.early.settle(at.node, v, err)
 }
 
 // add takes note of a read up to end that depends on a verdict, and says whether that has to be awaited.

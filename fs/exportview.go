@@ -224,7 +224,7 @@ func (v exportView) read(ctx context.Context, n node, dest []byte, off int64) (f
 	default:
 		var a *archive
 		if a, err = img.archive(ctx, n.entry()); err == nil {
-			k, err = v.f.readEarly(ctx, n, dest, off, a.ReadAt)
+			k, err = v.f.readEarly(ctx, earlyPlace{node: n}, dest, off, a.ReadAt)
 		}
 	}
 	if err != nil && !errors.Is(err, io.EOF) {

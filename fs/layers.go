@@ -277,7 +277,8 @@ func (v layersView) read(ctx context.Context, n node, dest []byte, off int64) (f
 		return nil, err
 	}
 	defer c.release()
-	k, err := v.f.readEarly(ctx, n, dest, off, c.it.ReadAt)
+	at := earlyPlace{n, l.img.node(viewLayers, layerEntry(l.n, 0)), l.row.name}
+	k, err := v.f.readEarly(ctx, at, dest, off, c.it.ReadAt)
 	if err != nil && !errors.Is(err, io.EOF) {
 		return nil, fmt.Errorf("reading %s of layer %s at %d: %w", l.row.name, strings.TrimSpace(l.r.facts.Layers[l.n].Digest.String()), off, err)
 	}

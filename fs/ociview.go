@@ -32,6 +32,16 @@ const (
 // them.
 var ociAlgorithms = map[uint32]digest.Algorithm{ociSHA256: digest.SHA256, ociSHA384: digest.SHA384, ociSHA512: digest.SHA512}
 
+// ociDir is the directory of an algorithm's blobs.
+func ociDir(a digest.Algorithm) node {
+	for entry, algorithm := range ociAlgorithms {
+		if algorithm == a {
+			return makeNode(0, viewOCI, entry)
+		}
+	}
+	return ociNode
+}
+
 var (
 	ociNode = makeNode(0, viewOCI, ociRoot)
 	ociIno  = topSeed.nth(topOCI)
@@ -242,7 +252,8 @@ func (v ociBlobsView) read(ctx context.Context, n node, dest []byte, off int64) 
 		return nil, fmt.Errorf("reading blob %s of oci/: %w", d, err)
 	}
 	defer c.release()
-	k, err := v.t.f.readEarly(ctx, n, dest, off, c.it.ReadAt)
+	at := earlyPlace{n, ociDir(d.Algorithm()), d.Encoded()}
+	k, err := v.t.f.readEarly(ctx, at, dest, off, c.it.ReadAt)
 	if err != nil && !errors.Is(err, io.EOF) {
 		return nil, fmt.Errorf("reading blob %s of oci/ at %d: %w", d, off, err)
 	}

@@ -87,7 +87,7 @@ func (f *FS) takesNames(dir node) bool { return dir.image() == 0 && dir.view() !
 
 func (f *FS) fillEntry(out *fuse.EntryOut, n node, a attr, k keep) {
 	out.NodeId = uint64(n)
-	out.Generation = 1
+	out.Generation = f.early.generation(n)
 	switch k {
 	case keepForever:
 		out.EntryValid = forever

@@ -42,8 +42,8 @@ type Front struct {
 }
 
 // Follows says whether a read at off follows on what was read. The kernel reads ahead, and its requests overtake each other: so
-// it waits for those before, until ctx ends or done is closed.
-func (f *Front) Follows(ctx context.Context, off int64, done <-chan struct{}) bool {
+// it waits for those before, until ctx ends or what waits returns is closed; waits is called only if it has to wait.
+func (f *Front) Follows(ctx context.Context, off int64, waits func() <-chan struct{}) bool {
 	for {
 		f.mu.Lock()
 		at := f.at
@@ -57,7 +57,7 @@ func (f *Front) Follows(ctx context.Context, off int64, done <-chan struct{}) bo
 		}
 		select {
 		case <-moved:
-		case <-done:
+		case <-waits():
 			return false
 		case <-ctx.Done():
 			return false

@@ -89,8 +89,9 @@ func (b *blob) tryReadAt(ctx context.Context, p []byte, off int64) (int, error) 
 	}
 	size := f.Identity().size
 	took := imgsrc.Early(ctx)
-	if c.ended() || took == nil || off+int64(len(p)) > size-imgsrc.Withheld || !f.front.Follows(ctx, off, c.done) {
+	if c.ended() || took == nil || off+int64(len(p)) > size-imgsrc.Withheld || !f.front.Follows(ctx, off, c.wanted) {
 		took = nil
+		c.wanted()
 		if err := c.Wait(ctx); err != nil {
 			return 0, err
 		}

@@ -69,9 +69,7 @@ func TestVerifyOnce(t *testing.T) {
 	text := strings.Repeat("x", 1<<20)
 	d := digest.FromString(text)
 	s, _ := storeOf(t, text)
-	for range cap(s.slots) { // nothing can be hashed
-		s.slots <- struct{}{}
-	}
+	letGo := stopHashing(s)
 	ctx, cancel := context.WithCancel(t.Context())
 	left := make(chan error)
 	c := openBlob(t, s, d)
@@ -92,9 +90,7 @@ func TestVerifyOnce(t *testing.T) {
 			}
 		})
 	}
-	for range cap(s.slots) {
-		<-s.slots
-	}
+	letGo()
 	wg.Wait()
 	first := s.checks[d]
 	if _, err := contentOf(t, openBlob(t, s, d)); err != nil {
@@ -105,12 +101,24 @@ func TestVerifyOnce(t *testing.T) {
 	}
 }
 
+// stopHashing has nothing hashed until it is let go.
+func stopHashing(s *Store) (letGo func()) {
+	for range cap(s.slots) {
+		s.slots <- struct{}{}
+		s.urgent <- struct{}{}
+	}
+	return func() {
+		for range cap(s.slots) {
+			<-s.slots
+			<-s.urgent
+		}
+	}
+}
+
 func TestCloseWhileHashing(t *testing.T) {
 	s, _ := storeOf(t, "x")
 	d := digest.FromString("x")
-	for range cap(s.slots) {
-		s.slots <- struct{}{}
-	}
+	stopHashing(s)
 	c := openBlob(t, s, d)
 	waiting := make(chan error)
 	go func() {

@@ -19,6 +19,9 @@ type check struct {
 	done     chan struct{}
 	err      error // valid when done is closed
 	once     sync.Once
+
+	want     chan struct{} // closed when a reader waits for it
+	wantOnce sync.Once
 }
 
 // errChanged: the file is not the one that was asked about.
@@ -37,6 +40,12 @@ func (c *check) Wait(ctx context.Context) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
+}
+
+// wanted returns done, to a reader who waits for it: what is hashed for nobody but who has read on, or gone, comes after it.
+func (c *check) wanted() <-chan struct{} {
+	c.wantOnce.Do(func() { close(c.want) })
+	return c.done
 }
 
 // end says what was found out, unless that is known.
@@ -71,10 +80,10 @@ func (s *Store) verify(d digest.Digest, id Identity) (*check, error) {
 	if c != nil {
 		c.end(errChanged)
 	}
-	c = &check{identity: id, done: make(chan struct{})}
+	c = &check{identity: id, done: make(chan struct{}), want: make(chan struct{})}
 	s.checks[d] = c
 	s.jobs.Go(func() {
-		err := s.hash(d, id)
+		err := s.hash(d, c)
 		if err != nil && s.ctx.Err() != nil { // never context.Canceled: the reader's own context has not ended
 			err = fmt.Errorf("%s: %w", s.Name, fs.ErrClosed)
 		}
@@ -83,24 +92,44 @@ func (s *Store) verify(d digest.Digest, id Identity) (*check, error) {
 			s.Log.Error("verifying blob", "source", s.Name, "error", err)
 		case err != nil: // not the blob's fault: the next reader tries again
 			s.mu.Lock()
+			defer s.mu.Unlock() // who began the next one would not know yet that this has ended
 			if s.checks[d] == c {
 				delete(s.checks, d)
 			}
-			s.mu.Unlock()
 		}
 		c.end(err)
 	})
 	return c, nil
 }
 
-// hash reads the file of d and compares.
-func (s *Store) hash(d digest.Digest, id Identity) error {
+// slot waits until a blob may be hashed. Who looks at the beginning of a thousand blobs has all of them hashed: whoever waits
+// for one does not wait for those.
+func (s *Store) slot(c *check) (free func(), err error) {
 	select {
 	case s.slots <- struct{}{}:
-		defer func() { <-s.slots }()
+		return func() { <-s.slots }, nil
+	case <-c.want:
 	case <-s.ctx.Done():
-		return s.ctx.Err()
+		return nil, s.ctx.Err()
 	}
+	select {
+	case s.slots <- struct{}{}:
+		return func() { <-s.slots }, nil
+	case s.urgent <- struct{}{}:
+		return func() { <-s.urgent }, nil
+	case <-s.ctx.Done():
+		return nil, s.ctx.Err()
+	}
+}
+
+// hash reads the file of d and compares.
+func (s *Store) hash(d digest.Digest, c *check) error {
+	id := c.identity
+	free, err := s.slot(c)
+	if err != nil {
+		return err
+	}
+	defer free()
 	f, err := s.open(d, -1)
 	if err != nil {
 		return err

@@ -12,7 +12,8 @@
 //     layer that decompresses them.
 //   - Who asks for it (imgsrc.WithEarly), and reads a file from its beginning on, gets that while it is hashed, but never its
 //     end, and hears what came of it: nobody has a whole file that is wrong without having got an error.
-//   - Hashing runs on the store's own context: a reader who leaves does not stop it, and others wait for the same pass.
+//   - Hashing runs on the store's own context: a reader who leaves does not stop it, and others wait for the same pass. What a
+//     reader waits for goes before what has only been looked into.
 //   - An archive that is replaced or rewritten is indexed anew by whoever opens a member next. One that is compressed as a
 //     whole is decompressed once, into the cache.
 package blobs

@@ -33,14 +33,7 @@ func earlyStore(t *testing.T, flip int) (c imgsrc.Content, want []byte, file str
 	if err := os.WriteFile(file, want, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	for range cap(s.slots) {
-		s.slots <- struct{}{}
-	}
-	return openBlob(t, s, d), want, file, func() {
-		for range cap(s.slots) {
-			<-s.slots
-		}
-	}
+	return openBlob(t, s, d), want, file, stopHashing(s)
 }
 
 // verdicts is a context for early reads, and what they depend on.
@@ -202,4 +195,28 @@ func TestEarlyReplaced(t *testing.T) {
 	if n, err := c.ReadAt(ctx, buf, earlySize-100); n != 100 || err != io.EOF {
 		t.Errorf("repaired: %d, %v", n, err)
 	}
+}
+
+// Who waits for a blob does not wait for all those of which somebody has read the beginning.
+func TestWaitedForFirst(t *testing.T) {
+	c, want, _, letGo := earlyStore(t, -1)
+	s := c.(*blob).store
+	ctx, taken := verdicts(t)
+	if _, err := c.ReadAt(ctx, make([]byte, 100), 0); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-anyOf(taken).(*check).want:
+		t.Error("nobody waits for it")
+	default:
+	}
+	<-s.urgent // one that is free; all slots hash what nobody waits for
+	if n, err := c.ReadAt(ctx, make([]byte, 100), 1000); n != 100 || err != nil {
+		t.Errorf("in the middle: %d, %v", n, err)
+	}
+	if got, err := contentOf(t, c); err != nil || got != string(want) {
+		t.Errorf("%d bytes, %v", len(got), err)
+	}
+	s.urgent <- struct{}{}
+	letGo()
 }

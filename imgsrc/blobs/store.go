@@ -41,6 +41,7 @@ type Store struct {
 	cancel context.CancelFunc
 	jobs   sync.WaitGroup
 	slots  chan struct{} // one for each blob that may be hashed at a time
+	urgent chan struct{} // as many more, for those that a reader waits for
 
 	mu     sync.Mutex
 	checks map[digest.Digest]*check
@@ -54,7 +55,8 @@ func New(o Options) *Store {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	s := &Store{Options: o, slots: make(chan struct{}, runtime.GOMAXPROCS(0)), checks: map[digest.Digest]*check{}}
+	n := runtime.GOMAXPROCS(0)
+	s := &Store{Options: o, slots: make(chan struct{}, n), urgent: make(chan struct{}, n), checks: map[digest.Digest]*check{}}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	return s
 }

@@ -91,7 +91,7 @@ func (c *content) readEarly(ctx context.Context, p []byte, off int64) (n int, ok
 		return 0, false
 	}
 	front := c.frontOf(h.filling)
-	if !front.Follows(ctx, off, h.filling.done) {
+	if !front.Follows(ctx, off, func() <-chan struct{} { return h.filling.done }) {
 		return 0, false
 	}
 	n, err = h.ReadAt(p, off)
