@@ -14,7 +14,8 @@ type Ops interface {
 	// package imgsrc, and the system's.
 	Do(ctx context.Context, w Write) error
 
-	// Record adds an event that is not an operation ("drop": half a line that was never completed).
+	// Record adds an event that is not an operation ("drop": half a line that was never completed); text is the error if
+	// status ends in -error.
 	Record(status, image, text string)
 
 	// Events returns the mount's events as JSON lines, oldest first, and when the last was added. The bytes are not

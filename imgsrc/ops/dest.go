@@ -138,7 +138,7 @@ func parseRegistry(rest string, _ pathResolver) (destination, error) {
 		return nil, fail(imgsrc.ErrInvalid, "%s: write docker://HOST/REPOSITORY:TAG", quote("docker:"+rest))
 	}
 	if redactWord("docker://"+name) != "docker://"+name {
-		return nil, fail(imgsrc.ErrInvalid, "%s has credentials in it: use `podman login`, or name a file with authfile=", quote("docker://"+name))
+		return nil, notReference("docker://"+name, nil)
 	}
 	ref, err := docker.ParseReference(rest)
 	if err != nil {

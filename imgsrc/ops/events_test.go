@@ -67,6 +67,10 @@ func TestEventsAppend(t *testing.T) {
 func TestTimesMove(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		o, _ := newOps(t, Options{})
+		o.Record("link-error", "", "what was wrong")
+		if text, _ := o.Events(); !strings.Contains(string(text), `"type":"link-error","error":"what was wrong"`) {
+			t.Errorf("what has failed is %s", text)
+		}
 		o.Record("drop", "", "half a line")
 		_, first := o.Events()
 		o.Record("drop", "", "another")

@@ -80,7 +80,7 @@ var pushKeys = []struct {
 	}},
 	{"all", []string{"true", "false"}, func(p *pushLine, v string, _ pathResolver) error { p.all = v == "true"; return nil }},
 	{"authfile", nil, func(p *pushLine, v string, resolve pathResolver) (err error) {
-		p.authFile, err = resolve.file(v)
+		p.authFile, err = resolve.existing(v)
 		return err
 	}},
 	{"tls-verify", []string{"true", "false"}, func(p *pushLine, v string, _ pathResolver) error {

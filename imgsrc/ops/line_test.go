@@ -3,6 +3,7 @@ package ops
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"strings"
 	"testing"
@@ -70,6 +71,8 @@ func TestParsePush(t *testing.T) {
 		{"localhost/x authfile=a.json", imgsrc.ErrInvalid, "absolute path"},
 		{"docker://me:s3cret@host/x", imgsrc.ErrInvalid, "podman login"},
 		{"me:s3cret@host/x", imgsrc.ErrInvalid, "podman login"},
+		{"host:1/x@sha256:1234", imgsrc.ErrInvalid, "not whole"},
+		{"localhost/x authfile=DIR/missing", fs.ErrNotExist, "there is no file"},
 		{"oci:DIR/l format=v2s2", imgsrc.ErrUnsupported, "cannot hold this format"},
 		{"docker-archive:DIR/l format=oci", imgsrc.ErrUnsupported, "cannot hold this format"},
 		{"docker-archive:DIR/l compression=gzip", imgsrc.ErrUnsupported, "compressed"},

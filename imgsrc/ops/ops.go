@@ -170,9 +170,16 @@ func (o *Ops) refuse(r Request) error {
 	return r.Err
 }
 
-// Record adds an event that is not an operation ("drop": half a line that was never completed).
+// Record adds an event that is not an operation ("drop": half a line that was never completed); text is the error if
+// status ends in -error.
 func (o *Ops) Record(status, image, text string) {
-	o.events.add(event{Type: status, Image: image, Message: oneLine(text)})
+	e := event{Type: status, Image: image}
+	if strings.HasSuffix(status, "-error") {
+		e.Error = oneLine(text)
+	} else {
+		e.Message = oneLine(text)
+	}
+	o.events.add(e)
 }
 
 // Events returns the events since New as JSON lines, oldest first, and when the last was added (zero if there is none).

@@ -28,6 +28,18 @@ func (resolve pathResolver) file(path string) (string, error) {
 	return path, nil
 }
 
+// existing is file for what has to be there: the library takes a missing file of credentials for an empty one.
+func (resolve pathResolver) existing(path string) (string, error) {
+	at, err := resolve.file(path)
+	if err != nil {
+		return "", err
+	}
+	if _, err := os.Stat(at); errors.Is(err, fs.ErrNotExist) {
+		return "", fail(syscall.ENOENT, "there is no file %s", quote(at))
+	}
+	return at, nil
+}
+
 // place is file for what may be a directory as well.
 func (resolve pathResolver) place(path string) (string, error) {
 	at, err := resolve(path)

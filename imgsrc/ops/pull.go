@@ -52,8 +52,7 @@ func (o *Ops) arrivals(ctx context.Context, op operation, lines []pullLine, err 
 			op.kind = "pull-dry-run"
 		}
 		if len(line.candidates) > 0 && !o.opt.Offline {
-			host := reference.Domain(line.candidates[len(line.candidates)-1])
-			op.hint = func(err error) string { return arrivalHint(err, host) }
+			op.hint = func(err error) string { return pullHint(err, line.candidates) }
 		} else {
 			op.hint = arrivalLocalHint
 		}
@@ -91,9 +90,22 @@ func (o *Ops) pullFirst(ctx context.Context, p pullLine, to Receiver, t *task) e
 		if len(errs)+1 < len(p.candidates) {
 			t.retry(err)
 		}
-		errs = append(errs, fmt.Errorf("%s: %w", named, err))
+		text := fmt.Sprintf("%s: %s", named, err)
+		if hint := arrivalHint(err, reference.Domain(named)); hint != "" && !errors.Is(condition(err), imgsrc.ErrNotFound) {
+			text += " (" + hint + ")"
+		}
+		errs = append(errs, fail(condition(err), "%s", text))
 	}
 	return noneOf(errs)
+}
+
+// pullHint says what to do about an error of a pull. Of several registries each has its own in the error, but for what is
+// to be said once: that none has the image.
+func pullHint(err error, candidates []reference.Named) string {
+	if len(candidates) > 1 && !errors.Is(condition(err), imgsrc.ErrNotFound) {
+		return ""
+	}
+	return arrivalHint(err, reference.Domain(candidates[0]))
 }
 
 // noneOf is the failure of all candidates. Its condition is the first that is more than that there is no such image.

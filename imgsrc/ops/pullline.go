@@ -54,7 +54,7 @@ var (
 		{"all", boolValue, func(p *pullLine, v string, _ pathResolver) error { p.all = v == "true"; return nil }},
 		{"dry-run", boolValue, func(p *pullLine, v string, _ pathResolver) error { p.dryRun = v == "true"; return nil }},
 		{"authfile", "PATH", func(p *pullLine, v string, resolve pathResolver) (err error) {
-			p.authFile, err = resolve.file(v)
+			p.authFile, err = resolve.existing(v)
 			return err
 		}},
 		{"tls-verify", boolValue, func(p *pullLine, v string, _ pathResolver) error {
@@ -165,9 +165,12 @@ func isReference(word string) bool {
 	return err == nil
 }
 
+// notReference is the failure of what err says is no reference. What precedes an @ may be a password, unless a whole digest
+// follows: that is not shown, and neither is err.
 func notReference(name string, err error) error {
 	if redactWord(name) != name {
-		return fail(imgsrc.ErrInvalid, "%s has credentials in it: use `podman login`, or name a file with authfile=", quote(name))
+		return fail(imgsrc.ErrInvalid, "%s has credentials before the @, or behind it a digest that is not whole (sha256: and 64 digits): "+
+			"for credentials use `podman login`, or name a file with authfile=", quote(name))
 	}
 	return fail(imgsrc.ErrInvalid, "%s is not a reference: %s", quote(name), err)
 }

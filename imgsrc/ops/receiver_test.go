@@ -126,6 +126,7 @@ func TestPull(t *testing.T) {
 		{[]string{host + "/team/web:3"}, nil, imgsrc.ErrNotFound, "check the name and the tag"},
 		{[]string{host + "/team/web:3", "dry-run=true"}, nil, imgsrc.ErrNotFound, "team/web:3"},
 		{[]string{"web:3"}, nil, nil, "none of 2 registries has it: 127.0.0.1:1/web:3: "},
+		{[]string{"web:3"}, nil, nil, "connection refused (is a registry running at 127.0.0.1:1?); " + host + "/web:3: "},
 		{[]string{"127.0.0.1:1/web:1"}, nil, nil, "is a registry running at 127.0.0.1:1?"},
 		{[]string{host + "/team/web:1", "tls-verify=true"}, nil, nil, "tls-verify=false"},
 	} {

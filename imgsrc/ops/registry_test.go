@@ -226,14 +226,15 @@ func TestPushCancelled(t *testing.T) {
 				return work(ctx, p)
 			}
 			ctx, cancel := context.WithCancel(t.Context())
+			var left time.Time
 			go func() {
 				<-stalled
+				left = time.Now() // and not when Do has returned: the job need not wait for that
 				cancel()
 			}()
 			if err := o.Do(ctx, pushTo(img, strings.NewReplacer("HOST", host, "DIR", dir).Replace(dest))); !errors.Is(err, context.Canceled) {
 				t.Fatalf("%v", err)
 			}
-			left := time.Now()
 			<-gone
 			took := time.Since(left)
 			t.Logf("the job was gone %s after its writer", took)

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -439,6 +441,10 @@ func TestSameLine(t *testing.T) {
 		img := smallImage(t)
 		o, _ := newOps(t, Options{Pushes: 1}, img)
 		begun := held(o, nil)
+		auth := filepath.Join(t.TempDir(), "auth.json")
+		if err := os.WriteFile(auth, []byte("{}"), 0o600); err != nil {
+			t.Fatal(err)
+		}
 		for _, words := range [][]string{
 			{"localhost:1/a:1", "wait=false"},
 			{"localhost:1/a:1", "wait=false"},          // joins the one that runs
@@ -446,8 +452,8 @@ func TestSameLine(t *testing.T) {
 			{"localhost:1/b:1", "wait=false"},
 			{"localhost:1/b:1", "wait=false"}, // joins the one that waits
 			{"localhost:1/b:1", "format=oci", "wait=false"},
-			{"localhost:1/b:1", "authfile=/x", "wait=false"},
-			{"localhost:1/b:1", "authfile=/x", "wait=false"}, // could be another file
+			{"localhost:1/b:1", "authfile=" + auth, "wait=false"},
+			{"localhost:1/b:1", "authfile=" + auth, "wait=false"}, // could be another file
 		} {
 			if err := o.Do(t.Context(), pushTo(img, words...)); err != nil {
 				t.Fatal(err)
