@@ -11,7 +11,8 @@
 // same place at the same time one gets it, and the other one's error says that it is taken.
 //
 // A process that is killed leaves all three. Whoever comes across them next takes them away: [Serve] replaces the dead
-// mount, [Unmount] removes it, and [List] forgets state files whose process and mount are both gone.
+// mount, [Unmount] removes it, and [List] forgets state files whose process and mount are both gone. A killed process that the kernel
+// keeps, because one of its threads waits there for somebody who waits for the process, is gone too: the connection is aborted.
 //
 // # Ordinary users
 //

@@ -1,8 +1,13 @@
 package mount
 
 import (
+	"bytes"
 	"errors"
+	"fmt"
 	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -88,6 +93,52 @@ func TestKilled(t *testing.T) {
 	if err := os.Remove(at); err != nil {
 		t.Error(err)
 	}
+}
+
+// A process that was killed while it waited in the kernel for a lock, whose holder waits for an answer of it.
+func TestKilledAndKept(t *testing.T) {
+	for name, replace := range map[string]func(t *testing.T, at string){
+		"umount": func(t *testing.T, at string) { end(t, at) },
+		"mount": func(t *testing.T, at string) {
+			start(t, at)
+			if got := read(t, at+"/file"); got != fileText {
+				t.Errorf("read %q", got)
+			}
+			end(t, at)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			at := place(t)
+			st := start(t, at)
+			reader := exec.Command("ls", at+"/locked")
+			if err := reader.Start(); err != nil {
+				t.Fatal(err)
+			}
+			until(t, "the process waits in the kernel", func() bool { return waitsForLock(t, st.PID) })
+			if err := unix.Kill(st.PID, unix.SIGKILL); err != nil {
+				t.Fatal(err)
+			}
+			until(t, "the process is known to be killed", func() bool { return state(t, at).Dead })
+			replace(t, at)
+			if err := reader.Wait(); err == nil {
+				t.Error("ls has found it")
+			}
+			until(t, "the process is gone", func() bool { return !lingers(st.PID, st.Started) })
+		})
+	}
+}
+
+// waitsForLock says whether a thread of a process waits in the kernel for what no signal ends.
+func waitsForLock(t *testing.T, pid int) bool {
+	t.Helper()
+	threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return slices.ContainsFunc(threads, func(name string) bool {
+		b, err := os.ReadFile(name)
+		return err == nil && bytes.Contains(b, []byte(") D "))
+	})
 }
 
 func TestBusy(t *testing.T) {

@@ -89,11 +89,16 @@ func serveMain(args []string) int {
 	return 7
 }
 
-// oneFile is a directory with one file, one empty directory, and one file that panics when it is read.
+// oneFile is a directory with one file, one empty directory, and one file that panics when it is read. Looking up "locked" has the
+// server wait in the kernel for the lock of the directory, which the one who looks it up holds.
 type oneFile struct {
 	fuse.RawFileSystem
-	hang string
+	hang   string
+	server *fuse.Server
 }
+
+// Init implements [fuse.RawFileSystem].
+func (fs *oneFile) Init(s *fuse.Server) { fs.server = s }
 
 const fileText = "hello\n"
 
@@ -114,6 +119,9 @@ func (fs *oneFile) attr(node uint64) fuse.Attr {
 }
 
 func (fs *oneFile) Lookup(_ <-chan struct{}, h *fuse.InHeader, name string, out *fuse.EntryOut) fuse.Status {
+	if name == "locked" {
+		fs.server.EntryNotify(h.NodeId, name)
+	}
 	for id, n := range nodes {
 		if h.NodeId == 1 && n.name == name {
 			out.NodeId, out.Attr = id, fs.attr(id)

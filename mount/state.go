@@ -240,10 +240,11 @@ func lockState(ctx context.Context, dir string) (unlock func(), err error) {
 const pollInterval = 10 * time.Millisecond
 
 // running says whether the process pid that started at that time is still there. One that has ended and was not waited
-// for by its parent (in a container without an init that may be forever) is gone.
+// for by its parent (in a container without an init that may be forever) is gone, and so is one that was killed and cannot
+// end yet.
 func running(pid int, started uint64) bool {
 	state, at, err := processStat(pid)
-	return err == nil && state != 'Z' && state != 'X' && at == started
+	return err == nil && state != 'Z' && state != 'X' && at == started && !killed(pid)
 }
 
 // processStat returns a process's state letter and when it started, in ticks since boot: the fields 3 and 22 of

@@ -83,11 +83,18 @@ func detachPatiently(ctx context.Context, path string, lazy bool) error {
 }
 
 // isDead says whether the process that served the mount e at path is gone, and returns its state, nil if it left none.
-// What a state file says of a dead process is not enough: the mount may be another user's, with the same device number.
+// What a state file says of a dead process is not enough: the mount may be another user's, with the same device number. Where
+// the kernel keeps what is left of a killed process, the connection is aborted, so that all who wait for it go on.
 func isDead(path string, e *entry) (st *State, dead bool, err error) {
 	st, err = stateOf(path, e)
 	if err != nil || st != nil && !st.Dead {
 		return st, false, err // a living process is believed without asking the mount: it may hang
+	}
+	if st != nil && lingers(st.PID, st.Started) {
+		// Who may not abort it can take the mount away all the same; asking it would hang.
+		if err := abort(e.device); err != nil {
+			return st, true, nil //nolint:nilerr // see above
+		}
 	}
 	return st, disconnected(path), nil
 }
