@@ -61,8 +61,8 @@ var manifestTypes = map[string]bool{
 
 // parseIndex reads an index. An entry that is no descriptor of a manifest has its err set, and the others are intact.
 func parseIndex(b []byte) (*index, error) {
-	if err := json.Unmarshal(b, new(json.RawMessage)); err != nil {
-		return nil, err // with the offset, which the decoder below does not know
+	if !json.Valid(b) {
+		return nil, json.Unmarshal(b, new(json.RawMessage)) // says where
 	}
 	o, err := parseObject(b)
 	if err != nil {
@@ -71,7 +71,7 @@ func parseIndex(b []byte) (*index, error) {
 	ix := &index{raw: b, object: o}
 	var list []json.RawMessage
 	if raw := o.get("manifests"); raw != nil {
-		if err := json.Unmarshal(raw, &list); err != nil {
+		if list, err = parseList(raw); err != nil {
 			return nil, errors.New(`"manifests" is not a list`)
 		}
 	}

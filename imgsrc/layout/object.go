@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"unicode/utf8"
 )
 
 // An object is a JSON object as it was written: all members, known or not, in their order. Unlike the structs of
@@ -15,27 +16,101 @@ type member struct {
 	value json.RawMessage
 }
 
-// parseObject reads raw, which must be a JSON value, as an object.
+// parseObject takes raw, which must be valid JSON, apart. The values are parts of raw: an index.json has thousands of entries and is
+// read for each name that is given, so nothing is looked at twice.
 func parseObject(raw []byte) (object, error) {
-	dec := json.NewDecoder(bytes.NewReader(raw))
-	if t, err := dec.Token(); err != nil {
-		return nil, err
-	} else if t != json.Delim('{') {
+	o := object{}
+	err := split(raw, '{', func(name string, value json.RawMessage) { o = append(o, member{name, value}) })
+	if err != nil {
 		return nil, errors.New("not an object")
 	}
-	o := object{}
-	for dec.More() {
-		name, err := dec.Token()
-		if err != nil {
-			return nil, err
-		}
-		m := member{name: name.(string)} // the decoder gives nothing else there
-		if err := dec.Decode(&m.value); err != nil {
-			return nil, err
-		}
-		o = append(o, m)
-	}
 	return o, nil
+}
+
+// parseList takes raw, which must be valid JSON, apart. Null is an empty list.
+func parseList(raw []byte) (list []json.RawMessage, err error) {
+	if string(bytes.TrimSpace(raw)) == "null" {
+		return nil, nil
+	}
+	if err := split(raw, '[', func(_ string, value json.RawMessage) { list = append(list, value) }); err != nil {
+		return nil, errors.New("not a list")
+	}
+	return list, nil
+}
+
+var errKind = errors.New("JSON of another kind")
+
+// split calls each for the members of an object or the elements of a list, which begins with open.
+func split(raw []byte, open byte, each func(name string, value json.RawMessage)) error {
+	i := skipSpace(raw, 0)
+	if i == len(raw) || raw[i] != open {
+		return errKind
+	}
+	for i = skipSpace(raw, i+1); i < len(raw) && raw[i] != '}' && raw[i] != ']'; {
+		var name string
+		if open == '{' {
+			end := endOfValue(raw, i)
+			var err error
+			if name, err = unquote(raw[i:end]); err != nil {
+				return err
+			}
+			i = skipSpace(raw, skipSpace(raw, end)+1) // behind the colon
+		}
+		end := endOfValue(raw, i)
+		each(name, raw[i:end:end])
+		if i = skipSpace(raw, end); i < len(raw) && raw[i] == ',' {
+			i = skipSpace(raw, i+1)
+		}
+	}
+	return nil
+}
+
+func skipSpace(raw []byte, i int) int {
+	for i < len(raw) && (raw[i] == ' ' || raw[i] == '\t' || raw[i] == '\n' || raw[i] == '\r') {
+		i++
+	}
+	return min(i, len(raw))
+}
+
+// endOfValue returns where the JSON value ends that begins at i.
+func endOfValue(raw []byte, i int) int {
+	depth := 0
+	for ; i < len(raw); i++ {
+		switch raw[i] {
+		case '"':
+			for i++; i < len(raw) && raw[i] != '"'; i++ {
+				if raw[i] == '\\' {
+					i++
+				}
+			}
+			if depth == 0 {
+				return min(i+1, len(raw))
+			}
+		case '{', '[':
+			depth++
+		case '}', ']':
+			if depth == 0 { // behind a number or a word
+				return i
+			}
+			if depth--; depth == 0 {
+				return i + 1
+			}
+		case ',', ':', ' ', '\t', '\n', '\r':
+			if depth == 0 {
+				return i
+			}
+		}
+	}
+	return len(raw)
+}
+
+// unquote returns what a JSON string says.
+func unquote(raw []byte) (s string, err error) {
+	if n := len(raw); n >= 2 && raw[0] == '"' && bytes.IndexByte(raw, '\\') < 0 && utf8.Valid(raw) {
+		return string(raw[1 : n-1]), nil
+	}
+	err = json.Unmarshal(raw, &s)
+	return s, err
 }
 
 // get returns the value of a member, nil if there is none or it is null. Of several with one name the last counts.
@@ -86,13 +161,11 @@ next:
 
 // text returns the string that a member holds.
 func (o object) text(name string) (string, error) {
-	var s string
 	raw := o.get(name)
 	if raw == nil {
 		return "", nil
 	}
-	err := json.Unmarshal(raw, &s)
-	return s, err
+	return unquote(raw)
 }
 
 // encode returns the object as JSON, without spaces between its members.
