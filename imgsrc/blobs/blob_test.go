@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -169,5 +170,40 @@ func TestRead(t *testing.T) {
 				t.Errorf("%s: %q, %v, want %v", tt.name, b, err, want)
 			}
 		}
+	}
+}
+
+// Files that are gone are not remembered for ever.
+func TestSweep(t *testing.T) {
+	s, dir := storeOf(t)
+	const count = 3 * spareChecks
+	for i := range count {
+		text := strconv.Itoa(i)
+		d := digest.FromString(text)
+		file := filepath.Join(dir, d.Encoded())
+		if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		c := openBlob(t, s, d)
+		if got, err := contentOf(t, c); err != nil || got != text {
+			t.Fatalf("%q, %v", got, err)
+		}
+		if err := c.Close(); err != nil {
+			t.Fatal(err)
+		}
+		s.jobs.Wait()
+		if i%100 != 0 {
+			if err := os.Remove(file); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	for i := 0; i < count; i += 100 {
+		if s.checks[digest.FromString(strconv.Itoa(i))] == nil {
+			t.Errorf("file %d is there, and was forgotten", i)
+		}
+	}
+	if n := len(s.checks); n > spareChecks+3*count/100 {
+		t.Errorf("%d files are remembered, of %d that are there", n, count/100+1)
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"sync"
 
 	"github.com/opencontainers/go-digest"
@@ -82,6 +83,10 @@ func (s *Store) verify(d digest.Digest, id Identity) (*check, error) {
 	}
 	c = &check{identity: id, done: make(chan struct{}), want: make(chan struct{})}
 	s.checks[d] = c
+	if len(s.checks) > 2*s.lasting+spareChecks {
+		s.lasting = len(s.checks) // until it is known
+		s.jobs.Go(s.sweep)
+	}
 	s.jobs.Go(func() {
 		err := s.hash(d, c)
 		if err != nil && s.ctx.Err() != nil { // never context.Canceled: the reader's own context has not ended
@@ -100,6 +105,35 @@ func (s *Store) verify(d digest.Digest, id Identity) (*check, error) {
 		c.end(err)
 	})
 	return c, nil
+}
+
+// spareChecks is how many files may be remembered that are gone, and as many as there are.
+const spareChecks = 1024
+
+// sweep forgets the files that are gone. An image that is built every minute would otherwise be remembered for ever.
+func (s *Store) sweep() {
+	s.mu.Lock()
+	all := maps.Clone(s.checks)
+	s.mu.Unlock()
+	for d, c := range all {
+		if s.ctx.Err() != nil {
+			return
+		}
+		if !c.ended() {
+			continue
+		}
+		if _, err := s.Dir.Stat(s.Path(d)); !errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		s.mu.Lock()
+		if s.checks[d] == c {
+			delete(s.checks, d)
+		}
+		s.mu.Unlock()
+	}
+	s.mu.Lock()
+	s.lasting = len(s.checks)
+	s.mu.Unlock()
 }
 
 // slot waits until a blob may be hashed. Who looks at the beginning of a thousand blobs has all of them hashed: whoever waits
@@ -140,7 +174,7 @@ func (s *Store) hash(d digest.Digest, c *check) error {
 	}
 	in := io.NewSectionReader(f, 0, id.size)
 	sum := d.Algorithm().Hash()
-	buf := make([]byte, 1<<20)
+	buf := make([]byte, min(1<<20, id.size+1)) // there may be thousands of small ones
 	for err == nil {
 		var n int
 		n, err = in.Read(buf)

@@ -43,9 +43,10 @@ type Store struct {
 	slots  chan struct{} // one for each blob that may be hashed at a time
 	urgent chan struct{} // as many more, for those that a reader waits for
 
-	mu     sync.Mutex
-	checks map[digest.Digest]*check
-	closed bool
+	mu      sync.Mutex
+	checks  map[digest.Digest]*check
+	lasting int // how many there were when those of files that are gone were last dropped
+	closed  bool
 
 	lastFacts atomic.Pointer[imgsrc.Facts] // of the image whose layers were opened last
 }
