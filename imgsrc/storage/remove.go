@@ -35,42 +35,30 @@ func (s *Source) remove(ctx context.Context, id string, names []string) error {
 	if s.writer != nil {
 		return s.writer.change(ctx, methodRemove, removeArgs{id, names})
 	}
-	s.tagMu.Lock()
-	defer s.tagMu.Unlock()
-	if err := s.mayTag(ctx, id, nil); err != nil {
-		return err
-	}
-	if err := unix.Access(s.layersDir(0), unix.W_OK); err != nil {
-		return writeError(err)
-	}
-	if err := s.unused(id); err != nil {
-		return err
-	}
-	store, free, err := s.openReal()
-	if err != nil {
-		return err
-	}
-	defer free()
-	if err := ctx.Err(); err != nil {
-		return err
-	}
-	img, err := store.Image(id) // what happened while the locks were waited for
-	if err != nil {
-		return writeError(err)
-	}
-	for _, name := range img.Names {
-		if !slices.Contains(names, name) {
-			return fmt.Errorf("it has got the name %q meanwhile: %w", name, imgsrc.ErrInUse)
+	may := func() error {
+		if err := s.mayTag(ctx, id, nil); err != nil {
+			return err
 		}
+		if err := unix.Access(s.layersDir(0), unix.W_OK); err != nil {
+			return writeError(err)
+		}
+		return s.unused(id)
 	}
-	if err := imgsrc.Commit(ctx); err != nil { // nobody waits any more
+	still := func(img *cs.Image) error {
+		for _, name := range img.Names {
+			if !slices.Contains(names, name) {
+				return fmt.Errorf("it has got the name %q meanwhile: %w", name, imgsrc.ErrInUse)
+			}
+		}
+		return nil
+	}
+	return s.change(ctx, id, may, still, func(store cs.Store) error {
+		_, err := store.DeleteImage(id, true)
+		if errors.Is(err, cs.ErrImageUsedByContainer) {
+			return fmt.Errorf("%w: %w", err, imgsrc.ErrInUse)
+		}
 		return err
-	}
-	_, err = store.DeleteImage(img.ID, true)
-	if errors.Is(err, cs.ErrImageUsedByContainer) {
-		return fmt.Errorf("%w: %w", err, imgsrc.ErrInUse)
-	}
-	return writeError(err)
+	})
 }
 
 // unused checks that no container was made from an image. The library looks again under its locks, at those containers
