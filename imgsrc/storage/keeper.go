@@ -225,15 +225,22 @@ func (s *Source) openIn(root int, dir, name string) (int, error) {
 	switch {
 	case keptErr == nil:
 		return fd, nil
-	case errors.Is(keptErr, fs.ErrPermission):
-		if alone := s.opener.alone(); alone != nil {
-			return -1, fmt.Errorf("%w: %w", err, alone)
-		}
-		return -1, fmt.Errorf("%w, also for root of a user namespace; %s", keptErr, userns.AppArmorHint)
 	case errors.Is(keptErr, userns.ErrUnavailable):
 		return -1, fmt.Errorf("%w; root of a user namespace could: %v", err, keptErr) //nolint:errorlint // it may not open it, that is all
 	}
-	return -1, keptErr
+	return -1, s.opener.denied(keptErr)
+}
+
+// denied says of an error of the keeper's, if it is that it may not do something, what may be the reason.
+func (k *keeper) denied(err error) error {
+	if !errors.Is(err, fs.ErrPermission) {
+		return err
+	}
+	if alone := k.alone(); alone != nil {
+		return fmt.Errorf("%w: %w", err, alone)
+	}
+	return fmt.Errorf("%w, also for root of a user namespace; that is so where /etc/subuid has other ids than the store was made with, and %s",
+		err, userns.AppArmorHint)
 }
 
 // open opens a file below the directory of a layer's files.
@@ -290,7 +297,7 @@ func (w *walkedFiles) kept(ctx context.Context, emit func(*imgsrc.File) error) e
 		}
 	}
 	_, err = a.wait(ctx)
-	return err
+	return w.s.opener.denied(err)
 }
 
 // listen takes the child's answers until it has ended.

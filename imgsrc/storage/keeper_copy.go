@@ -1,6 +1,7 @@
 package storage
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -182,7 +183,7 @@ func (d *keptDestination) PutBlob(ctx context.Context, stream io.Reader, info ty
 		_ = a.send(message{Order: orderAbandon}, nil)
 		_, why := a.wait(context.WithoutCancel(ctx))
 		if errors.Is(err, unix.EPIPE) { // the other end closed it first
-			err = why
+			err = cmp.Or(why, err)
 		}
 		return types.BlobInfo{}, err
 	}

@@ -197,6 +197,9 @@ func (e *walker) entry(d, under *listed, path, name string) (*found, error) {
 	if err != nil {
 		return nil, &os.PathError{Op: "stat", Path: path, Err: err}
 	}
+	if err := d.checkOwner(name, &st); err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
 	if !e.vfs && st.Mode&unix.S_IFMT == unix.S_IFCHR && st.Rdev == 0 {
 		return nil, e.whiteout(filepath.Dir(path), name)
 	}

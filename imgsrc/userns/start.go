@@ -36,6 +36,8 @@ const (
 	ready = "ready"
 	// endTime is how long a child has to end by itself.
 	endTime = 10 * time.Second
+	// leftTime is how long what a child has started, and left, may keep its stderr open.
+	leftTime = 200 * time.Millisecond
 )
 
 // AppArmorHint is what may help where root of a namespace has no rights there.
@@ -112,7 +114,7 @@ func Start(name string, mounts bool) (*Child, error) {
 	defer gateChild.Close()
 	c := &Child{Conn: conn, cmd: reexec.Command(name), stderr: &tail{}, ended: make(chan struct{})}
 	c.cmd.ExtraFiles = []*os.File{remote, gateChild}
-	c.cmd.Stderr = c.stderr
+	c.cmd.Stderr, c.cmd.WaitDelay = c.stderr, leftTime
 	c.cmd.Env = append(os.Environ(),
 		// How the containers libraries know whose root they are.
 		unshare.UsernsEnvName+"=done",

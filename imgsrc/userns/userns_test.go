@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -15,13 +17,24 @@ import (
 	"github.com/imgfs/imgfs/test/needs"
 )
 
-const echoes, dies = "userns-test-echoes", "userns-test-dies"
+const echoes, dies, leaves = "userns-test-echoes", "userns-test-dies", "userns-test-leaves"
 
 func init() {
 	Register(echoes, echo)
 	Register(dies, func(*Conn) {
 		fmt.Fprintln(os.Stderr, "first\nlast")
 		os.Exit(3)
+	})
+	Register(leaves, func(c *Conn) {
+		left := exec.Command("sleep", "60")
+		left.Stderr = os.Stderr
+		if err := left.Start(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return
+		}
+		_ = c.Send([]byte(strconv.Itoa(left.Process.Pid)), nil)
+		_, _, _ = c.Receive()
+		fmt.Fprintln(os.Stderr, "ended")
 	})
 }
 
@@ -107,6 +120,26 @@ func TestLast(t *testing.T) {
 		t.Error("a process that is gone has said something")
 	}
 	if got, want := c.Last(), "exit status 3: first; last"; got != want {
+		t.Errorf("%q, want %q", got, want)
+	}
+}
+
+// A process that a child has started, and not waited for, keeps nobody from seeing that the child has ended.
+func TestLeft(t *testing.T) {
+	c := begin(t, leaves, false)
+	said, _, err := c.Receive()
+	if err != nil {
+		t.Fatal(err, c.Last())
+	}
+	left, err := strconv.Atoi(string(said))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Close()
+	if err := unix.Kill(left, unix.SIGKILL); err != nil {
+		t.Errorf("the child was waited for until what it had left was gone: %v", err)
+	}
+	if got, want := c.Last(), "exit status 0: ended"; got != want {
 		t.Errorf("%q, want %q", got, want)
 	}
 }
