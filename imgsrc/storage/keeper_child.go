@@ -11,6 +11,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"sync"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 	"github.com/sirupsen/logrus"
@@ -81,8 +82,16 @@ func keep(conn *userns.Conn) {
 	ctx, cancel := context.WithCancel(context.Background())
 	s.listen(ctx)
 	cancel() // what is under way
-	s.wg.Wait()
-	src.Close()
+	ended := make(chan struct{})
+	go func() {
+		s.wg.Wait()
+		close(ended)
+	}()
+	select {
+	case <-ended:
+		src.Close()
+	case <-time.After(patience): // the parent may be gone, and what is waited for is a lock of the store
+	}
 }
 
 // keeping is what the child knows of its calls.
