@@ -248,6 +248,9 @@ func TestPushCancelled(t *testing.T) {
 			if e := lastEvent(t, text); !strings.HasSuffix(e.Type, "-error") || !strings.Contains(e.Error, "cancelled") {
 				t.Errorf("event %s", text)
 			}
+			if job, _, ok := o.Job(1, true); !ok || strings.Contains(string(job), `"running"`) || !strings.Contains(string(job), `"cancelled"`) {
+				t.Errorf("the job is %s", job)
+			}
 			if entries, _ := os.ReadDir(dir); len(entries) > 0 {
 				t.Errorf("left %v", entries)
 			}

@@ -273,6 +273,9 @@ func (t *task) json(now time.Time) jobJSON {
 	for _, b := range t.order {
 		state := b.state.Load()
 		line := blobJSON{Digest: b.digest, Done: b.done.Load(), State: *state}
+		if state == blobRunning && t.state.isOver() {
+			line.State = string(t.state) // what ended it in the middle
+		}
 		if b.size >= 0 {
 			line.Size = &b.size
 			if state != blobParts { // of which some may have come twice
