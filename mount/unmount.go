@@ -17,8 +17,9 @@ import (
 const (
 	// busyTime is how long a mount must be in use to be called busy.
 	busyTime = 500 * time.Millisecond
-	// endTime is how long Unmount waits for the process.
-	endTime = 10 * time.Second
+	// endTime is how long Unmount waits for the process. It gives operations that are under way three seconds, and each store that
+	// others have locked five, before it goes: together that can be more than ten.
+	endTime = 30 * time.Second
 	// lazyEndTime is the same where files may still be open: then the process lives for as long as they are.
 	lazyEndTime = time.Second
 )

@@ -73,12 +73,12 @@ func (js *jobs) do(ctx context.Context, key string, run func(context.Context) er
 	select {
 	case <-j.done:
 	case <-ctx.Done():
-		js.committed(j)
 	}
 
 	js.mu.Lock()
 	defer js.mu.Unlock()
-	j.waiters--
+	js.committed(j)
+	j.waiters-- // with mu held since it was seen that the job does not make its change: it will not any more
 	select {
 	case <-j.done: // also when ctx ended at the same moment: this caller is the one that gets the result
 		js.forget(key, j)
@@ -138,14 +138,13 @@ func (js *jobs) mayCommit(ctx context.Context, j *job) error {
 // commitTime is how long a writer that is interrupted while its change is made waits for what comes of it.
 const commitTime = 500 * time.Millisecond
 
-// committed returns when a job is done that makes its change, or it takes too long.
+// committed returns when a job is done that makes its change, or it takes too long. mu is held, but for that time.
 func (js *jobs) committed(j *job) {
-	js.mu.Lock()
-	commits := j.commits
-	js.mu.Unlock()
-	if !commits {
+	if !j.commits {
 		return
 	}
+	js.mu.Unlock()
+	defer js.mu.Lock()
 	timer := time.NewTimer(commitTime)
 	defer timer.Stop()
 	select {
