@@ -256,3 +256,32 @@ func BenchmarkReadSmallBody(b *testing.B) {
 		}
 	}
 }
+
+// A pipe in the place of a list, in a store that is somebody else's, stops nobody.
+func TestPipeForAList(t *testing.T) {
+	root, _, _ := plainStore(t, "overlay")
+	s, err := open(Options{GraphRoot: root}, confNone)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	pipe := func(elements ...string) {
+		t.Helper()
+		file := filepath.Join(append([]string{root}, elements...)...)
+		if err := errors.Join(os.MkdirAll(filepath.Dir(file), 0o700), os.RemoveAll(file), unix.Mkfifo(file, 0o600)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	pipe("overlay-containers", "containers.json")
+	if list, err := s.List(t.Context()); err != nil || len(list.Images) != 1 || len(list.Problems) == 0 {
+		t.Errorf("for containers.json: %+v, %v", list, err)
+	}
+	pipe("overlay-layers", "layers.json")
+	if _, err := s.chain("top"); !errors.Is(err, imgsrc.ErrDamaged) {
+		t.Errorf("for layers.json: %v", err)
+	}
+	pipe("overlay-images", "images.json")
+	if _, err := s.List(t.Context()); !errors.Is(err, imgsrc.ErrDamaged) {
+		t.Errorf("for images.json: %v", err)
+	}
+}

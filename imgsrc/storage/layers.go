@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/maphash"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -61,7 +62,7 @@ func (s *Source) layerTable() (*layerTable, error) {
 	t := &layerTable{stamp: string(stamp), byID: map[string]*layer{}}
 	for i := range s.stores {
 		file := filepath.Join(s.layersDir(i), "layers.json")
-		data, err := os.ReadFile(file)
+		data, err := readList(file)
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return nil, err
 		}
@@ -197,6 +198,16 @@ func (s *Source) buildIndex(ctx context.Context, l *layer) (*layerIndex, error) 
 		return nil, fmt.Errorf("reading %s: %w", tarSplit, err)
 	}
 	return &layerIndex{index: x, dir: dir, seed: maphash.MakeSeed(), verified: make([]atomic.Uint64, x.bodies)}, nil
+}
+
+// readList returns a list of the store.
+func readList(file string) ([]byte, error) {
+	f, err := openRegular(file)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return io.ReadAll(f)
 }
 
 // openRegular opens a file of the store, and does not wait for a pipe that is in its place.

@@ -67,7 +67,7 @@ func (r *record) digestOf(key string) digest.Digest {
 // images.json has none.
 func (s *Source) readRecords(i int) (records []*record, problems []error, err error) {
 	file := filepath.Join(s.imagesDir(i), "images.json")
-	data, err := os.ReadFile(file)
+	data, err := readList(file)
 	if errors.Is(err, fs.ErrNotExist) {
 		if _, dirErr := os.Stat(s.imagesDir(i)); errors.Is(dirErr, fs.ErrNotExist) {
 			return nil, nil, fmt.Errorf("reading store %s: it is gone: %w", s.stores[i], imgsrc.ErrNotFound)
@@ -126,7 +126,7 @@ func readData(file string) ([]byte, error) {
 func (s *Source) containers() (ids map[string][]string, problems []error) {
 	ids = map[string][]string{}
 	for _, file := range s.containerFiles() {
-		data, err := os.ReadFile(file)
+		data, err := readList(file)
 		if errors.Is(err, fs.ErrNotExist) || err == nil && len(data) == 0 {
 			continue
 		}
