@@ -115,14 +115,21 @@ func TestKilledAndKept(t *testing.T) {
 				t.Fatal(err)
 			}
 			until(t, "the process waits in the kernel", func() bool { return waitsForLock(t, st.PID) })
-			if err := unix.Kill(st.PID, unix.SIGKILL); err != nil {
+			// Who waits for its answer is kept as well, by the thread that its process id is of.
+			_, started, err := processStat(reader.Process.Pid)
+			if err != nil || !running(reader.Process.Pid, started) {
+				t.Fatalf("the reader does not run: %v", err)
+			}
+			if err := errors.Join(reader.Process.Kill(), unix.Kill(st.PID, unix.SIGKILL)); err != nil {
 				t.Fatal(err)
+			}
+			until(t, "the reader is known to be killed", func() bool { return !running(reader.Process.Pid, started) })
+			if !lingers(reader.Process.Pid, started) {
+				t.Error("the reader has ended, and nobody has answered")
 			}
 			until(t, "the process is known to be killed", func() bool { return state(t, at).Dead })
 			replace(t, at)
-			if err := reader.Wait(); err == nil {
-				t.Error("ls has found it")
-			}
+			_ = reader.Wait() // it ends
 			until(t, "the process is gone", func() bool { return !lingers(st.PID, st.Started) })
 		})
 	}
