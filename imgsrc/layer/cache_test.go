@@ -277,6 +277,25 @@ func TestClose(t *testing.T) {
 	}
 }
 
+// A pass that is not wanted any more ends where it is, although little of its blob stands for very much.
+func TestPassCancelled(t *testing.T) {
+	plain := make([]byte, 64*chunkSize)
+	for _, b := range [][]byte{gzipped(t, plain), zstded(t, plain)} {
+		ctx, cancel := context.WithCancel(t.Context())
+		blob := &testBlob{bytes: b}
+		written := 0
+		_, err := runPass(ctx, blobSource{blob: blob.digest(), open: blob.open}, defaultBomb, func([]byte, int64, uint32) error {
+			written++
+			cancel()
+			return nil
+		})
+		if !errors.Is(err, context.Canceled) || written != 1 {
+			t.Errorf("%d MiB after it was cancelled, %v", written, err)
+		}
+		cancel()
+	}
+}
+
 func descriptors(t *testing.T) int {
 	t.Helper()
 	fds, err := os.ReadDir("/proc/self/fd")

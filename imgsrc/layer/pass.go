@@ -68,6 +68,9 @@ func runPass(ctx context.Context, src blobSource, limit bomb, write func(chunk [
 	}
 	defer z.Close()
 	p, diffID, err := digestChunks(z, src.diffID, func(chunk []byte, off int64, sum uint32) error {
+		if err := ctx.Err(); err != nil {
+			return err // what is read ahead can be gigabytes of zeros
+		}
 		if end := off + int64(len(chunk)); end > limit.free && end/limit.ratio > in.count.Load() {
 			return fmt.Errorf("%w: it expands to more than %d times its %d bytes", imgsrc.ErrDamaged, limit.ratio, in.count.Load())
 		}

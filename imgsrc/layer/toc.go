@@ -156,7 +156,7 @@ func (t *TOC) readStargz(ctx context.Context, read RangeReader) error {
 	} else if t.packed, err = read(ctx, off, last); err != nil {
 		return err
 	}
-	json, err := t.open()
+	json, err := t.open(ctx)
 	if err != nil {
 		return err
 	}
@@ -181,19 +181,20 @@ func parseStargzFooter(b []byte) (off int64, ok bool) {
 // A tocReader is a table of contents as it is unpacked: no more than it may have, and no more at once than has been allowed.
 type tocReader struct {
 	io.Reader
+	ctx    context.Context
 	stream io.Closer
 	left   int64 // of the table
 	once   int64 // that may be read until allow is called
 	err    error // why there is no more, other than its end
 }
 
-// open unpacks the table. Error: imgsrc.ErrUnsupported if it is too large.
-func (t *TOC) open() (*tocReader, error) {
+// open unpacks the table, until ctx ends. Error: imgsrc.ErrUnsupported if it is too large.
+func (t *TOC) open(ctx context.Context) (*tocReader, error) {
 	z, _, err := Decompress(bytes.NewReader(t.packed))
 	if err != nil {
 		return nil, err
 	}
-	r := &tocReader{Reader: z, stream: z, left: t.ref.plain, once: math.MaxInt64}
+	r := &tocReader{Reader: z, ctx: ctx, stream: z, left: t.ref.plain, once: math.MaxInt64}
 	if t.ref.zstd {
 		return r, nil
 	}
@@ -223,6 +224,9 @@ func (r *tocReader) Read(p []byte) (int, error) {
 	if r.err != nil {
 		return 0, r.err
 	}
+	if r.err = r.ctx.Err(); r.err != nil {
+		return 0, r.err
+	}
 	if r.once <= 0 {
 		r.err = fmt.Errorf("%w: something in it has more than %d bytes", imgsrc.ErrUnsupported, maxTOCEntry)
 		return 0, r.err
@@ -243,6 +247,8 @@ func (r *tocReader) Read(p []byte) (int, error) {
 // failure is what came of reading: what was wrong with the bytes, rather than what was made of that.
 func (r *tocReader) failure(err error) error {
 	switch {
+	case r.ctx.Err() != nil:
+		return r.ctx.Err()
 	case r.err == nil || errors.Is(r.err, imgsrc.ErrUnsupported):
 		return cmp.Or(r.err, err)
 	default:
@@ -252,9 +258,9 @@ func (r *tocReader) failure(err error) error {
 
 // Entries goes through the table. It calls emit for each entry, as Files.Entries does; a File's Where is what Chunks.Read
 // needs. A nil emit leaves that out. Errors: imgsrc.ErrUnsupported if the table says something that a tar could not, or not all
-// that a tar says; imgsrc.ErrDamaged.
-func (t *TOC) Entries(emit func(*imgsrc.File) error) (*Chunks, error) {
-	in, err := t.open()
+// that a tar says; imgsrc.ErrDamaged; ctx's.
+func (t *TOC) Entries(ctx context.Context, emit func(*imgsrc.File) error) (*Chunks, error) {
+	in, err := t.open(ctx)
 	if err != nil {
 		return nil, err
 	}

@@ -38,7 +38,7 @@ func (f *tocFiles) Entries(ctx context.Context, emit func(*imgsrc.File) error) e
 	if err != nil {
 		return err
 	}
-	chunks, err := toc.Entries(emit)
+	chunks, err := toc.Entries(ctx, emit)
 	if err == nil {
 		f.chunks = chunks
 	}
@@ -384,6 +384,46 @@ func TestTOCBomb(t *testing.T) {
 	}
 }
 
+// Who leaves while a table is gone through does not wait for the rest of it.
+func TestTOCCancelled(t *testing.T) {
+	for form, f := range tocBlobs(t, cancelledKind()) {
+		for _, emits := range []int{0, 1} {
+			ctx, cancel := context.WithCancel(t.Context())
+			n := 0
+			read := f.read
+			if emits == 0 {
+				read = func(ctx context.Context, from, to int64) ([]byte, error) {
+					cancel()
+					return f.read(ctx, from, to)
+				}
+			}
+			toc, err := f.ref.ReadTOC(ctx, read)
+			if err == nil {
+				_, err = toc.Entries(ctx, func(*imgsrc.File) error {
+					n++
+					cancel()
+					return nil
+				})
+			}
+			if !errors.Is(err, context.Canceled) || errors.Is(err, imgsrc.ErrDamaged) || n > cancelledFiles/2 {
+				t.Errorf("%s: %d of %d files: %v", form, n, cancelledFiles, err)
+			}
+			cancel()
+		}
+	}
+}
+
+const cancelledFiles = 3000
+
+// cancelledKind are so many files that their table is not read at once.
+func cancelledKind() []images.Entry {
+	var entries []images.Entry
+	for n := range cancelledFiles {
+		entries = append(entries, images.File(fmt.Sprintf("%05d", n), "x"))
+	}
+	return entries
+}
+
 // estargzOf reads the table out of a blob that has nothing else, and says that it has size bytes.
 func estargzOf(t *testing.T, size int64, table []byte) error {
 	t.Helper()
@@ -423,7 +463,7 @@ func TestTOCLarge(t *testing.T) {
 	runtime.GC()
 	runtime.ReadMemStats(&before)
 	n, most := 0, uint64(0)
-	chunks, err := toc.Entries(func(*imgsrc.File) error {
+	chunks, err := toc.Entries(t.Context(), func(*imgsrc.File) error {
 		if n++; n%(files/4) == 0 {
 			runtime.GC()
 			runtime.ReadMemStats(&now)

@@ -236,7 +236,7 @@ func (z *lazy) entries(ctx context.Context, emit func(*imgsrc.File) error) error
 	if err != nil {
 		return fmt.Errorf("layer %s: %w", z.layer.Digest, err)
 	}
-	chunks, err := toc.Entries(emit)
+	chunks, err := toc.Entries(ctx, emit)
 	if err != nil {
 		return fmt.Errorf("layer %s: %w", z.layer.Digest, err)
 	}
