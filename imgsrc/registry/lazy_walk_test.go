@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"fmt"
 	"math/rand/v2"
+	"net/http"
+	"sync"
 	"testing"
 
 	"github.com/opencontainers/go-digest"
@@ -119,6 +121,64 @@ func TestLazySeed(t *testing.T) {
 	if n := c.asked.Load(); n > 12 {
 		t.Errorf("%d requests", n)
 	}
+}
+
+// The whole that is on its way takes the place of the parts, although nobody has the layer open any more.
+func TestLazyLeft(t *testing.T) {
+	srv := newServer(t)
+	m := lazyImages(t, lazyEntries())[0]
+	l := srv.pushLazy("a", "1", m)
+	half := make(chan struct{})
+	gate := sync.OnceFunc(func() { close(half) })
+	defer gate()
+	o := newSetup(t, srv.host+"/a:1")
+	s := o.mustOpen(t)
+	img := named(t, s, srv.host+"/a:1")
+	r := lookInto(t, img)
+	s.lazyMu.Lock()
+	parts := s.parts[l.Digest]
+	s.lazyMu.Unlock()
+	srv.front(func(w http.ResponseWriter, req *http.Request, next http.Handler) {
+		var from, to int64
+		if n, _ := fmt.Sscanf(req.Header.Get("Range"), "bytes=%d-%d", &from, &to); n != 2 || to != l.Size-1 {
+			next.ServeHTTP(w, req)
+			return
+		}
+		next.ServeHTTP(&haltingWriter{w, l.Size/2 - from, half}, req)
+	})
+	isComing := func() bool {
+		parts.mu.Lock()
+		defer parts.mu.Unlock()
+		return parts.coming
+	}
+	for n := 0; !isComing(); n++ {
+		r.check(fmt.Sprintf("d/%03d", n), lazyFile(n))
+	}
+	if err := r.files.Close(); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the parts to be held by the whole alone", func() bool {
+		s.lazyMu.Lock()
+		defer s.lazyMu.Unlock()
+		return parts.users == 1
+	})
+	gate()
+	eventually(t, "the layer to be local", func() bool { return img.Local(0) })
+	eventually(t, "its parts to be removed", func() bool { return !exists(o, rangesPath(l.Digest)) })
+}
+
+// A haltingWriter sends left bytes, and the others when it may.
+type haltingWriter struct {
+	http.ResponseWriter
+	left int64
+	may  <-chan struct{}
+}
+
+func (w *haltingWriter) Write(p []byte) (int, error) {
+	if w.left -= int64(len(p)); w.left < 0 {
+		<-w.may
+	}
+	return w.ResponseWriter.Write(p)
 }
 
 // Who reads a large file on and on finds that what comes next is on its way.

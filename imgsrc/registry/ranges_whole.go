@@ -106,6 +106,11 @@ func (r *ranges) fetchWhole(from int64, near *vicinity) {
 	}
 	r.begun, r.seeded = time.Now(), r.got.first()
 	r.coming = r.source.flights.Start(new(int), func(ctx context.Context) (any, error) {
+		s := r.source
+		s.lazyMu.Lock()
+		r.use() // until the whole is here, whoever has left meanwhile
+		s.lazyMu.Unlock()
+		defer s.releaseRanges(r)
 		h, err := x.wait(ctx, -1)
 		if err == nil {
 			x.done(h)
