@@ -18,8 +18,9 @@ import (
 const (
 	// maxChunk is how many bytes a chunk may have, with what stands before it in its stream: it is in memory as a whole.
 	maxChunk = 64 << 20
-	// maxChunks is how many chunks a layer may have.
-	maxChunks = 1<<32 - 1
+	// maxChunks is how many chunks a layer may have: they take some 400 MiB for as long as its files are read. Of those that
+	// tools make, as many are 256 GiB.
+	maxChunks = 1 << 22
 	// slack is how many bytes a compressed stream may have beyond twice what is in it.
 	slack = 64 << 10
 )
@@ -63,7 +64,7 @@ func (t *Chunks) Snap(at int64) int64 {
 // Of calls each with the numbers of the chunks that have a body's bytes, from an offset on, until it returns false. What
 // is a body of another layer is not asked for.
 func (t *Chunks) Of(b imgsrc.Body, from int64, each func(n int) bool) error {
-	first, count := int(b.Where&maxChunks), int(b.Where>>32)
+	first, count := int(uint32(b.Where)), int(b.Where>>32)
 	if b.Size == 0 {
 		return nil
 	}

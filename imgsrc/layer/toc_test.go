@@ -424,6 +424,25 @@ func cancelledKind() []images.Entry {
 	return entries
 }
 
+// However small its entries are, a table stands for no more than can be in memory.
+func TestTOCManyChunks(t *testing.T) {
+	const table = `{"version":1,"entries":[{"type":"reg","name":"a","size":2,"chunkSize":1,"chunkType":"zeros"},{"type":"chunk","chunkOffset":1,"chunkType":"zeros"}]}`
+	for extra, want := range []error{nil, imgsrc.ErrUnsupported} {
+		s := &tocScan{end: 1, allow: func(int64) {}, chunks: make([]chunk, maxChunks-2+extra)}
+		if err := s.scan(strings.NewReader(table)); !errors.Is(err, want) {
+			t.Errorf("%d chunks: %v", len(s.chunks), err)
+		}
+	}
+	s := &tocScan{end: 1, allow: func(int64) {}, named: maxTurnNames - 1}
+	if err := s.scan(strings.NewReader(table)); err != nil || s.names == nil {
+		t.Errorf("names of %d bytes are not kept: %v", s.named, err)
+	}
+	s.named++
+	if err := s.scan(strings.NewReader(table)); err != nil || s.names != nil {
+		t.Errorf("names of %d bytes are kept: %v", s.named, err)
+	}
+}
+
 // estargzOf reads the table out of a blob that has nothing else, and says that it has size bytes.
 func estargzOf(t *testing.T, size int64, table []byte) error {
 	t.Helper()

@@ -58,6 +58,7 @@ type tocScan struct {
 	done   int64        // bytes of it that the chunks so far have
 
 	names  []string // of the files that have chunks; nil if there are too many of them
+	named  int      // bytes of them
 	firsts []uint32 // and the first of these
 }
 
@@ -224,6 +225,9 @@ func (s *tocScan) chunk(e *tocEntry) error {
 			return err
 		}
 	}
+	if len(s.chunks) >= maxChunks {
+		return errUnusable("it has more than %d chunks", maxChunks)
+	}
 	s.chunks = append(s.chunks, c)
 	return nil
 }
@@ -257,10 +261,8 @@ func (s *tocScan) flush() error {
 	}
 	count := uint64(len(s.chunks)) - f.Where
 	if f.Stored > 0 {
-		if f.Where >= maxChunks || count > maxChunks {
-			return errUnusable("it has more than %d chunks", maxChunks)
-		}
-		if s.firsts = append(s.firsts, uint32(f.Where)); len(s.firsts) <= maxTurns {
+		s.named += len(f.Name)
+		if s.firsts = append(s.firsts, uint32(f.Where)); len(s.firsts) <= maxTurns && s.named <= maxTurnNames {
 			s.names = append(s.names, f.Name)
 		} else {
 			s.names = nil

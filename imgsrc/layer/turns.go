@@ -30,8 +30,9 @@ func (t *Chunks) Turn(n int) int {
 // Files is how many files have chunks.
 func (t *Chunks) Files() int { return len(t.turns.firsts) }
 
-// maxTurns is how many files are put in order: to keep the names of more takes too much memory.
-const maxTurns = 1 << 20
+// maxTurns is how many files are put in order, and maxTurnNames how many bytes their names may have: to keep more takes too
+// much memory.
+const maxTurns, maxTurnNames = 1 << 20, 128 << 20
 
 // newTurns makes the order of files with these names, whose chunks begin at firsts.
 func newTurns(names []string, firsts []uint32) turns {

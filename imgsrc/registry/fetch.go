@@ -152,7 +152,7 @@ func (x *blob) fill(ctx context.Context, f *os.File) error {
 		have = 0
 	}
 	if have == 0 && x.size > 0 {
-		have = x.blobs.source.seed(x.digest, f)
+		have = x.blobs.source.seed(ctx, x.digest, f)
 	}
 	err = x.fillFrom(ctx, f, have, false)
 	if errors.Is(err, imgsrc.ErrDamaged) && (have > 0 || x.blobs.source.client.hasMirrors(x.repo, x.digest)) {

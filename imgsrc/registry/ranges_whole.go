@@ -207,9 +207,12 @@ func (x *blob) isNear(at int64, left func(arrived int64) time.Duration, patience
 	return x.whole || !x.busy || at <= x.arrived+streamAhead || left(x.arrived) <= patience
 }
 
+// seedStep is how much seed copies before it looks whether that is still wanted.
+const seedStep = 8 << 20
+
 // seed writes what is there of a blob, from its beginning on, into the file of one that is to be fetched, and returns how
 // many bytes that is.
-func (s *Source) seed(d digest.Digest, f *os.File) int64 {
+func (s *Source) seed(ctx context.Context, d digest.Digest, f *os.File) int64 {
 	s.lazyMu.Lock()
 	r := s.parts[d]
 	if r != nil {
@@ -226,10 +229,14 @@ func (s *Source) seed(d digest.Digest, f *os.File) int64 {
 	if from == nil || n == 0 {
 		return 0
 	}
-	done, err := io.Copy(io.NewOffsetWriter(f, 0), io.NewSectionReader(from, 0, n))
-	if err != nil {
-		s.log.Debug("beginning a blob with the parts that are there", "blob", d, "error", err)
-		return 0
+	in, out := io.NewSectionReader(from, 0, n), io.NewOffsetWriter(f, 0)
+	done := int64(0)
+	for done < n && ctx.Err() == nil {
+		m, err := io.CopyN(out, in, min(n-done, seedStep))
+		if done += m; err != nil {
+			s.log.Debug("beginning a blob with the parts that are there", "blob", d, "error", err)
+			return 0
+		}
 	}
 	return done
 }
