@@ -149,6 +149,11 @@ func (k *keeper) beginRaw(method string, body []byte, file *os.File) (*asked, er
 	k.rest()
 	k.mu.Unlock()
 	if err := a.send(message{Method: method, Args: body}, file); err != nil {
+		k.mu.Lock()
+		if k.child == child && (errors.Is(err, unix.EPIPE) || errors.Is(err, unix.ECONNRESET)) {
+			k.child = nil // it is dead; listen does the rest
+		}
+		k.mu.Unlock()
 		k.forget(a.number)
 		return nil, fmt.Errorf("%w: %w", errKeeperEnded, err)
 	}
@@ -231,20 +236,17 @@ func (s *Source) openIn(root int, dir, name string) (int, error) {
 	return -1, s.opener.denied(keptErr)
 }
 
-// denied says of an error of the keeper's, if it is that it may not do something, what may be the reason.
-func (k *keeper) denied(err error) error {
-	if !errors.Is(err, fs.ErrPermission) {
-		return err
+// open opens a file below the directory of a layer's files. A keeper that somebody has killed is started again for it.
+func (k *keeper) open(dir, name string) (fd int, err error) {
+	for range 2 {
+		if fd, err = k.openOnce(dir, name); !errors.Is(err, errKeeperEnded) {
+			break
+		}
 	}
-	if alone := k.alone(); alone != nil {
-		return fmt.Errorf("%w: %w", err, alone)
-	}
-	return fmt.Errorf("%w, also for root of a user namespace; that is so where /etc/subuid has other ids than the store was made with, and %s",
-		err, userns.AppArmorHint)
+	return fd, err
 }
 
-// open opens a file below the directory of a layer's files.
-func (k *keeper) open(dir, name string) (int, error) {
+func (k *keeper) openOnce(dir, name string) (int, error) {
 	a, err := k.beginRaw(methodOpen, openArgs{dir, name}.encode(), nil)
 	if err != nil {
 		return -1, err

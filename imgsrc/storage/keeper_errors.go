@@ -3,11 +3,13 @@ package storage
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"slices"
 	"syscall"
 
 	"github.com/imgfs/imgfs/imgsrc"
+	"github.com/imgfs/imgfs/imgsrc/userns"
 )
 
 // sentConditions are what is found in an error on either side of a socket. Their order is what is sent.
@@ -61,4 +63,16 @@ func (s *sentError) Unwrap() error {
 		return nil
 	}
 	return s.Errno
+}
+
+// denied says of an error of the keeper's, if it is that it may not do something, what may be the reason.
+func (k *keeper) denied(err error) error {
+	if !errors.Is(err, fs.ErrPermission) {
+		return err
+	}
+	if alone := k.alone(); alone != nil {
+		return fmt.Errorf("%w: %w", err, alone)
+	}
+	return fmt.Errorf("%w, also for root of a user namespace; that is so where /etc/subuid has other ids than the store was made with, and %s",
+		err, userns.AppArmorHint)
 }

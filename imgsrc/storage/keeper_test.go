@@ -9,6 +9,7 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -152,6 +153,9 @@ func TestKeeperReads(t *testing.T) {
 		}
 		unix.Close(fd)
 	}
+	s.opener.rests = time.Minute
+	at := slices.IndexFunc(names, func(e os.DirEntry) bool { return e.Type().IsRegular() })
+	killedWhileOpening(t, s.opener, dir, names[at].Name())
 	if _, err := s.opener.open(dir, "none"); !errors.Is(err, imgsrc.ErrDamaged) || !errors.Is(err, syscall.ENOENT) {
 		t.Errorf("a file that is not there: %v", err)
 	}
@@ -183,4 +187,39 @@ func TestKeeperReads(t *testing.T) {
 	if _, err := s.opener.open(dir, "x"); !errors.Is(err, fs.ErrClosed) {
 		t.Errorf("closed: %v", err)
 	}
+}
+
+// killedWhileOpening kills a keeper that has been asked to open a file, and has not done it.
+func killedWhileOpening(t *testing.T, k *keeper, dir, name string) {
+	t.Helper()
+	if err := k.check(); err != nil {
+		t.Fatal(err)
+	}
+	k.mu.Lock()
+	pid := k.child.PID()
+	k.mu.Unlock()
+	if err := unix.Kill(pid, unix.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	var opening sync.WaitGroup
+	opening.Go(func() {
+		fd, err := k.open(dir, name)
+		if err != nil {
+			t.Errorf("the keeper was killed: %v", err)
+			return
+		}
+		unix.Close(fd)
+	})
+	asked := func() bool {
+		k.mu.Lock()
+		defer k.mu.Unlock()
+		return len(k.pending) > 0
+	}
+	for end := time.Now().Add(5 * time.Second); !asked() && time.Now().Before(end); {
+		time.Sleep(time.Millisecond)
+	}
+	if err := unix.Kill(pid, unix.SIGKILL); err != nil {
+		t.Error(err)
+	}
+	opening.Wait()
 }
