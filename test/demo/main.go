@@ -30,7 +30,7 @@ func main() {
 		os.Exit(2)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
-	err := demo(ctx, os.Args[1])
+	err := demo(ctx, os.Args[1], os.Stdout)
 	stop()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "demo:", err)
@@ -38,7 +38,7 @@ func main() {
 	}
 }
 
-func demo(ctx context.Context, imgfs string) (err error) {
+func demo(ctx context.Context, imgfs string, out io.Writer) (err error) {
 	imgfs, err = filepath.Abs(imgfs)
 	if err != nil {
 		return err
@@ -57,7 +57,7 @@ func demo(ctx context.Context, imgfs string) (err error) {
 	}
 	defer closeRegistry()
 
-	s := &shell{dir: dir, env: append(os.Environ(),
+	s := &shell{dir: dir, out: out, env: append(os.Environ(),
 		"PATH="+filepath.Dir(imgfs)+":"+os.Getenv("PATH"), "LC_ALL=C.UTF-8", "TZ=UTC")}
 	// Whatever stops the tour, the mount is taken down before its directory is removed.
 	defer func() { err = errors.Join(err, s.unmount(imgfs)) }()
@@ -90,13 +90,14 @@ func serveRegistry() (address string, closeRegistry func(), err error) {
 type shell struct {
 	dir string
 	env []string
+	out io.Writer // gets the commands and what they print
 }
 
 // show prints a step and runs it. A step that begins with "# " is a heading; "PROGRAM? COMMAND" is run where PROGRAM is
 // there, "fails: COMMAND" must fail.
 func (s *shell) show(ctx context.Context, step string) error {
 	if text, ok := strings.CutPrefix(step, "# "); ok {
-		fmt.Printf("\n# %s\n", text)
+		fmt.Fprintf(s.out, "\n# %s\n", text)
 		return nil
 	}
 	if program, command, ok := strings.Cut(step, "? "); ok && !strings.Contains(program, " ") {
@@ -106,7 +107,7 @@ func (s *shell) show(ctx context.Context, step string) error {
 		step = command
 	}
 	step, fails := strings.CutPrefix(step, "fails: ")
-	fmt.Printf("$ %s\n", step)
+	fmt.Fprintf(s.out, "$ %s\n", step)
 	cmd := s.command(ctx, step)
 	err := cmd.Run()
 	if ctx.Err() != nil {
@@ -129,7 +130,7 @@ func (s *shell) command(ctx context.Context, line string) *exec.Cmd {
 	}
 	cmd := exec.CommandContext(ctx, name, "-c", line)
 	cmd.Args[0] = "bash"
-	cmd.Dir, cmd.Env, cmd.Stdout, cmd.Stderr = s.dir, s.env, os.Stdout, os.Stdout
+	cmd.Dir, cmd.Env, cmd.Stdout, cmd.Stderr = s.dir, s.env, s.out, s.out
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // Ctrl-C is for the demo, which then ends the command
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM) }
 	cmd.WaitDelay = 5 * time.Second
