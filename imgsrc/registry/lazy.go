@@ -267,23 +267,23 @@ func (z *lazy) table(ctx context.Context) (*layer.Chunks, error) {
 		z.proven = true // in this process or another, or there would be no body to read
 		z.mu.Unlock()
 		type work struct{ z *lazy }
-		if err := z.do(ctx, work{z}, func(ctx context.Context) error { return z.entries(ctx, nil) }); err != nil {
+		_, err := doAsUser(ctx, z, work{z}, func(ctx context.Context) (struct{}, error) { return struct{}{}, z.entries(ctx, nil) })
+		if err != nil {
 			return nil, err
 		}
 	}
 }
 
-// do does work for all who want it, as a user of the layer, in the source's context.
-func (z *lazy) do(ctx context.Context, key any, work func(context.Context) error) error {
+// doAsUser does work for all who want it, as a user of the layer, in the source's context. All of them get what it returns.
+func doAsUser[T any](ctx context.Context, z *lazy, key any, work func(context.Context) (T, error)) (T, error) {
 	s := z.source
-	_, err := flight.Do(ctx, s.flights, key, func(ctx context.Context) (struct{}, error) {
+	return flight.Do(ctx, s.flights, key, func(ctx context.Context) (T, error) {
 		s.lazyMu.Lock()
 		s.useLazyLocked(z)
 		s.lazyMu.Unlock()
 		defer z.release()
-		return struct{}{}, work(ctx)
+		return work(ctx)
 	})
-	return err
 }
 
 // A chunkKey names a chunk of a layer.
@@ -298,11 +298,7 @@ func (z *lazy) chunk(ctx context.Context, t *layer.Chunks, n int) (b []byte, err
 	if b, ok := s.unpacked.get(key).([]byte); ok {
 		return b, nil
 	}
-	return flight.Do(ctx, s.flights, key, func(ctx context.Context) (b []byte, err error) {
-		s.lazyMu.Lock()
-		s.useLazyLocked(z)
-		s.lazyMu.Unlock()
-		defer z.release()
+	return doAsUser(ctx, z, key, func(ctx context.Context) (b []byte, err error) {
 		from, to := t.Range(n)
 		size := min(to-from+t.Size(n), unpackBytes)
 		if err := s.unpacking.Acquire(ctx, size); err != nil {

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -248,6 +249,42 @@ func TestLazyBytes(t *testing.T) {
 func exists(o *setup, path string) bool {
 	_, err := os.Stat(filepath.Join(o.CacheDir, cacheVersion, path))
 	return err == nil
+}
+
+// All who ask at once what the root is are told the same.
+func TestLazyRoot(t *testing.T) {
+	srv := newServer(t)
+	for _, m := range lazyImages(t, append([]images.Entry{images.Dir("./").WithMode(0o711)}, lazyEntries()...)) {
+		l := srv.pushLazy(m.form, "1", m)
+		asked, gate := make(chan struct{}, 10), make(chan struct{})
+		srv.front(func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+			if strings.HasSuffix(r.URL.Path, l.Digest.String()) {
+				asked <- struct{}{}
+				<-gate
+			}
+			next.ServeHTTP(w, r)
+		})
+		files, err := named(t, newSetup(t, srv.host+"/"+m.form+":1").mustOpen(t), srv.host+"/"+m.form+":1").Files(t.Context(), 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer files.Close()
+		var wg, ready sync.WaitGroup
+		for range 20 {
+			ready.Add(1)
+			wg.Go(func() {
+				ready.Done()
+				root, err := files.Root(t.Context())
+				if err != nil || root == nil || root.Mode != 0o711 {
+					t.Errorf("%s: %+v, %v", m.form, root, err)
+				}
+			})
+		}
+		<-asked
+		ready.Wait()
+		close(gate)
+		wg.Wait()
+	}
 }
 
 // Parts count towards the cache's limit, and go when others need the room.

@@ -42,18 +42,19 @@ func (f *lazyFiles) Entries(ctx context.Context, emit func(*imgsrc.File) error) 
 }
 
 // Root implements imgsrc.Files.
-func (f *lazyFiles) Root(ctx context.Context) (root *imgsrc.File, err error) {
+func (f *lazyFiles) Root(ctx context.Context) (*imgsrc.File, error) {
 	if f.lazy.byTOC() {
-		first := true
 		type rootOf struct{ z *lazy }
-		err := f.lazy.do(ctx, rootOf{f.lazy}, func(ctx context.Context) error {
-			return f.lazy.entries(ctx, func(x *imgsrc.File) error {
+		root, err := doAsUser(ctx, f.lazy, rootOf{f.lazy}, func(ctx context.Context) (root *imgsrc.File, err error) {
+			first := true
+			err = f.lazy.entries(ctx, func(x *imgsrc.File) error {
 				if first {
 					first = false
 					root = layer.AsRoot(x)
 				}
 				return nil
 			})
+			return root, err
 		})
 		if err == nil || !f.lazy.giveUp(err) {
 			return root, f.explain(ctx, err)
