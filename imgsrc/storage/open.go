@@ -68,7 +68,7 @@ type Source struct {
 
 	tagMu sync.Mutex // one write at a time
 
-	strays strays
+	strays *strays
 }
 
 var _ imgsrc.Tagger = (*Source)(nil)
@@ -126,7 +126,7 @@ func open(o Options, conf types.StoreOptions) (*Source, error) {
 	if uid := os.Geteuid(); uid != 0 && owner(root) == uid {
 		s.opener, s.writer = newOpener(s.real, s.log), newWriter(s.real, s.log)
 	}
-	s.strays.age, s.strays.remove = strayAge, s.removeStrays
+	s.strays = newStrays(strayAge, s.removeStrays)
 	s.work = flight.New("containers-storage", s.log)
 	s.bodies = newBodies()
 	s.verified = newVerified()

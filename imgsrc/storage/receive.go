@@ -82,7 +82,9 @@ func (s *Source) ReceiveAs(ctx context.Context, name, id string, text []byte, co
 	if err := s.MayReceive(); err != nil {
 		return err
 	}
-	s.strays.begin()
+	if err := s.strays.begin(ctx); err != nil {
+		return err
+	}
 	receive := s.receive
 	if s.writer != nil {
 		receive = s.writer.receive

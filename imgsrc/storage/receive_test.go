@@ -247,14 +247,20 @@ func TestReceiveTogether(t *testing.T) {
 // Strays go when their time is over, and not while an image is received.
 func TestStrays(t *testing.T) {
 	removed := make(chan []string, 10)
-	s := &strays{age: time.Millisecond, remove: func(ids []string) { removed <- ids }}
-	s.begin()
+	s := newStrays(time.Millisecond, func(ids []string) { removed <- ids })
+	begin := func() {
+		t.Helper()
+		if err := s.begin(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	begin()
 	s.end([]string{"a", "b"}, errors.New("broken"))
 	if ids := <-removed; !slices.Equal(ids, []string{"a", "b"}) {
 		t.Errorf("removed %q", ids)
 	}
-	s.begin()
-	s.begin()
+	begin()
+	begin()
 	s.end([]string{"c"}, syscall.ENOSPC)
 	select {
 	case ids := <-removed:
@@ -266,7 +272,7 @@ func TestStrays(t *testing.T) {
 		t.Errorf("removed %q", ids)
 	}
 	s.age = time.Hour
-	s.begin()
+	begin()
 	s.end([]string{"e"}, errors.New("broken"))
 	s.close()
 	if ids := <-removed; !slices.Equal(ids, []string{"e"}) {
@@ -276,6 +282,20 @@ func TestStrays(t *testing.T) {
 	if len(removed) > 0 {
 		t.Error("removed twice")
 	}
+
+	// Who begins while a removal hangs can leave.
+	removing, goOn := make(chan struct{}), make(chan struct{})
+	s = newStrays(time.Millisecond, func([]string) { close(removing); <-goOn })
+	begin()
+	s.end([]string{"f"}, errors.New("broken"))
+	<-removing
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := s.begin(ctx); !errors.Is(err, context.Canceled) {
+		t.Errorf("begins, with %v", err)
+	}
+	close(goOn)
+	begin()
 }
 
 func TestReceiveReadOnly(t *testing.T) {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"slices"
-	"sync"
 	"syscall"
 	"time"
 
@@ -25,9 +24,9 @@ type strays struct {
 	age    time.Duration
 	remove func(ids []string)
 
-	mu        sync.Mutex
-	receiving int     // how many images are being received: they may build on the layers; guarded by mu
-	layers    []stray // a parent before its children; guarded by mu
+	turn      chan struct{} // holds one element while somebody uses what follows, or removes
+	receiving int           // how many images are being received: they may build on the layers
+	layers    []stray       // a parent before its children
 	timer     *time.Timer
 }
 
@@ -36,17 +35,27 @@ type stray struct {
 	until time.Time
 }
 
-// begin says that an image is going to be received.
-func (s *strays) begin() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+func newStrays(age time.Duration, remove func(ids []string)) *strays {
+	return &strays{age: age, remove: remove, turn: make(chan struct{}, 1)}
+}
+
+// begin says that an image is going to be received. It waits while layers are removed, which another process may hold up
+// that has the store locked.
+func (s *strays) begin(ctx context.Context) error {
+	select {
+	case s.turn <- struct{}{}:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
 	s.receiving++
+	<-s.turn
+	return nil
 }
 
 // end says that it came, or that it did not and what was made for it.
 func (s *strays) end(made []string, err error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	s.turn <- struct{}{}
+	defer func() { <-s.turn }()
 	s.receiving--
 	now := time.Now()
 	if err != nil {
@@ -62,7 +71,8 @@ func (s *strays) end(made []string, err error) {
 	s.sweep(now)
 }
 
-// sweep removes the layers whose time is over, unless images are being received. mu is held, so that none begins meanwhile.
+// sweep removes the layers whose time is over, unless images are being received. It has the turn, so that none begins
+// meanwhile.
 func (s *strays) sweep(now time.Time) {
 	if s.timer != nil {
 		s.timer.Stop()
@@ -84,8 +94,8 @@ func (s *strays) sweep(now time.Time) {
 	}
 	if len(s.layers) > 0 {
 		s.timer = time.AfterFunc(s.layers[0].until.Sub(now), func() {
-			s.mu.Lock()
-			defer s.mu.Unlock()
+			s.turn <- struct{}{}
+			defer func() { <-s.turn }()
 			s.sweep(time.Now())
 		})
 	}
@@ -96,8 +106,8 @@ func (s *strays) close() {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		s.mu.Lock()
-		defer s.mu.Unlock()
+		s.turn <- struct{}{}
+		defer func() { <-s.turn }()
 		for i := range s.layers {
 			s.layers[i].until = time.Time{}
 		}

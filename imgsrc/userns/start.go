@@ -1,6 +1,7 @@
 package userns
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -34,7 +35,7 @@ const (
 	goAhead = "go"
 	// ready is the first message of a child that runs in its namespace; another one is why it does not.
 	ready = "ready"
-	// endTime is how long a child has to end by itself.
+	// endTime is how long a child has to end by itself, and newuidmap and newgidmap have for theirs.
 	endTime = 10 * time.Second
 	// leftTime is how long what a child has started, and left, may keep its stderr open.
 	leftTime = 200 * time.Millisecond
@@ -224,7 +225,9 @@ func mapRanges(program string, pid, own int, ranges []idtools.IDMap) error {
 	for _, r := range ranges {
 		args = append(args, strconv.Itoa(r.ContainerID+1), strconv.Itoa(r.HostID), strconv.Itoa(r.Size))
 	}
-	out, err := exec.Command(program, args...).CombinedOutput()
+	ctx, cancel := context.WithTimeout(context.Background(), endTime) // they may ask a directory service
+	defer cancel()
+	out, err := exec.CommandContext(ctx, program, args...).CombinedOutput()
 	if err != nil {
 		return fmt.Errorf("%s: %w: %s", program, err, strings.TrimSpace(string(out)))
 	}
