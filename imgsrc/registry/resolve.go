@@ -27,7 +27,7 @@ func (s *Source) Resolve(ctx context.Context, name string) (imgsrc.Listed, error
 	if s.offline {
 		return imgsrc.Listed{}, fmt.Errorf("resolving %s: %w: %w", name, imgsrc.ErrNotFound, errOffline)
 	}
-	t, err = flight.Do(ctx, s.flights, t, func(ctx context.Context) (tagged, error) { return t, s.add(ctx, t) })
+	_, err = flight.Do(ctx, s.flights, t, func(ctx context.Context) (tagged, error) { return t, s.add(ctx, t) })
 	if err != nil {
 		return imgsrc.Listed{}, fmt.Errorf("resolving %s: %w", name, err)
 	}

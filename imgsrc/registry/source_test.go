@@ -2,8 +2,10 @@ package registry
 
 import (
 	"context"
+	"errors"
 	"net/http"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -98,6 +100,48 @@ func eventually(t *testing.T, what string, ok func() bool) {
 		time.Sleep(10 * time.Millisecond)
 	}
 	t.Fatalf("%s: not within ten seconds", what)
+}
+
+// Who leaves before a name is resolved takes nothing from those who wait for the same.
+func TestResolveLeft(t *testing.T) {
+	srv := newServer(t)
+	srv.image("web", "1", layer.None, tarOf(t, "f", "1"))
+	o := newSetup(t, srv.host)
+	o.Asked = true
+	s := o.mustOpen(t)
+	asked, gate := make(chan struct{}, 100), make(chan struct{})
+	srv.front(func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+		asked <- struct{}{}
+		<-gate
+		next.ServeHTTP(w, r)
+	})
+	ctx, cancel := context.WithCancel(t.Context())
+	answers := make(chan error, 10)
+	resolve := func(ctx context.Context) {
+		_, err := s.Resolve(ctx, srv.host+"/web:1")
+		answers <- err
+	}
+	go resolve(ctx)
+	<-asked
+	var ready sync.WaitGroup
+	for range 9 {
+		ready.Add(1)
+		go func() {
+			ready.Done()
+			resolve(t.Context())
+		}()
+	}
+	ready.Wait()
+	cancel()
+	if err := <-answers; !errors.Is(err, context.Canceled) {
+		t.Errorf("who left: %v", err)
+	}
+	close(gate)
+	for range 9 {
+		if err := <-answers; err != nil {
+			t.Errorf("who stayed: %v", err)
+		}
+	}
 }
 
 func TestMovedTag(t *testing.T) {
