@@ -25,12 +25,13 @@ import (
 // A finished file is hashed before it is first read from, unless this process has written it.
 type blobs struct {
 	source *Source
-	dir    *os.Root      // nil: blobs are kept in files without a name
-	slots  chan struct{} // one for each blob that may come in at a time
+	dir    *os.Root // nil: blobs are kept in files without a name
+	turns  turns
 
 	mu       sync.Mutex
 	open     map[digest.Digest]*blob
 	verified map[digest.Digest]cachefile.Identity // files that were found right, also when they are not open any more
+	lasting  int                                  // how many of them there were when those that are gone were last forgotten
 	closed   bool
 }
 
@@ -42,7 +43,7 @@ const (
 )
 
 func newBlobs(s *Source, cacheDir string) *blobs {
-	b := &blobs{source: s, slots: make(chan struct{}, maxFetches), open: map[digest.Digest]*blob{}, verified: map[digest.Digest]cachefile.Identity{}}
+	b := &blobs{source: s, open: map[digest.Digest]*blob{}, verified: map[digest.Digest]cachefile.Identity{}}
 	if cacheDir == "" {
 		return b
 	}
@@ -113,6 +114,7 @@ type blob struct {
 	digest digest.Digest
 	size   int64 // the descriptor's; -1 if it has none
 	users  int   // guarded by blobs.mu
+	demand demand
 
 	mu      sync.Mutex
 	file    *os.File         // nil: none yet. Only the work that is under way changes it
@@ -126,7 +128,8 @@ type blob struct {
 	err     error         // why the last work failed, until the next begins
 	changed chan struct{} // closed when any of these changes
 
-	tell func(arrived int64) // of the work that is under way, and nobody else's; nil: it has asked the registry for nothing yet
+	turn *turn               // of the work that is under way, and nobody else's, like what follows; nil: it does not fetch
+	tell func(arrived int64) // nil: it has asked the registry for nothing yet
 	over func(error)
 }
 
@@ -223,6 +226,12 @@ func (x *blob) waitFor(ctx context.Context, from int64, again bool) (held, error
 
 // waitUntil is waitFor that waits until the file is as it is needed, which is asked with x.mu held.
 func (x *blob) waitUntil(ctx context.Context, again bool, ready func() bool) (held, error) {
+	defer x.blobs.turns.ask(&x.demand)()
+	return x.bring(ctx, again, ready)
+}
+
+// bring is waitUntil for nobody who waits himself: what comes in for him comes after what somebody waits for.
+func (x *blob) bring(ctx context.Context, again bool, ready func() bool) (held, error) {
 	for waited := !again; ; waited = true {
 		if err := ctx.Err(); err != nil {
 			return held{}, err
@@ -356,9 +365,7 @@ func (x *blob) finish(f *os.File) {
 	if err != nil {
 		id = cachefile.Identity{} // then the first reader looks again
 	}
-	x.blobs.mu.Lock()
-	x.blobs.verified[x.digest] = id
-	x.blobs.mu.Unlock()
+	x.blobs.remember(x.digest, id)
 	x.update(func() {
 		if x.file != f {
 			x.file = f

@@ -5,7 +5,9 @@ import (
 	"fmt"
 	"hash"
 	"io"
+	"maps"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -62,6 +64,33 @@ func (x *blob) verify(ctx context.Context, f *os.File) error {
 		return fmt.Errorf("%w: its bytes are %s", imgsrc.ErrDamaged, got)
 	}
 	return nil
+}
+
+// spareVerified is how many files may be remembered that are gone, and as many as there are.
+const spareVerified = 1024
+
+// remember notes that a file was found right. It forgets those that are gone from the cache, now and then.
+func (b *blobs) remember(d digest.Digest, id cachefile.Identity) {
+	b.mu.Lock()
+	b.verified[d] = id
+	var all []digest.Digest
+	if len(b.verified) > 2*b.lasting+spareVerified {
+		b.lasting = len(b.verified) // until it is known
+		all = slices.Collect(maps.Keys(b.verified))
+	}
+	b.mu.Unlock()
+	if all == nil {
+		return
+	}
+	gone := slices.DeleteFunc(all, func(d digest.Digest) bool { return hasFile(b.dir, blobPath(d)) })
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, d := range gone {
+		if b.open[d] == nil {
+			delete(b.verified, d)
+		}
+	}
+	b.lasting = len(b.verified)
 }
 
 // hashFile adds the first n bytes of f to sum.

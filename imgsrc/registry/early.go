@@ -11,6 +11,7 @@ import (
 // A filling is one attempt to come by a blob: its bytes come in, or are hashed where they lie in the cache. It is what early
 // reads of the blob depend on.
 type filling struct {
+	blob *blob
 	done chan struct{}
 	err  error // valid when done is closed
 }
@@ -25,6 +26,7 @@ func (f *filling) Wait(ctx context.Context) error {
 	if f.ended() {
 		return f.err
 	}
+	defer f.blob.blobs.turns.ask(&f.blob.demand)()
 	select {
 	case <-f.done:
 		return f.err
@@ -45,7 +47,7 @@ func (f *filling) ended() bool {
 // beginLocked begins a filling. x.mu is held.
 func (x *blob) beginLocked() {
 	x.endLocked(errGivenUp)
-	x.filling = &filling{done: make(chan struct{})}
+	x.filling = &filling{blob: x, done: make(chan struct{})}
 }
 
 // endLocked ends the filling, if there is one, before anything takes the place of its bytes. x.mu is held.

@@ -40,17 +40,15 @@ func (x *blob) fetch(ctx context.Context) (err error) {
 		if x.over != nil {
 			x.over(err)
 		}
-		x.tell, x.over = nil, nil
+		x.turn, x.tell, x.over = nil, nil, nil
 	}()
 	if s.offline {
 		return errOffline
 	}
-	select {
-	case x.blobs.slots <- struct{}{}:
-		defer func() { <-x.blobs.slots }()
-	case <-ctx.Done():
-		return ctx.Err()
+	if x.turn, err = x.blobs.turns.take(ctx, &x.demand); err != nil {
+		return err
 	}
+	defer x.turn.leave()
 	err = x.fetchShared(ctx)
 	if errors.Is(err, errThere) {
 		if found, err := x.bringFound(ctx); found || err != nil {
@@ -187,7 +185,7 @@ func (x *blob) fillFrom(ctx context.Context, f *os.File, have int64, direct bool
 	return nil
 }
 
-// receive appends what the registry sends from an offset. It never takes more than the descriptor says.
+// receive appends what the registry sends from an offset, as often as it is the blob's turn.
 func (x *blob) receive(ctx context.Context, f *os.File, sum hash.Hash, off int64, direct bool) (int64, error) {
 	if s := x.blobs.source; x.tell == nil && s.fetching != nil {
 		x.tell, x.over = s.fetching(s.Host()+"/"+x.repo, x.digest, x.size, false)
@@ -196,6 +194,24 @@ func (x *blob) receive(ctx context.Context, f *os.File, sum hash.Hash, off int64
 		x.tell = func(int64) {}
 	}
 	x.tell(off)
+	for {
+		turn, err := x.turn.wait()
+		if err != nil {
+			return off, err
+		}
+		off, err = x.receiveIn(turn, f, sum, off, direct)
+		gaveWay := turn.Err() != nil && ctx.Err() == nil
+		switch {
+		case gaveWay && off == x.size:
+			return off, nil
+		case !gaveWay || err == nil || isSinkError(err) || errors.Is(err, imgsrc.ErrDamaged):
+			return off, err
+		}
+	}
+}
+
+// receiveIn is receive in one turn. It never takes more than the descriptor says.
+func (x *blob) receiveIn(ctx context.Context, f *os.File, sum hash.Hash, off int64, direct bool) (int64, error) {
 	in, err := x.blobs.source.client.blob(ctx, x.repo, x.digest, off, x.size, direct)
 	if err != nil {
 		return off, err

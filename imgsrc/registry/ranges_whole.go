@@ -111,7 +111,7 @@ func (r *ranges) fetchWhole(from int64, near *vicinity) {
 		r.use() // until the whole is here, whoever has left meanwhile
 		s.lazyMu.Unlock()
 		defer s.releaseRanges(r)
-		h, err := x.wait(ctx, -1)
+		h, err := x.bring(ctx, true, func() bool { return x.whole })
 		if err == nil {
 			x.done(h)
 		} else if ctx.Err() == nil {

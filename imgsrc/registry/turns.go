@@ -1,0 +1,148 @@
+package registry
+
+import (
+	"cmp"
+	"context"
+	"slices"
+	"sync"
+	"time"
+)
+
+// turns say which blobs come in: maxFetches at a time. What nobody waits for any more comes in as well, because it was read
+// from its beginning, but gives way to what somebody waits for: its connection ends, and when there is room again it goes on
+// where it stopped.
+type turns struct {
+	mu      sync.Mutex
+	running []*turn
+	queue   []*turn // the first has waited longest
+	looking bool    // a timer looks again
+}
+
+// A turn is one blob's place among them, until it leaves.
+type turn struct {
+	of     *turns
+	demand *demand
+	parent context.Context
+	begun  chan struct{}   // closed when it has its turn
+	ctx    context.Context // ends with parent, and when it has to give way
+	end    context.CancelFunc
+}
+
+// A demand is who wants a blob. Guarded by turns.mu.
+type demand struct {
+	waiting int       // readers who wait for more of it
+	asked   time.Time // when the last of them got what he asked for, or left
+}
+
+// unaskedTime is for how long nobody has asked for a blob that nobody waits for any more: its reader may look at what he got.
+// That this is too short costs a round trip.
+const unaskedTime = 500 * time.Millisecond
+
+// ask counts a reader who waits for a blob, until he calls answered.
+func (t *turns) ask(d *demand) (answered func()) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	d.waiting++
+	t.settleLocked()
+	return func() {
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		d.waiting--
+		d.asked = time.Now()
+		t.settleLocked()
+	}
+}
+
+// take waits for a blob's turn. The caller ends it with leave. Error: the context's.
+func (t *turns) take(ctx context.Context, d *demand) (*turn, error) {
+	n := &turn{of: t, demand: d, parent: ctx}
+	t.mu.Lock()
+	t.queueLocked(n)
+	t.settleLocked()
+	t.mu.Unlock()
+	if _, err := n.wait(); err != nil {
+		n.leave()
+		return nil, err
+	}
+	return n, nil
+}
+
+// wait waits until it is the blob's turn, and returns its context. Error: that of the context with which it was taken.
+func (n *turn) wait() (context.Context, error) {
+	for n.parent.Err() == nil {
+		n.of.mu.Lock()
+		begun, ctx := n.begun, n.ctx
+		n.of.mu.Unlock()
+		select {
+		case <-begun:
+		case <-n.parent.Done():
+		}
+		if ctx.Err() == nil {
+			return ctx, nil
+		}
+	}
+	return nil, n.parent.Err()
+}
+
+// leave gives the place to the next.
+func (n *turn) leave() {
+	t := n.of
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	same := func(other *turn) bool { return other == n }
+	t.running, t.queue = slices.DeleteFunc(t.running, same), slices.DeleteFunc(t.queue, same)
+	n.end()
+	t.settleLocked()
+}
+
+func (t *turns) queueLocked(n *turn) {
+	n.begun = make(chan struct{})
+	n.ctx, n.end = context.WithCancel(n.parent)
+	t.queue = append(t.queue, n)
+}
+
+// settleLocked gives turns to those in the queue: to those that somebody waits for first.
+func (t *turns) settleLocked() {
+	for len(t.queue) > 0 {
+		i := max(0, slices.IndexFunc(t.queue, func(n *turn) bool { return n.demand.waiting > 0 }))
+		next := t.queue[i]
+		if len(t.running) >= maxFetches && (next.demand.waiting == 0 || !t.makeRoomLocked()) {
+			return
+		}
+		t.queue = slices.DeleteFunc(t.queue, func(n *turn) bool { return n == next })
+		t.running = append(t.running, next)
+		close(next.begun)
+	}
+}
+
+// makeRoomLocked has the blob give way for which nobody has asked for longest. Not ok if there is none as yet: then it is
+// tried again when there may be.
+func (t *turns) makeRoomLocked() (ok bool) {
+	last := slices.MinFunc(t.running, func(a, b *turn) int {
+		return cmp.Or(cmp.Compare(min(a.demand.waiting, 1), min(b.demand.waiting, 1)), a.demand.asked.Compare(b.demand.asked))
+	})
+	if last.demand.waiting > 0 {
+		return false
+	}
+	if left := unaskedTime - time.Since(last.demand.asked); left > 0 {
+		t.lookInLocked(left)
+		return false
+	}
+	t.running = slices.DeleteFunc(t.running, func(n *turn) bool { return n == last })
+	last.end()
+	t.queueLocked(last)
+	return true
+}
+
+func (t *turns) lookInLocked(left time.Duration) {
+	if t.looking {
+		return
+	}
+	t.looking = true
+	time.AfterFunc(left, func() {
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		t.looking = false
+		t.settleLocked()
+	})
+}
