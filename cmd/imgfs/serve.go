@@ -78,7 +78,6 @@ func (o *mountOptions) serve(ctx context.Context, a *app, specs []*spec, mountpo
 		TLSVerify:       o.tls(),
 		Insecure:        registry.Trust(o.insecureNetworks),
 		Registry:        registryOf(env.registry),
-		OpenStore:       storage.OpenStore,
 		OpenReceiver:    openReceiver(log),
 		Offline:         o.offline,
 		Platform:        o.platform,
@@ -146,13 +145,12 @@ func registryOf(options registry.Options) func(host, authFile string, tlsVerify 
 	}
 }
 
-// openReceiver opens a store that is pushed to, for an ordinary user: his is written to in a user namespace. nil for root.
+// openReceiver opens a store that is pushed to.
 func openReceiver(log *slog.Logger) func(context.Context, cs.StoreOptions) (ops.Receiver, error) {
-	if os.Geteuid() == 0 {
-		return nil
-	}
 	return func(ctx context.Context, o cs.StoreOptions) (ops.Receiver, error) {
-		return storage.Open(ctx, storage.Options{GraphRoot: o.GraphRoot, RunRoot: o.RunRoot, Driver: o.GraphDriverName, Log: log})
+		return storage.OpenToReceive(ctx, storage.Options{
+			GraphRoot: o.GraphRoot, RunRoot: o.RunRoot, Driver: o.GraphDriverName, DriverOptions: o.GraphDriverOptions, Log: log,
+		})
 	}
 }
 

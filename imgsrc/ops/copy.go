@@ -47,7 +47,7 @@ func (o *Ops) copyImage(ctx context.Context, p pushJob) (err error) {
 		return err
 	}
 	if store, ok := p.line.dest.(*storeName); ok && p.line.format == "" {
-		if done, err := store.addName(ctx, p.held.Desc(), o.opt); done || err != nil {
+		if done, err := store.addName(ctx, p.held.Desc(), o.openStore); done || err != nil {
 			return err
 		}
 	}
@@ -61,7 +61,7 @@ func (o *Ops) copyImage(ctx context.Context, p pushJob) (err error) {
 		return err
 	}
 	sys := o.system(p.line)
-	to, err := p.line.dest.stage(staging{sys: sys, blobs: blobs, verify: o.verify(p.line), insecure: o.opt.Insecure, openStore: o.opt.OpenStore, openReceiver: o.opt.OpenReceiver, log: o.log})
+	to, err := p.line.dest.stage(ctx, staging{sys: sys, blobs: blobs, verify: o.verify(p.line), insecure: o.opt.Insecure, openStore: o.openStore, log: o.log})
 	if to.discard != nil {
 		defer to.discard()
 	}

@@ -26,7 +26,7 @@ type destination interface {
 	// check fails if something is in the way. It changes nothing.
 	check() error
 	// stage makes what copying needs. The caller calls the discard of what it returns, also after a commit.
-	stage(s staging) (staged, error)
+	stage(ctx context.Context, s staging) (staged, error)
 	// hint says what to do about an error of a push to here; empty if nothing is known.
 	hint(err error) string
 }
@@ -39,9 +39,8 @@ type staging struct {
 
 	insecure func(host string) bool // registries that need no certificate where verify says nothing
 
-	openStore    storeOpener
-	openReceiver receiverOpener
-	log          *slog.Logger
+	openStore receiverOpener
+	log       *slog.Logger
 }
 
 // staged is a destination that is ready to be copied to.
@@ -152,7 +151,7 @@ func (d *registry) String() string        { return "docker://" + d.named.String(
 func (d *registry) check() error          { return nil }
 func (d *registry) hint(err error) string { return registryHint(err, reference.Domain(d.named)) }
 
-func (d *registry) stage(s staging) (staged, error) {
+func (d *registry) stage(_ context.Context, s staging) (staged, error) {
 	configured, err := sysregistriesv2.FindRegistry(s.sys, d.named.Name())
 	if err != nil {
 		return staged{}, err

@@ -36,7 +36,7 @@ func (d *engine) hint(err error) string { return localHint(err) }
 // engineTimeout is how long an engine may take to be connected to, and to answer when it is asked whether it is there.
 const engineTimeout = 10 * time.Second
 
-func (d *engine) stage(s staging) (staged, error) {
+func (d *engine) stage(_ context.Context, s staging) (staged, error) {
 	host := engineHost()
 	if err := answers(host); err != nil {
 		return staged{}, err

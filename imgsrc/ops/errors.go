@@ -162,6 +162,8 @@ func registryHint(err error, host string) string {
 		return fmt.Sprintf("check the name %s and the network", host)
 	case errors.Is(err, http.ErrSchemeMismatch), errors.As(err, &record), errors.As(err, &certificate):
 		return "add tls-verify=false if this registry has no certificate that this machine trusts"
+	case c == nil && statusOf(err) >= http.StatusInternalServerError:
+		return fmt.Sprintf("the log of %s may say why; a full disk is one reason", host)
 	}
 	return localHint(err)
 }
@@ -175,6 +177,14 @@ func localHint(err error) string {
 		return "an artifact can go as it is to docker://, oci:, oci-archive: and dir:"
 	case errors.Is(err, fs.ErrPermission):
 		return "write to a place that you own"
+	}
+	return roomHint(err)
+}
+
+// roomHint says what to do about a disk that is full.
+func roomHint(err error) string {
+	if errors.Is(condition(err), syscall.ENOSPC) {
+		return "make room on that disk"
 	}
 	return ""
 }

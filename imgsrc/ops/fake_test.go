@@ -21,9 +21,11 @@ import (
 	imgspecv1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"go.podman.io/image/v5/docker/reference"
 	"go.podman.io/image/v5/manifest"
+	cs "go.podman.io/storage"
 	"go.podman.io/storage/pkg/reexec"
 
 	"github.com/imgfs/imgfs/imgsrc"
+	"github.com/imgfs/imgfs/imgsrc/storage"
 )
 
 func TestMain(m *testing.M) {
@@ -308,6 +310,9 @@ func newOpsOn(t testing.TB, opt Options, sources ...imgsrc.Source) (*Ops, *logBu
 	opt.Catalog = imgsrc.NewCatalog(opt.Log, sources...)
 	if opt.SignaturePolicy == "" {
 		opt.SignaturePolicy = acceptAnything(t)
+	}
+	opt.OpenReceiver = func(ctx context.Context, o cs.StoreOptions) (Receiver, error) {
+		return storage.OpenToReceive(ctx, storage.Options{GraphRoot: o.GraphRoot, RunRoot: o.RunRoot, Driver: o.GraphDriverName, DriverOptions: o.GraphDriverOptions})
 	}
 	o := New(opt)
 	o.backoff = 5 * time.Millisecond

@@ -88,7 +88,7 @@ func (d *dockerArchive) String() string {
 	return "docker-archive:" + d.path + ":" + d.tag.String()
 }
 
-func (d *dockerArchive) stage(s staging) (staged, error) {
+func (d *dockerArchive) stage(_ context.Context, s staging) (staged, error) {
 	dir, discard, err := stageBeside(d.path, s.log)
 	if err != nil {
 		return staged{}, err
@@ -123,7 +123,7 @@ func (d *plainDir) check() error {
 	return err
 }
 
-func (d *plainDir) stage(s staging) (staged, error) {
+func (d *plainDir) stage(_ context.Context, s staging) (staged, error) {
 	dir, discard, err := stageBeside(d.path, s.log)
 	if err != nil {
 		return staged{}, err
@@ -176,7 +176,7 @@ func (d *ociArchive) hint(err error) string { return localHint(err) }
 
 // stage writes a layout, and commit packs it: the library's own oci-archive does the same, in a temporary directory that
 // may be too small, and cannot be cancelled while it packs.
-func (d *ociArchive) stage(s staging) (staged, error) {
+func (d *ociArchive) stage(_ context.Context, s staging) (staged, error) {
 	dir, discard, err := stageBeside(d.path, s.log)
 	if err != nil {
 		return staged{}, err

@@ -54,7 +54,7 @@ func (d *layoutDir) check() error {
 
 // stage makes a layout of its own inside the directory, on the same file system as its blobs, and links into it those
 // blobs that are there already and will be copied as they are.
-func (d *layoutDir) stage(s staging) (_ staged, err error) {
+func (d *layoutDir) stage(_ context.Context, s staging) (_ staged, err error) {
 	made := os.Mkdir(d.path, 0o755) == nil
 	own, clean, err := stageIn(d.path, s.log)
 	discard := func() {

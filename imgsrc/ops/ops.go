@@ -34,11 +34,7 @@ type Options struct {
 	// Registry returns a registry in which blobs can be mounted, with the credentials of authFile (empty: AuthFile) and
 	// tlsVerify (nil: as TLSVerify says). nil: all blobs are sent.
 	Registry func(host, authFile string, tlsVerify *bool) Mounter
-	// OpenStore opens a containers-storage to push to. The library keeps what a process opens in a list without a lock of its
-	// own, so whoever opens stores beside has a part in this. nil: the library does.
-	OpenStore func(storage.StoreOptions) (storage.Store, error)
-	// OpenReceiver opens a containers-storage as a source that takes images, where this process may not write to one itself;
-	// then OpenStore is not called. nil: it may.
+	// OpenReceiver opens a containers-storage that is no source of the mount, to push to it. nil: there is none.
 	OpenReceiver func(ctx context.Context, options storage.StoreOptions) (Receiver, error)
 	// Offline refuses pushes to registries and pulls from them.
 	Offline bool

@@ -111,7 +111,7 @@ func (r *layoutReceiver) Receive(ctx context.Context, name, _ string, copy func(
 		return fail(imgsrc.ErrInvalid, "%s cannot be the name of an image in a layout", quote(name))
 	}
 	to := &layoutDir{path: dir, name: name}
-	made, err := to.stage(staging{log: r.log})
+	made, err := to.stage(ctx, staging{log: r.log})
 	if made.discard != nil {
 		defer made.discard()
 	}

@@ -13,7 +13,7 @@ import (
 
 // remove carries out the removal of an image, and of those without a name that it was made from, as podman rmi does.
 func (o *Ops) remove(ctx context.Context, r Request) error {
-	op := operation{kind: "remove", doing: "removing", request: r, start: time.Now()}
+	op := operation{kind: "remove", doing: "removing", request: r, start: time.Now(), hint: roomHint}
 	if err := o.refuse(r); err != nil {
 		return o.done(op, err)
 	}

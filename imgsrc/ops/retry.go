@@ -74,6 +74,12 @@ func temporary(err error, begun bool) bool {
 		errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, net.ErrClosed):
 		return true
 	}
+	status := statusOf(err)
+	return status == 429 || status >= 500 && status != 501
+}
+
+// statusOf returns the status of the answer that an error of the library's tells of; 0 if it tells of none.
+func statusOf(err error) int {
 	status := 0
 	var unexpected docker.UnexpectedHTTPStatusError
 	var code errcode.ErrorCoder
@@ -92,7 +98,7 @@ func temporary(err error, begun bool) bool {
 	if m := answered.FindStringSubmatch(err.Error()); m != nil && status == 0 {
 		status, _ = strconv.Atoi(m[1])
 	}
-	return status == 429 || status >= 500 && status != 501
+	return status
 }
 
 // A sourceError is a failure to read from the image's own source, which nothing at the other end will mend. A registry that

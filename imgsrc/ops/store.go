@@ -3,19 +3,17 @@ package ops
 import (
 	"context"
 	"errors"
+	"fmt"
 	"path/filepath"
-	"slices"
 	"strings"
+	"sync"
 
 	"go.podman.io/image/v5/docker/reference"
-	istorage "go.podman.io/image/v5/storage"
+	"go.podman.io/image/v5/types"
 	"go.podman.io/storage"
 
 	"github.com/imgfs/imgfs/imgsrc"
 )
-
-// A storeOpener is storage.GetStore, or something around it; nil is the former.
-type storeOpener func(storage.StoreOptions) (storage.Store, error)
 
 // A storeName is a name in containers-storage.
 type storeName struct {
@@ -72,51 +70,88 @@ func (d *storeName) String() string        { return "containers-storage:" + d.sp
 func (d *storeName) check() error          { return nil }
 func (d *storeName) hint(err error) string { return localHint(err) }
 
-// open opens the store for writing. It stays open: the library keeps one of each, and others in this process may use it.
-func (d *storeName) open(open storeOpener) (storage.Store, error) {
-	options := d.options
-	if d.spec == "" {
-		var err error
-		if options, err = storage.DefaultStoreOptions(); err != nil {
-			return nil, err
+// A receiverOpener opens a store as a source that takes images, and says how to let go of it.
+type receiverOpener func(context.Context, storage.StoreOptions) (to Receiver, done func(), err error)
+
+// openStore opens a store to push to. If it is a source of this mount it is that one, which keeps what it has of an image that
+// then did not come for the next try.
+func (o *Ops) openStore(ctx context.Context, options storage.StoreOptions) (to Receiver, done func(), err error) {
+	for _, src := range o.opt.Catalog.Sources() {
+		if own, ok := src.(interface {
+			Receiver
+			IsStore(storage.StoreOptions) bool
+		}); ok && own.IsStore(options) {
+			return own, func() {}, nil
 		}
 	}
-	// Without this the overlay driver leaves a bind mount of its directory behind. Other drivers pass over it.
-	options.GraphDriverOptions = append(slices.Clone(options.GraphDriverOptions), "overlay.skip_mount_home=true")
-	if open == nil {
-		open = storage.GetStore
+	if o.opt.OpenReceiver == nil {
+		return nil, nil, fail(imgsrc.ErrUnsupported, "this mount opens no stores")
 	}
-	return open(options)
+	to, err = o.opt.OpenReceiver(ctx, options)
+	if errors.Is(err, imgsrc.ErrNoSource) {
+		err = fail(imgsrc.ErrNotFound, "%s", err)
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	return to, func() { _ = to.Close() }, nil // what it held is of no use any more
 }
 
-func (d *storeName) stage(s staging) (staged, error) {
-	if s.openReceiver != nil {
-		return d.stageApart(s.openReceiver)
-	}
-	store, err := d.open(s.openStore)
+// stage has the store receive an image for as long as it is copied.
+func (d *storeName) stage(ctx context.Context, s staging) (staged, error) {
+	to, done, err := s.openStore(ctx, d.options)
 	if err != nil {
 		return staged{}, err
 	}
-	ref, err := istorage.Transport.NewStoreReference(store, d.named, "")
-	return staged{ref: ref}, err
+	refs, copied, received := make(chan types.ImageReference, 1), make(chan error, 1), make(chan error, 1)
+	go func() {
+		err := to.Receive(ctx, d.named.String(), "", func(ref types.ImageReference) error {
+			refs <- ref
+			return <-copied
+		})
+		done()
+		received <- err
+	}()
+	select {
+	case ref := <-refs:
+		var once sync.Once
+		end := func(result error) (err error) {
+			once.Do(func() {
+				copied <- result
+				err = <-received
+			})
+			return err
+		}
+		return staged{
+			ref:     ref,
+			commit:  func(context.Context) error { return end(nil) },
+			discard: func() { _ = end(context.Canceled) },
+		}, nil
+	case err := <-received:
+		return staged{}, err
+	}
 }
 
 // addName gives the image the name if the store has this very image, and reports whether it did. Copying it once more
 // would replace the manifest that it has by one that says the same of uncompressed layers, and so change its digest.
-func (d *storeName) addName(ctx context.Context, img imgsrc.Desc, opt Options) (bool, error) {
-	if opt.OpenReceiver != nil {
-		return d.addNameApart(ctx, img, opt.OpenReceiver)
-	}
-	store, err := d.open(opt.OpenStore)
+func (d *storeName) addName(ctx context.Context, img imgsrc.Desc, open receiverOpener) (bool, error) {
+	src, done, err := open(ctx, d.options)
 	if err != nil {
 		return false, err
 	}
-	have, err := store.Image(img.ID)
-	if errors.Is(err, storage.ErrImageUnknown) {
+	defer done()
+	tagger, ok := src.(imgsrc.Tagger)
+	if !ok {
 		return false, nil
 	}
-	if err != nil || have.ID != img.ID || have.Digest != img.Digest && !slices.Contains(have.Digests, img.Digest) {
-		return false, err
+	list, err := src.List(ctx)
+	if err != nil {
+		return false, fmt.Errorf("looking for the image in %s: %w", src.Name(), err)
 	}
-	return true, store.AddNames(have.ID, []string{d.named.String()})
+	for _, have := range list.Images {
+		if desc := have.Desc(); desc.ID == img.ID && desc.Digest == img.Digest {
+			return true, tagger.Tag(ctx, desc, []string{d.named.String()}, nil)
+		}
+	}
+	return false, nil
 }

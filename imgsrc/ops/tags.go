@@ -13,7 +13,7 @@ import (
 
 // tags carries out a write to an image's tags, or what else changes its names.
 func (o *Ops) tags(ctx context.Context, r Request, change changeNames) error {
-	op := operation{kind: "tag", doing: "tagging", request: r, start: time.Now()}
+	op := operation{kind: "tag", doing: "tagging", request: r, start: time.Now(), hint: roomHint}
 	add, remove, err := o.changed(ctx, r, change)
 	if err != nil {
 		if ctx.Err() != nil {

@@ -29,6 +29,9 @@ type Options struct {
 	RunRoot string
 	// Driver is "overlay" or "vfs"; if empty, the one that the store was made with.
 	Driver string
+	// DriverOptions are the driver's, as storage.conf and a store's reference have them ("overlay.mountopt=nodev"), in place of
+	// those of the configuration; only root can give any.
+	DriverOptions []string
 	// Log takes what goes wrong inside the package itself; nil for none. Everything else is returned.
 	Log *slog.Logger
 }
@@ -124,6 +127,10 @@ func open(o Options, conf types.StoreOptions) (*Source, error) {
 		}
 	}
 	if uid := os.Geteuid(); uid != 0 && owner(root) == uid {
+		if len(o.DriverOptions) > 0 {
+			return nil, fmt.Errorf("opening store %s: only root can give options to a store: write them into storage.conf, in place of %s: %w",
+				root, strings.Join(o.DriverOptions, ","), imgsrc.ErrUnsupported)
+		}
 		s.opener, s.writer = newOpener(s.real, s.log), newWriter(s.real, s.log)
 	}
 	s.strays = newStrays(strayAge, s.removeStrays)
@@ -165,6 +172,9 @@ func effective(o Options, conf types.StoreOptions) (types.StoreOptions, error) {
 		}
 	}
 	opts.GraphRoot, opts.RunRoot = graphRoot, runRoot
+	if len(o.DriverOptions) > 0 {
+		opts.GraphDriverOptions = slices.Clone(o.DriverOptions)
+	}
 	return opts, nil
 }
 

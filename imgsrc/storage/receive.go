@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"slices"
 	"strings"
 	"sync"
@@ -25,28 +24,19 @@ import (
 // openMu guards the library's list of the stores that this process has open, whose Free takes no lock itself.
 var openMu sync.Mutex
 
-// OpenStore is the library's GetStore, for whoever opens stores beside this package in one process. What the kernel can do
-// is tried out before, see probeFirst.
-func OpenStore(options cs.StoreOptions) (cs.Store, error) {
-	probeFirst(options, slog.New(slog.DiscardHandler))
+// openReal opens the store for writing. The library keeps what it opens for the process, and would give it to all who write
+// at the same time: what could not be written for one of them, on a full disk, would stay in its memory and be written for
+// another. So it is dropped at once, and each has his own, as two processes have. Nothing is unmounted: shutting the store
+// down would unmount what another process has mounted.
+func (s *Source) openReal() (cs.Store, error) {
 	openMu.Lock()
 	defer openMu.Unlock()
-	return cs.GetStore(options)
-}
-
-// openReal opens the store for writing. The library keeps what it opens for the process; close drops that, and unmounts
-// nothing: shutting the store down would unmount what another process has mounted.
-func (s *Source) openReal() (store cs.Store, free func(), err error) {
-	openMu.Lock()
-	defer openMu.Unlock()
-	if store, err = cs.GetStore(s.writable()); err != nil {
-		return nil, nil, writeError(err)
+	store, err := cs.GetStore(s.writable())
+	if err != nil {
+		return nil, writeError(err)
 	}
-	return store, func() {
-		openMu.Lock()
-		defer openMu.Unlock()
-		store.Free()
-	}, nil
+	store.Free()
+	return store, nil
 }
 
 // MayReceive says why the store takes no images; nil if it does, as far as can be told without opening it.
@@ -107,11 +97,10 @@ func (s *Source) receive(ctx context.Context, name, id string, text []byte, copy
 		id = ""
 	}
 	probeFirst(s.writable(), s.log)
-	real, free, err := s.openReal()
+	real, err := s.openReal()
 	if err != nil {
 		return nil, err
 	}
-	defer free()
 	temp, clean, err := tempDir()
 	if err != nil {
 		return nil, err
@@ -137,11 +126,10 @@ func (s *Source) AddIndex(ctx context.Context, name string, text []byte, images 
 		err := s.writer.call(ctx, methodAddIndex, addIndexArgs{name, text, images, from}, &id)
 		return id, err
 	}
-	store, free, err := s.openReal()
+	store, err := s.openReal()
 	if err != nil {
 		return "", err
 	}
-	defer free()
 	if err := ctx.Err(); err != nil {
 		return "", err
 	}

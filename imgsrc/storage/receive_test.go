@@ -354,11 +354,10 @@ func TestAddIndex(t *testing.T) {
 	if _, err := s.AddIndex(t.Context(), "localhost/x:1", []byte("{}"), nil, ""); err == nil {
 		t.Error("something else was taken for an index")
 	}
-	store, free, err := s.openReal()
+	store, err := s.openReal()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer free()
 	if _, err := addIndex(&creating{store, t}, "localhost/all:3", append(index, '\n'), ids, "docker://quay.io/a/b"); err != nil {
 		t.Error(err)
 	}

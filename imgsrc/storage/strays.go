@@ -129,12 +129,11 @@ func (s *Source) removeStrays(ids []string) {
 		}
 		return
 	}
-	store, free, err := s.openReal()
+	store, err := s.openReal()
 	if err != nil {
 		s.log.Warn("removing layers of images that did not come", "source", s.Name(), "error", err)
 		return
 	}
-	defer free()
 	removeLayers(store, ids)
 }
 

@@ -85,11 +85,10 @@ func (s *Source) change(ctx context.Context, id string, may func() error, still 
 	if err := may(); err != nil {
 		return err
 	}
-	store, free, err := s.openReal()
+	store, err := s.openReal()
 	if err != nil {
 		return err
 	}
-	defer free()
 	if err := ctx.Err(); err != nil {
 		return err
 	}

@@ -191,11 +191,10 @@ func TestTagBesideOthers(t *testing.T) {
 
 // addName is podman tag.
 func addName(s *Source, id, name string) error {
-	store, free, err := s.openReal() // the library's list of stores is this process's, not another's
+	store, err := s.openReal() // the library's list of stores is this process's, not another's
 	if err != nil {
 		return err
 	}
-	defer free()
 	return store.AddNames(id, []string{name})
 }
 

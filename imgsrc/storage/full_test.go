@@ -1,0 +1,75 @@
+package storage
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/imgfs/imgfs/test/needs"
+)
+
+// onDisk puts a store, which must not have been used, on a file system of its own, of 8 MiB.
+func (r real) onDisk(t *testing.T) {
+	t.Helper()
+	disk := filepath.Dir(r.root)
+	if err := unix.Mount("tmpfs", disk, "tmpfs", 0, "size=8m"); err != nil {
+		needs.Unmet(t, "to mount a tmpfs: "+err.Error())
+	}
+	t.Cleanup(func() {
+		_ = unix.Unmount(filepath.Join(r.root, r.driver), unix.MNT_DETACH) // podman makes a mount of its own, now and then
+		if err := unix.Unmount(disk, unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// fill leaves no room on the store's file system, until room is called.
+func (r real) fill(t *testing.T) (room func()) {
+	t.Helper()
+	f, err := os.Create(filepath.Join(filepath.Dir(r.root), "filler"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	for err == nil {
+		_, err = f.Write(make([]byte, 4096))
+	}
+	if !errors.Is(err, unix.ENOSPC) {
+		t.Fatal(err)
+	}
+	return func() {
+		if err := os.Remove(f.Name()); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// A name that found no room is not given later, with what somebody else writes.
+func TestTagNoSpaceBesideReceive(t *testing.T) {
+	r := newReal(t, "overlay")
+	r.onDisk(t)
+	src := t.TempDir()
+	write(t, []byte("a"), src, "file")
+	r.commit(t, "localhost/a", "oci", src)
+	t.Setenv("TMPDIR", t.TempDir())
+	s := r.source(t)
+	a := find(t, s, "localhost/a:latest").Desc()
+	dir := sample(t)
+	full := func() error {
+		defer r.fill(t)()
+		if err := s.Tag(t.Context(), a, []string{"localhost/late:1"}, nil); !errors.Is(err, unix.ENOSPC) {
+			t.Errorf("tagging on a full disk: %v", err)
+		}
+		return nil
+	}
+	if err := s.Receive(t.Context(), "localhost/app:1", "", copyFrom(t.Context(), t, dir, "localhost/app:1.0", full)); err != nil {
+		t.Fatal(err)
+	}
+	if names := r.names(t, a.ID); len(names) != 1 {
+		t.Errorf("the names are %q", names)
+	}
+	find(t, s, "localhost/app:1")
+}

@@ -1,0 +1,68 @@
+package storage
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+
+	cs "go.podman.io/storage"
+	"go.podman.io/storage/types"
+
+	"github.com/imgfs/imgfs/imgsrc"
+)
+
+// OpenToReceive is [Open] for whoever is about to put an image there. For root it makes a store where none is, as podman's first
+// image does.
+func OpenToReceive(ctx context.Context, o Options) (*Source, error) {
+	src, err := Open(ctx, o)
+	if !errors.Is(err, imgsrc.ErrNoSource) || os.Geteuid() != 0 {
+		return src, err
+	}
+	made, makeErr := makeStore(o)
+	if makeErr != nil {
+		return nil, makeErr
+	}
+	if !made {
+		return nil, err
+	}
+	return Open(ctx, o)
+}
+
+// makeStore makes a store where none is of any driver.
+func makeStore(o Options) (made bool, err error) {
+	conf, err := types.DefaultStoreOptions()
+	if err != nil && o.GraphRoot == "" {
+		return false, fmt.Errorf("reading the configuration of containers-storage: %w", err)
+	}
+	s := &Source{}
+	if s.real, err = effective(o, conf); err != nil {
+		return false, err
+	}
+	if there, _ := filepath.Glob(filepath.Join(s.real.GraphRoot, "*-images")); len(there) > 0 {
+		return false, nil // of a driver that is not known, or not the one that was asked for
+	}
+	if s.driver = s.real.GraphDriverName; s.driver == "" {
+		s.driver = "overlay" // whose options others pass over
+	}
+	if _, err := s.openReal(); err != nil {
+		return false, fmt.Errorf("making store %s: %w", s.real.GraphRoot, err)
+	}
+	return true, nil
+}
+
+// IsStore says whether this is the store that the library would open with these options.
+func (s *Source) IsStore(options cs.StoreOptions) bool {
+	conf, err := types.DefaultStoreOptions()
+	if err != nil && options.GraphRoot == "" {
+		return false
+	}
+	other, err := effective(Options{GraphRoot: options.GraphRoot, RunRoot: options.RunRoot, Driver: options.GraphDriverName}, conf)
+	if err != nil || other.GraphRoot != s.real.GraphRoot || other.RunRoot != s.real.RunRoot {
+		return false
+	}
+	sameDriver := options.GraphDriverName == "" || options.GraphDriverName == s.driver
+	return sameDriver && (len(options.GraphDriverOptions) == 0 || slices.Equal(options.GraphDriverOptions, s.real.GraphDriverOptions))
+}
