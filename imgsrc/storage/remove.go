@@ -53,6 +53,9 @@ func (s *Source) remove(ctx context.Context, id string, names []string) error {
 		return nil
 	}
 	return s.change(ctx, id, may, still, func(store cs.Store) error {
+		if err := s.roomToRemove(); err != nil {
+			return err
+		}
 		_, err := store.DeleteImage(id, true)
 		if errors.Is(err, cs.ErrImageUsedByContainer) {
 			return fmt.Errorf("%w: %w", err, imgsrc.ErrInUse)
