@@ -95,7 +95,7 @@ var commands = map[string]func(ts *testscript.TestScript, neg bool, args []strin
 	"registry":    startRegistry, // registry [-auth|-held|-stuck|-answers|-flaky|-mirror ORIGIN] NAME: start one; sets $NAME to HOST:PORT. -held: uploads wait for release; -stuck: downloads, after the first half; -answers: see answers; -flaky: nothing is answered at the first time of asking
 	"fileserver":  fileServer,    // fileserver NAME DIR: serve the files in DIR by HTTP, with ranges; sets $NAME to HOST:PORT
 	"sigstorekey": sigstoreKey,   // sigstorekey NAME [PASSPHRASE]: make NAME.key and NAME.pub
-	"stopengine":  stopEngine,    // stopengine: the engine stands still; stopengine -kill: and then it is killed
+	"stopengine":  stopEngine,    // stopengine: the engine stands still; with -go it goes on, with -kill it is killed
 	"engine":      startEngine,   // engine: a Docker engine of this script's own; sets $DOCKER_HOST
 
 	"rootless": rootless, // rootless: an ordinary user of this script's own, with what podman needs, and his number as $USERID; then as LINE and asroot LINE run bash in his mount namespace

@@ -4,6 +4,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 
@@ -39,14 +40,11 @@ func startEngine(ts *testscript.TestScript, neg bool, args []string) {
 	poll(ts, "dockerd to answer at "+host, func() bool { return exec.Command("docker", "-H", host, "version").Run() == nil })
 }
 
-// stopEngine makes the engine stand still, as one that hangs: what asks it waits. With -kill it is then gone.
+// stopEngine makes the engine stand still, as one that hangs: what asks it waits. With -go it goes on, with -kill it is gone.
 func stopEngine(ts *testscript.TestScript, neg bool, args []string) {
 	s := of(ts)
-	usage(ts, neg, args, len(s.engines) > 0 && (len(args) == 0 || len(args) == 1 && args[0] == "-kill"), "stopengine [-kill]")
-	signal := unix.SIGSTOP
-	if len(args) == 1 {
-		signal = unix.SIGKILL
-	}
+	signal, known := map[string]unix.Signal{"": unix.SIGSTOP, "-go": unix.SIGCONT, "-kill": unix.SIGKILL}[strings.Join(args, " ")]
+	usage(ts, neg, args, len(s.engines) > 0 && known, "stopengine [-go|-kill]")
 	ts.Check(unix.Kill(s.engines[len(s.engines)-1].process.Process.Pid, signal))
 }
 
