@@ -22,7 +22,9 @@ type Catalog struct {
 	stamps   []Stamp
 	lists    []*Listing
 	failed   []*Stamp        // at which stamp the source could not be listed; nil if it could
-	listings []*listing      // those that are under way; nil: none
+	round    uint64          // of looks
+	looks    []*look         // those that are under way; nil: none
+	listings []*listing      // likewise
 	errs     []error         // of listings, that nobody has been told yet
 	took     []time.Duration // how long the last listing took that succeeded
 
@@ -130,6 +132,7 @@ func NewCatalog(log *slog.Logger, sources ...Source) *Catalog {
 		failed:  make([]*Stamp, len(sources)),
 		told:    make([]atomic.Bool, len(sources)),
 
+		looks:    make([]*look, len(sources)),
 		listings: make([]*listing, len(sources)),
 		took:     make([]time.Duration, len(sources)),
 	}

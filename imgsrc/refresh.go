@@ -39,13 +39,18 @@ func (c *Catalog) Refresh(ctx context.Context) (*Snapshot, error) {
 		return c.current.Load(), err
 	}
 	var waits, joined []*listing
-	for i, src := range c.sources {
-		if l := c.listings[i]; l != nil {
+	c.startLooks()
+	for i, l := range c.listings {
+		if l != nil {
 			waits, joined = append(waits, l), append(joined, l)
 			continue
 		}
-		stamp, told := src.Stamp(), c.told[i].Swap(false)
-		if c.lists[i] == nil || c.failed[i] != nil || c.stamps[i] != stamp || told {
+		stamp, yes, err := c.moved(ctx, i)
+		if err != nil {
+			c.release()
+			return c.current.Load(), err
+		}
+		if yes {
 			waits = append(waits, c.list(ctx, i, stamp))
 		}
 	}
@@ -70,6 +75,9 @@ func (c *Catalog) Refresh(ctx context.Context) (*Snapshot, error) {
 	}
 	// What changed before this call may not be in a listing that had begun before it.
 	waits = nil
+	if len(joined) > 0 {
+		c.startLooks()
+	}
 	for _, l := range joined {
 		i := l.source
 		switch next := c.listings[i]; {
@@ -77,7 +85,12 @@ func (c *Catalog) Refresh(ctx context.Context) (*Snapshot, error) {
 		case next != nil:
 			waits = append(waits, next)
 		case c.failed[i] == nil:
-			if stamp, told := c.sources[i].Stamp(), c.told[i].Swap(false); c.stamps[i] != stamp || told {
+			stamp, yes, err := c.moved(ctx, i)
+			if err != nil {
+				c.release()
+				return c.current.Load(), err
+			}
+			if yes {
 				waits = append(waits, c.list(ctx, i, stamp))
 			}
 		}

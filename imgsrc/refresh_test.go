@@ -177,3 +177,87 @@ func TestOddNamesAreLogged(t *testing.T) {
 		t.Errorf("log: %s", text)
 	}
 }
+
+// hangingStamp is a source whose files are on a server that is away, until it is released.
+type hangingStamp struct {
+	hangingSource
+}
+
+func (s *hangingStamp) Stamp() Stamp {
+	stamp := s.fakeSource.Stamp()
+	s.mu.Lock()
+	hang := s.hang
+	s.mu.Unlock()
+	if hang != nil {
+		<-hang
+	}
+	return stamp
+}
+
+// What changes in one source shows while the files of another cannot be looked at; what changed there shows when they can be.
+func TestRefreshBesideAHungStamp(t *testing.T) { synctest.Test(t, testRefreshBesideAHungStamp) }
+
+func testRefreshBesideAHungStamp(t *testing.T) {
+	far, store := &hangingStamp{hangingSource{fakeSource: fakeSource{name: "far"}}}, &fakeSource{name: "store"}
+	store.set(nil, listed("a"))
+	far.set(nil, listed("x"))
+	c := NewCatalog(slog.New(slog.DiscardHandler), far, store)
+	refresh(t, c)
+	ctx, stop := context.WithCancel(t.Context())
+	var watching sync.WaitGroup
+	defer watching.Wait()
+	defer stop()
+	told := make(chan bool, 10)
+	wait := func(ctx context.Context, _ func()) error { <-ctx.Done(); return nil }
+	far.watch, store.watch = wait, wait
+	watching.Go(func() { c.Watch(ctx, func() { told <- true }) })
+
+	hang := make(chan struct{})
+	far.setHang(hang)
+	began := time.Now()
+	for _, id := range []string{"b", "c", "d"} {
+		store.set(nil, listed(id))
+		if s := refresh(t, c); ids(s) != id+"x" {
+			t.Errorf("images %s, want %s and x as it was", ids(s), id)
+		}
+	}
+	if waited := time.Since(began); waited > minPatience {
+		t.Errorf("waited for %v, more than once", waited)
+	}
+	left, cancel := context.WithCancel(t.Context())
+	cancel()
+	if s, err := c.Refresh(left); !errors.Is(err, context.Canceled) || ids(s) != "dx" {
+		t.Errorf("who leaves gets %s, %v", ids(s), err)
+	}
+	far.set(nil, listed("y")) // after the stat
+	far.setHang(nil)
+	close(hang)
+	synctest.Wait()
+	if len(told) != 1 {
+		t.Errorf("told %d times of files that can be looked at again", len(told))
+	}
+	if s := refresh(t, c); ids(s) != "dy" {
+		t.Errorf("images %s once it answers again", ids(s))
+	}
+}
+
+// Whoever leaves while files cannot be looked at does so at once, also before anything was listed.
+func TestRefreshLeavesAHungStamp(t *testing.T) { synctest.Test(t, testRefreshLeavesAHungStamp) }
+
+func testRefreshLeavesAHungStamp(t *testing.T) {
+	far := &hangingStamp{hangingSource{fakeSource: fakeSource{name: "far"}}}
+	far.set(nil, listed("x"))
+	hang := make(chan struct{})
+	far.setHang(hang)
+	c := NewCatalog(slog.New(slog.DiscardHandler), far)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	if _, err := c.Refresh(ctx); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("%v", err)
+	}
+	far.setHang(nil)
+	close(hang)
+	if s := refresh(t, c); ids(s) != "x" {
+		t.Errorf("images %s once it answers", ids(s))
+	}
+}
