@@ -187,7 +187,7 @@ func (c *ociForms) one(ctx context.Context, e *imgsrc.Entry, of imgsrc.Image) (_
 		case b.Open == nil:
 		case b.From.Kind == export.Layer:
 			b.Open = c.f.kept(contentKey{img.slot, b.From.Layer, contentBlob}, b.Open)
-		case b.From.Kind == export.Diff && of == e.Nearest().Image:
+		case b.From.Kind == export.Diff && of == img.nearest(e).Image:
 			b.Open = c.f.kept(contentKey{img.slot, b.From.Layer, contentDiff}, b.Open)
 		}
 	}

@@ -107,7 +107,7 @@ func sizesOf(f *FS) map[string]int {
 	sp := f.spaces[spaceImages]
 	f.gone.takeAll() // as the kernel would
 	return map[string]int{
-		"images": f.slots.images.len, "image chunks": len(f.slots.images.chunks), "order": len(f.state.Load().order),
+		"images": f.slots.images.len, "image chunks": len(f.slots.images.chunks), "order": len(f.state.Load().order), "replaced": len(f.state.Load().replaced),
 		"names": sp.index.names.len, "renamed": len(sp.moves.renewed), "removed": len(sp.removed.times), "moved": len(sp.moves.to),
 		"targets": f.targets.names.len, "blobs": f.oci.numbers.count(), "files of oci/": len(f.oci.state.Load().files),
 		"known to oci/": len(known), "rendered": len(f.rendered.bySlot), "derived": len(f.derived.items), "trees": len(f.trees.items),

@@ -56,8 +56,9 @@ func (img *image) dockerTar(ctx context.Context, e *imgsrc.Entry) (*export.Archi
 // What can be looked at tells the compression; what is in a registry has to be taken at its media type's word, also when it
 // has been fetched: the archive is the same then.
 func (img *image) hasGzip(ctx context.Context, e *imgsrc.Entry, r *rendered) (bool, error) {
-	from := e.Blobs()
-	if e.Nearest().Image != from.Image { // another form of it is at hand, and this one is not
+	near := img.nearest(e)
+	from := e.Blobs(near)
+	if near.Image != from.Image { // another form of it is at hand, and this one is not
 		return false, nil
 	}
 	for n, l := range r.facts.Layers {

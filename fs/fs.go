@@ -93,13 +93,14 @@ type FS struct {
 
 // state is one snapshot of the catalog as a tree. It is immutable.
 type state struct {
-	snap    *imgsrc.Snapshot
-	order   []*image // as listed in ids/: in the order in which the mount met them, which never changes
-	byID    map[string]*image
-	at      time.Time // when the tree came to be in this state
-	idsTime time.Time
-	names   [spaces]*nameState
-	kinship *kinship
+	snap     *imgsrc.Snapshot
+	order    []*image // as listed in ids/: in the order in which the mount met them, which never changes
+	replaced []*image // see leave; the oldest first
+	byID     map[string]*image
+	at       time.Time // when the tree came to be in this state
+	idsTime  time.Time
+	names    [spaces]*nameState
+	kinship  *kinship
 }
 
 // New returns the tree of a catalog. It lists nothing until it is asked to: call Refresh or Run.
@@ -207,11 +208,11 @@ func (f *FS) refresh(ctx context.Context) *state {
 			fresh = append(fresh, img)
 			changed = true
 		} else {
-			was := img.entry.Swap(e)
-			img.listingChanged(was, e, now, old.snap, snap)
+			img.take(e, old, s)
 		}
 		s.byID[e.ID] = img
 	}
+	var gone []*image
 	s.order = make([]*image, 0, len(s.byID))
 	for _, img := range old.order {
 		if s.byID[img.id] == img {
@@ -219,9 +220,10 @@ func (f *FS) refresh(ctx context.Context) *state {
 			continue
 		}
 		changed = true
-		f.retire(img)
+		gone = append(gone, img)
 	}
 	s.order = append(s.order, fresh...)
+	f.leave(gone, old, s)
 	switch {
 	case first:
 		s.idsTime = snap.ModTime
@@ -240,24 +242,22 @@ func (f *FS) refresh(ctx context.Context) *state {
 	return s
 }
 
-// retire makes the nodes of an image lead nowhere, and has the kernel ask anew what its id means.
-func (f *FS) retire(img *image) {
-	img.entry.Store(nil)
-	f.slots.drop(img.slot)
-	f.closeLayers(img.slot)
-	f.forget(goneEntry{dir: idsNode, name: img.id})
-}
-
 // renew puts another image in the place of one whose files have other numbers than the kernel knows.
 func (f *FS) renew(img *image) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	old, e := f.state.Load(), img.entry.Load()
-	if e == nil || old.byID[img.id] != img {
+	if e == nil {
+		return
+	}
+	s := *old
+	if old.byID[img.id] != img { // it was replaced before
+		s.replaced = slices.DeleteFunc(slices.Clone(old.replaced), func(i *image) bool { return i == img })
+		f.state.Store(&s)
+		f.retire(img)
 		return
 	}
 	fresh := newImage(f, e, old.snap.ModTime)
-	s := *old
 	s.at = time.Now()
 	s.idsTime = later(old.idsTime, s.at)
 	s.byID = maps.Clone(old.byID)
@@ -265,6 +265,7 @@ func (f *FS) renew(img *image) {
 	s.order = append(slices.DeleteFunc(slices.Clone(old.order), func(i *image) bool { return i == img }), fresh)
 	f.state.Store(&s)
 	f.retire(img)
+	f.forget(goneEntry{dir: idsNode, name: img.id})
 }
 
 // later returns now, or the moment after was if the clock has not moved past it: whatever is cached by modification time

@@ -20,6 +20,7 @@ type image struct {
 	slot  uint32
 	id    string
 	first digest.Digest // of the manifest that stands for it
+	near  heldBy        // the manifest whose layers its nodes are of
 	ino   ino
 	entry atomic.Pointer[imgsrc.Entry] // nil when no source has the image any more
 
@@ -46,6 +47,7 @@ func newImage(f *FS, e *imgsrc.Entry, listed time.Time) *image {
 		f:      f,
 		id:     e.ID,
 		first:  e.First().Desc().Digest,
+		near:   heldBy{e.Nearest().Source, e.Nearest().Desc().Digest},
 		ino:    ino(binary.LittleEndian.Uint64(sum[:])).mixed(),
 		names:  listed,
 		writes: map[uint32]time.Time{},
@@ -97,11 +99,31 @@ func (s *slots) get(n uint32) *image {
 
 func (img *image) node(view uint16, entry uint32) node { return makeNode(img.slot, view, entry) }
 
+// A heldBy is a manifest and the source that has it.
+type heldBy struct {
+	source imgsrc.Source
+	digest digest.Digest
+}
+
 // isOf says whether what the kernel knows of the image holds for an entry. If the first manifest is another, all that is cached of
-// it may differ; if the source that has it is another, the files of its layers may have other numbers.
+// it may differ; if the layers are read from another, their files may have other numbers.
 func (img *image) isOf(e *imgsrc.Entry) bool {
-	was := img.entry.Load()
-	return was != nil && img.first == e.First().Desc().Digest && was.Nearest().Source == e.Nearest().Source
+	near := e.Nearest()
+	return img.entry.Load() != nil && img.first == e.First().Desc().Digest && img.near == heldBy{near.Source, near.Desc().Digest}
+}
+
+// nearest is the manifest whose layers the image's nodes are of: its entry's nearest, unless the image was replaced.
+func (img *image) nearest(e *imgsrc.Entry) imgsrc.Held {
+	if h, ok := e.HeldBy(img.near.source, img.near.digest); ok {
+		return h
+	}
+	return e.Nearest()
+}
+
+// take gives the image its entry in the next state.
+func (img *image) take(e *imgsrc.Entry, old, s *state) {
+	was := img.entry.Swap(e)
+	img.listingChanged(was, e, s.at, old.snap, s.snap)
 }
 
 // current returns the image's entry in the catalog. Error: ErrNotFound if it has been removed.

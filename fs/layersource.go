@@ -71,7 +71,7 @@ func (img *image) openFiles(ctx context.Context, n int) (imgsrc.Files, error) {
 	if err != nil {
 		return nil, err
 	}
-	return e.Nearest().Files(ctx, n)
+	return img.nearest(e).Files(ctx, n)
 }
 
 // openContent opens a layer's bytes at the source; d is the digest of its blob.
@@ -81,9 +81,9 @@ func (img *image) openContent(ctx context.Context, n int, kind contentKind, d di
 		return nil, err
 	}
 	if kind == contentDiff {
-		return e.Nearest().Diff(ctx, n)
+		return img.nearest(e).Diff(ctx, n)
 	}
-	return e.Blobs().Blob(ctx, d)
+	return e.Blobs(img.nearest(e)).Blob(ctx, d)
 }
 
 func (l layerFile) open(ctx context.Context) (imgsrc.Content, error) {
@@ -118,11 +118,7 @@ func (l layerFile) size(ctx context.Context, cheap bool) (int64, error) {
 		}
 		d = facts.DiffID
 	}
-	e, err := l.img.current()
-	if err != nil {
-		return 0, err
-	}
-	key := sizeKey{e.Nearest().Source, d}
+	key := sizeKey{l.img.near.source, d}
 	if size, ok := l.img.f.sizes.get(key); ok {
 		return size, nil
 	}

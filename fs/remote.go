@@ -16,7 +16,7 @@ func (img *image) remote() (imgsrc.Remote, bool) {
 	if e == nil {
 		return nil, false
 	}
-	r, ok := e.Nearest().Image.(imgsrc.Remote)
+	r, ok := img.nearest(e).Image.(imgsrc.Remote)
 	return r, ok
 }
 

@@ -98,29 +98,6 @@ func (e *Entry) TagNames() []string {
 	return names
 }
 
-// Nearest is the manifest whose layers are read: the first one's, unless that is in a registry and another source has the
-// same layers here.
-func (e *Entry) Nearest() Held {
-	first := e.Held[0]
-	if _, far := first.Image.(Remote); !far || first.Desc().Config == "" {
-		return first
-	}
-	for _, h := range e.Held[1:] {
-		if _, far := h.Image.(Remote); !far && h.Desc().Damaged == nil && h.Desc().Config == first.Desc().Config {
-			return h
-		}
-	}
-	return first
-}
-
-// Blobs is what the blobs of the first one's layers are read from: the nearest, if its manifest is the same.
-func (e *Entry) Blobs() Held {
-	if near := e.Nearest(); near.Desc().Digest == e.First().Desc().Digest {
-		return near
-	}
-	return e.First()
-}
-
 // NewCatalog returns a catalog of sources. It is empty until the first Refresh.
 func NewCatalog(log *slog.Logger, sources ...Source) *Catalog {
 	c := &Catalog{

@@ -1,0 +1,105 @@
+package fs
+
+import (
+	"errors"
+	"log/slog"
+	"slices"
+	"testing"
+
+	"github.com/imgfs/imgfs/imgsrc"
+)
+
+// treeOf is a tree of the images of several sources.
+func treeOf(t testing.TB, sources ...*fakeSource) *FS {
+	t.Helper()
+	var all []imgsrc.Source
+	for _, s := range sources {
+		all = append(all, s)
+	}
+	f := New(Options{
+		Layers: layerCache(t), Catalog: imgsrc.NewCatalog(slog.New(slog.DiscardHandler), all...), Ops: &fakeOps{},
+		Log: slog.New(slog.DiscardHandler),
+	})
+	t.Cleanup(f.OnUnmount)
+	f.refresh(t.Context())
+	return f
+}
+
+// find looks a path up, from a directory on.
+func find(t testing.TB, f *FS, n node, path ...string) node {
+	t.Helper()
+	for _, name := range path {
+		hit, err := f.view(n).lookup(t.Context(), n, name)
+		if err != nil {
+			t.Fatalf("looking up %s: %v", name, err)
+		}
+		n = hit.node
+	}
+	return n
+}
+
+// What somebody has open of an image stays what it is when its layers are read from another source, as long as the source
+// that they were read from has them.
+func TestReplaced(t *testing.T) {
+	img := makeImage(t, "a", "one")
+	far, near := &fakeSource{}, &fakeSource{}
+	far.set(named(farImage{img, map[int]bool{}}, "localhost/a:1"))
+	f := treeOf(t, far, near)
+	id := img.desc.ID
+	file, names := find(t, f, idsNode, id, "rootfs", "file"), find(t, f, idsNode, id, "names")
+	text := func(n node) string {
+		t.Helper()
+		buf := make([]byte, 100)
+		res, err := f.view(n).read(t.Context(), n, buf, 0)
+		if err != nil {
+			return err.Error()
+		}
+		b, _ := res.Bytes(buf)
+		return string(b)
+	}
+	near.set(named(img, "localhost/b:1"))
+	if is := find(t, f, idsNode, id, "rootfs", "file"); is == file || !slices.Contains(told(f), goneEntry{dir: idsNode, name: id}) {
+		t.Error("the files may have other numbers, and have the same nodes")
+	}
+	if text(file) != "one" || text(names) != "localhost/a:1\nlocalhost/b:1\n" {
+		t.Errorf("%q, %q", text(file), text(names))
+	}
+	was := find(t, f, idsNode, id, "rootfs", "file")
+	near.set()
+	f.refresh(t.Context())
+	if _, err := f.view(was).attr(t.Context(), was, false); !errors.Is(err, imgsrc.ErrNotFound) {
+		t.Errorf("of a source that has it no more: %v", err)
+	}
+	if text(file) != "one" || text(names) != "localhost/a:1\n" {
+		t.Errorf("%q, %q", text(file), text(names))
+	}
+	for range 50 {
+		near.set(named(img, "localhost/b:1"))
+		f.refresh(t.Context())
+		near.set()
+		f.refresh(t.Context())
+	}
+	if s := f.state.Load(); len(s.replaced) != maxReplaced || f.slots.images.len != maxReplaced+1 || len(s.order) != 1 {
+		t.Errorf("%d images, of which %d were replaced", f.slots.images.len, len(s.replaced))
+	}
+	far.set()
+	f.refresh(t.Context())
+	if n := f.slots.images.len; n != 0 {
+		t.Errorf("%d images, and there is none", n)
+	}
+}
+
+// Of an image that is not the newest of its id one learns as of the newest that its files have other numbers.
+func TestReplacedIsRenewed(t *testing.T) {
+	img := makeImage(t, "a", "one")
+	far, near := &fakeSource{}, &fakeSource{}
+	far.set(named(farImage{img, map[int]bool{}}))
+	f := treeOf(t, far, near)
+	was := f.image(find(t, f, idsNode, img.desc.ID).image())
+	near.set(named(img))
+	is := find(t, f, idsNode, img.desc.ID)
+	f.renew(was)
+	if s := f.state.Load(); len(s.replaced) != 0 || was.entry.Load() != nil || find(t, f, idsNode, img.desc.ID) != is {
+		t.Errorf("%d replaced images", len(s.replaced))
+	}
+}
