@@ -163,6 +163,8 @@ func liveJSON(ctx context.Context, s *standing) ([]byte, error) {
 		Source string        `json:"source"`
 		Digest digest.Digest `json:"digest"`
 		Names  []string      `json:"names,omitempty"`
+		// Nearest says that this is the one whose layers are read.
+		Nearest bool `json:"nearest,omitempty"`
 		// Fetched is how many bytes of the image have come over the network since it was mounted.
 		Fetched *int64 `json:"bytesFetched,omitempty"`
 	}
@@ -171,8 +173,13 @@ func liveJSON(ctx context.Context, s *standing) ([]byte, error) {
 		SharedLayers []int    `json:"imagesWithLayer,omitempty"`
 		LeftOutOfOCI string   `json:"leftOutOfOCI,omitempty"` // why it is not in oci/
 	}
+	near := heldBy{}
+	if s.facts.Kind != imgsrc.KindIndex {
+		near = s.img.near
+	}
 	for _, h := range s.e.Held {
-		from := source{Source: h.Source.Name(), Digest: h.Desc().Digest, Names: slices.Concat(h.Names, h.RemoteNames)}
+		of := heldBy{h.Source, h.Desc().Digest}
+		from := source{Source: h.Source.Name(), Digest: of.digest, Names: slices.Concat(h.Names, h.RemoteNames), Nearest: of == near}
 		if far, ok := h.Image.(interface{ Fetched() int64 }); ok {
 			n := far.Fetched()
 			from.Fetched = &n

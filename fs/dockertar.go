@@ -54,12 +54,12 @@ func (img *image) dockerTar(ctx context.Context, e *imgsrc.Entry) (*export.Archi
 // bzip2 nor xz; and some readers look only at the first layer to tell whether they are compressed.
 //
 // What can be looked at tells the compression; what is in a registry has to be taken at its media type's word, also when it
-// has been fetched: the archive is the same then.
+// has been fetched, and be it another one that the layers are read from: the archive is the same then.
 func (img *image) hasGzip(ctx context.Context, e *imgsrc.Entry, r *rendered) (bool, error) {
 	near := img.nearest(e)
 	from := e.Blobs(near)
-	if near.Image != from.Image { // another form of it is at hand, and this one is not
-		return false, nil
+	if _, far := near.Image.(imgsrc.Remote); !far && near.Desc().Digest != from.Desc().Digest {
+		return false, nil // another form of it is at hand, and this one is not
 	}
 	for n, l := range r.facts.Layers {
 		if l.Digest == l.DiffID {

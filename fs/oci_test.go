@@ -215,6 +215,8 @@ type registryImage struct{ *fakeImage }
 
 func (registryImage) Local(int) bool { return false }
 
+func (registryImage) Lacks() (int64, bool) { return 0, false }
+
 // What is here is read here, whichever source is named first; a registry is asked only for what nobody else has.
 func TestOCINear(t *testing.T) {
 	a, b := makeImage(t, "a", "one"), makeImage(t, "b", "one", "two")

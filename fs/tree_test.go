@@ -615,6 +615,8 @@ type farImage struct {
 
 func (i farImage) Local(n int) bool { return i.local[n] }
 
+func (farImage) Lacks() (int64, bool) { return 0, false }
+
 // What takes a layer's bytes is not listed before they are here, and found by its name all the same.
 func TestRemoteImage(t *testing.T) {
 	far := farImage{makeImage(t, "a", "one", "two"), map[int]bool{}}

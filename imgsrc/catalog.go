@@ -68,6 +68,8 @@ type Entry struct {
 	Names []string
 	// RemoteNames are likewise those in registries, each once.
 	RemoteNames []string
+
+	near int // which of Held is the nearest
 }
 
 // Held is an image and the source that has it.
@@ -184,6 +186,10 @@ func (c *Catalog) merge() *Snapshot {
 		}
 	}
 	slices.SortFunc(s.Entries, func(a, b *Entry) int { return cmp.Compare(a.ID, b.ID) })
+	was := c.current.Load()
+	for _, e := range s.Entries {
+		e.near = e.choose(was.byID[e.ID])
+	}
 	return s
 }
 

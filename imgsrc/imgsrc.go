@@ -65,6 +65,9 @@ type Listed struct {
 	// Layers are keys of the layers, base first. Within one source equal keys are equal layers. They only serve to find
 	// images that may have to do with each other.
 	Layers []string
+	// Asked says that the source has this image only because somebody has asked it for a name, and not because who mounted
+	// it meant it.
+	Asked bool
 	// Unpacked is how many bytes the image takes in the source, layers and all, which is what podman calls its size; 0
 	// where the source keeps no unpacked layers.
 	Unpacked int64
@@ -104,6 +107,10 @@ type Remote interface {
 	Image
 	// Local says whether layer n can be read without fetching anything. It does no I/O beyond a look at the cache.
 	Local(n int) bool
+	// Lacks is how many bytes of the layers, as the manifest names them, have to be fetched as a whole before the files of
+	// all of them can be read: not those of layers that are here, nor of those whose files can be had one by one. Not ok
+	// if that is not known, or one of them cannot be read at all. It does no I/O beyond a look at the cache.
+	Lacks() (bytes int64, ok bool)
 }
 
 // A Peeker is an image whose layers can be looked at where they lie.

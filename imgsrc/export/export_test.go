@@ -372,6 +372,8 @@ type far struct {
 }
 
 func (far) Local(int) bool { return false }
+
+func (far) Lacks() (int64, bool) { return 0, false }
 func (f far) Config(ctx context.Context) ([]byte, error) {
 	*f.asked++
 	return f.Image.Config(ctx)

@@ -37,6 +37,8 @@ type farImage struct{ *fakeImage }
 
 func (farImage) Local(int) bool { return false }
 
+func (farImage) Lacks() (int64, bool) { return 0, false }
+
 func TestOthersChanges(t *testing.T) {
 	var images []*fakeImage
 	for i := range 3 {

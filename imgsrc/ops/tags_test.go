@@ -245,6 +245,8 @@ type remoteImage struct{ *fakeImage }
 
 func (remoteImage) Local(int) bool { return false }
 
+func (remoteImage) Lacks() (int64, bool) { return 0, false }
+
 // Of several sources the first takes the names, unless they are none for it. What is local is not removed from a registry.
 func TestTagsOfSeveralSources(t *testing.T) {
 	img := newImage(t, imgspecv1.MediaTypeImageManifest, true, "a", tarOf("a", nil))

@@ -85,6 +85,19 @@ func (b *blobs) hasBlob(d digest.Digest) bool {
 	return hasFile(b.dir, blobPath(d))
 }
 
+// arrived is how many bytes of a blob are here of which the rest is coming, or can come.
+func (b *blobs) arrived(d digest.Digest) int64 {
+	b.mu.Lock()
+	x := b.open[d]
+	b.mu.Unlock()
+	if x == nil {
+		return 0
+	}
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.arrived
+}
+
 // hasDiff says whether the layer cache has the tar, in the files that its format promises (package layer).
 func (b *blobs) hasDiff(l imgsrc.LayerFacts) bool {
 	if l.DiffID == "" {

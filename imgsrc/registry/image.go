@@ -176,12 +176,20 @@ func (m *image) facts(ctx context.Context) (*imgsrc.Facts, error) {
 	if err != nil {
 		return nil, err
 	}
-	if facts.ManifestErr == nil && (facts.ConfigErr == nil || errors.Is(facts.ConfigErr, imgsrc.ErrAbsent)) {
+	if m.keep(facts) {
 		m.source.lastFacts.Store(facts) // whoever opens one layer opens the others too
-		m.layers.Store(&facts.Layers)
-		m.whole.Store(true)
 	}
 	return facts, facts.ManifestErr
+}
+
+// keep keeps what facts say of the layers, unless something of them could not be read.
+func (m *image) keep(facts *imgsrc.Facts) bool {
+	if facts.ManifestErr != nil || facts.ConfigErr != nil && !errors.Is(facts.ConfigErr, imgsrc.ErrAbsent) {
+		return false
+	}
+	m.layers.Store(&facts.Layers)
+	m.whole.Store(true)
+	return true
 }
 
 // usable fails for a layer whose bytes cannot be had: with imgsrc.ErrAbsent for one that registries need not hold and
@@ -190,7 +198,7 @@ func (m *image) usable(ctx context.Context, l imgsrc.LayerFacts) error {
 	if err := l.Digest.Validate(); err != nil {
 		return fmt.Errorf("%w: %w", imgsrc.ErrUnsupported, err)
 	}
-	if !strings.Contains(l.MediaType, ".nondistributable.") && !strings.Contains(l.MediaType, ".foreign.") || m.source.blobs.hasBlob(l.Digest) {
+	if !isForeign(l) || m.source.blobs.hasBlob(l.Digest) {
 		return nil
 	}
 	there, err := m.source.hasForeign(ctx, m.repo, l.Digest)
@@ -198,6 +206,11 @@ func (m *image) usable(ctx context.Context, l imgsrc.LayerFacts) error {
 		err = fmt.Errorf("%w: a layer of type %s, which is not in the registry", imgsrc.ErrAbsent, l.MediaType)
 	}
 	return err
+}
+
+// isForeign says whether registries need not hold a layer.
+func isForeign(l imgsrc.LayerFacts) bool {
+	return strings.Contains(l.MediaType, ".nondistributable.") || strings.Contains(l.MediaType, ".foreign.")
 }
 
 // hasForeign says whether the registry has a layer that it need not have. It is asked now and then.
@@ -333,32 +346,6 @@ func rootOf(b []byte) (root *imgsrc.File, ok bool) {
 		})
 	})
 	return root, err == nil && found
-}
-
-// Local says whether layer n can be read without the network: its blob or its tar is in the cache. It costs a stat(2) or
-// two.
-func (m *image) Local(n int) bool {
-	layers := m.layerFacts()
-	if n < 0 || n >= len(layers) {
-		return false
-	}
-	l := layers[n]
-	if l.Digest.Validate() != nil {
-		return false
-	}
-	b := m.source.blobs
-	return b.hasBlob(l.Digest) || b.hasDiff(l)
-}
-
-// layerFacts is what can be said of the layers without the network.
-func (m *image) layerFacts() []imgsrc.LayerFacts {
-	if !m.whole.Load() && m.desc.Config != "" && m.source.docs.has(m.desc.Config) && m.source.docs.has(m.desc.Digest) {
-		_, _ = m.facts(context.Background()) // keeps what it finds; what is damaged is for its readers to meet
-	}
-	if l := m.layers.Load(); l != nil {
-		return *l
-	}
-	return nil
 }
 
 // Fetched is how many bytes of the image's manifest, config and layers have come from the registry since the source was

@@ -197,7 +197,7 @@ func (s *Source) listing(st *state) *imgsrc.Listing {
 	l := &imgsrc.Listing{Problems: slices.Clone(st.problems)}
 	for _, d := range order {
 		e := st.entries[d]
-		l.Images = append(l.Images, imgsrc.Listed{Image: e.image, RemoteNames: names[d], RepoDigests: digests[d], Layers: e.layers})
+		l.Images = append(l.Images, imgsrc.Listed{Image: e.image, RemoteNames: names[d], RepoDigests: digests[d], Layers: e.layers, Asked: s.onlyAsked})
 	}
 	return l
 }
