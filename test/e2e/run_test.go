@@ -72,7 +72,7 @@ func start(t *testing.T) *run {
 			}
 			return
 		}
-		build := exec.Command("go", "build", "-buildvcs=false", "-trimpath", "-tags", "containers_image_openpgp",
+		build := exec.Command("go", "build", "-buildvcs=false", "-tags", "containers_image_openpgp",
 			"-o", filepath.Join(dir, "bin", "imgfs"), "github.com/imgfs/imgfs/cmd/imgfs")
 		build.Env = append(os.Environ(), "CGO_ENABLED=0")
 		if out, err := build.CombinedOutput(); err != nil {
