@@ -145,8 +145,7 @@ func (p *pushLine) set(name, value string, resolve pathResolver) error {
 		}
 		return k.set(p, value, resolve)
 	}
-	// The value is not shown: the keys that other tools have and this one has not are for passwords, too.
-	return fail(imgsrc.ErrInvalid, "unknown key %s; known keys are %s", quote(name), knownKeys())
+	return fail(imgsrc.ErrInvalid, "unknown key %s; known keys are %s", quoteKey(name, value), knownKeys())
 }
 
 // check fails if the destination cannot do what the keys ask for, or if something is in its way.
@@ -189,3 +188,12 @@ func knownKeys() string {
 
 // quote is how a word from outside stands in an error text.
 func quote(word string) string { return strconv.Quote(redactWord(word)) }
+
+// quoteKey is how an unknown key stands in an error text. Its value is not shown: the keys that other tools have and this
+// one has not are for passwords, too. Nor is what precedes the = of a password.
+func quoteKey(name, value string) string {
+	if word := name + "=" + value; strings.Contains(name, ":") && redactWord(word) != word {
+		return quote(word)
+	}
+	return quote(name)
+}

@@ -57,6 +57,8 @@ func TestParsePush(t *testing.T) {
 		{"localhost/x tls-verify=no", imgsrc.ErrInvalid, "true, false"},
 		{"localhost/x creds=me:s3cret", imgsrc.ErrInvalid, `unknown key "creds"; known keys are format=oci|v2s2|v2s1 compression=gzip|zstd|zstd:chunked|none all=true|false authfile=PATH tls-verify=true|false sign-by=KEY|sigstore:PATH wait=true|false`},
 		{"localhost/x me:s3cret@host", imgsrc.ErrInvalid, "***@host"},
+		{"localhost/x me:s3=cret@host", imgsrc.ErrInvalid, `unknown key "***@host";`},
+		{"localhost/x creds=me:s3cret@host", imgsrc.ErrInvalid, `unknown key "creds";`},
 		{"localhost/x format=oci format=oci", imgsrc.ErrInvalid, "twice"},
 		{"localhost/x sign-by=me", nil, "docker://localhost/x:latest"},
 		{"localhost/x sign-by=sigstore:DIR/key", nil, "docker://localhost/x:latest"},
@@ -160,6 +162,7 @@ func FuzzLine(f *testing.F) {
 		f.Add(line, "s3cret", byte(0))
 		f.Add(line, "s3:c@r/e\"t", byte(1))
 		f.Add(line, "\x00\n ", byte(2))
+		f.Add(line, "s3=c", byte(4))
 	}
 	img := smallImage(f)
 	f.Fuzz(func(t *testing.T, line, password string, how byte) {

@@ -329,7 +329,7 @@ func TestParseArrivals(t *testing.T) {
 			t.Errorf("%q: %q, %v; want %q", text, got, err, want)
 		}
 	}
-	for _, words := range []string{"x platform=linux", "x all=yes", "x dry-run=", "x wait", "x wait=true wait=true", "x name=y", "x creds=a:b"} {
+	for _, words := range []string{"x platform=linux", "x all=yes", "x dry-run=", "x wait", "x wait=true wait=true", "x name=y", "x creds=a:b", "x a:b=c@host"} {
 		if _, err := o.parsePulls([][]string{strings.Fields(words)}, here); !errors.Is(err, imgsrc.ErrInvalid) || strings.Contains(err.Error(), "a:b") {
 			t.Errorf("%q: %v", words, err)
 		}

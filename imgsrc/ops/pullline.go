@@ -104,8 +104,8 @@ func (p *pullLine) setKeys(words []string, keys []lineKey, resolve pathResolver)
 		}
 		given = append(given, name)
 		at := slices.IndexFunc(keys, func(k lineKey) bool { return k.name == name })
-		if at < 0 { // the value is not shown: other tools have keys for passwords
-			return fail(imgsrc.ErrInvalid, "unknown key %s; known keys are %s", quote(name), keyNames(keys))
+		if at < 0 {
+			return fail(imgsrc.ErrInvalid, "unknown key %s; known keys are %s", quoteKey(name, value), keyNames(keys))
 		}
 		if keys[at].value == boolValue && value != "true" && value != "false" {
 			return fail(imgsrc.ErrInvalid, "%s=%s: must be true or false", name, redactWord(value))
