@@ -2,6 +2,7 @@
 
 GO       = go
 TAGS     = containers_image_openpgp
+MODULE   = github.com/imgfs/imgfs
 PACKAGES = ./...
 PREFIX   = /usr/local
 # Where mount(8) looks for its helpers, and nowhere else.
@@ -60,18 +61,27 @@ $(LINT):
 	GOBIN=$(CURDIR)/.cache/bin/new $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(lastword $(subst -, ,$@))
 	mv .cache/bin/new/golangci-lint $@
 
+# What is built so that fuzzers see which way an input takes: this project, and in make soak the libraries, which are built once more for it.
+FUZZED = $(MODULE)/...
+
+# As many fuzzers at once as there are processors, each with one worker. One that shortens what it finds at leisure
+# (-fuzzminimizetime) has no time left to find anything: most would run a dozen inputs.
 # Go before 1.27 may report a fuzzer that was stopped at the end of its time as failed (golang/go#75804): that, without a
 # failing input, is none.
 fuzz: ## each fuzzer over its corpus and FUZZTIME (5s) beyond
-	@mkdir -p .cache
-	@$(GO) test -tags $(TAGS) -list '^Fuzz' $(PACKAGES) | awk '/^Fuzz/ { f[n++] = $$1 } /^ok/ { while (n) print $$2, f[--n] }' | \
-	while read -r package fuzzer; do \
-		echo "$$fuzzer $$package"; \
-		$(GO) test -tags $(TAGS) -run "^$$fuzzer$$" -fuzz "^$$fuzzer$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 2s $$package \
-			>.cache/fuzz.log 2>&1 </dev/null && continue; \
-		grep -q '^    context deadline exceeded$$' .cache/fuzz.log && ! grep -q 'Failing input' .cache/fuzz.log && continue; \
-		cat .cache/fuzz.log; exit 1; \
-	done
+	@rm -rf .cache/fuzz; mkdir -p .cache/fuzz
+	@dirs=$$(grep -rl --include='*_test.go' '^func Fuzz' cmd fs imgsrc mount | xargs -n 1 dirname | sort -u); \
+	$(GO) test -c -vet=off -tags $(TAGS) $(FUZZED:%=-gcflags='%=-d=libfuzzer') -o .cache/fuzz/ $$(printf './%s ' $$dirs) && \
+	for dir in $$dirs; do \
+		(cd $$dir && exec $(CURDIR)/.cache/fuzz/$${dir##*/}.test -test.list '^Fuzz') >.cache/fuzz/list && \
+		sed "s,^,$$dir ," .cache/fuzz/list || exit 1; \
+	done >.cache/fuzz/all && \
+	xargs -n 2 -P $$(nproc) sh -c 'cd "$$0" || exit 1; \
+		echo "$$1 $$0"; log=$(CURDIR)/.cache/fuzz/$${0##*/}.$$1.log; \
+		$(CURDIR)/.cache/fuzz/$${0##*/}.test -test.run "^$$1\$$" -test.fuzz "^$$1\$$" -test.fuzztime $(FUZZTIME) -test.fuzzminimizetime 10x \
+			-test.parallel 1 -test.timeout 10m -test.fuzzcachedir "$$($(GO) env GOCACHE)/fuzz/$(MODULE)/$$0" >$$log 2>&1 </dev/null && exit; \
+		grep -q "^    context deadline exceeded\$$" $$log && ! grep -q "Failing input" $$log && exit; \
+		cat $$log; exit 1' <.cache/fuzz/all
 
 ci: lint test race fuzz ## what continuous integration runs
 
@@ -80,7 +90,7 @@ bench: build deps ## imgfs against the kernel's own file systems and its peers, 
 	@$(GO) run -tags $(TAGS) ./test/bench -imgfs bin/imgfs
 
 soak: deps ## hours, by hand: long fuzzing (SOAKTIME each), rounds of kill -9, load
-	$(MAKE) fuzz FUZZTIME=$(SOAKTIME)
+	$(MAKE) fuzz FUZZTIME=$(SOAKTIME) FUZZED='$(MODULE)/... github.com/... go.podman.io/... archive/... compress/... encoding/...'
 	$(GO) test -tags '$(TAGS) soak' -count=1 -timeout=0 -v -run '^TestSoak' ./test/e2e
 
 deps: ## the clients that tests use: by apt as root on Debian, a list of what is missing elsewhere
