@@ -10,13 +10,43 @@ import (
 	"testing"
 
 	"github.com/imgfs/imgfs/test/needs"
+	"github.com/imgfs/imgfs/test/reaper"
 )
+
+func TestMain(m *testing.M) {
+	reaper.Main()
+	os.Exit(m.Run())
+}
+
+// reaped makes a directory for temporary files, of which nothing is left, also if the test is killed.
+func reaped(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "imgfs-tour-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := reaper.Start(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if left := reaper.Leftovers(reaper.RunVar, dir); len(left) > 0 {
+			t.Errorf("left behind: %s", strings.Join(left, "; "))
+		}
+		if err := r.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Setenv("TMPDIR", dir)
+	t.Setenv(reaper.RunVar, dir)
+	return dir
+}
 
 // The tour works, and is the one in README.md.
 func TestTour(t *testing.T) {
 	needs.FUSE(t)
 	needs.Programs(t, "bash", "jq", "curl", "rsync", "skopeo")
-	imgfs := filepath.Join(t.TempDir(), "imgfs")
+	imgfs := filepath.Join(reaped(t), "imgfs")
 	needs.Run(t, "go", "build", "-buildvcs=false", "-tags", "containers_image_openpgp", "-o", imgfs, "../../cmd/imgfs")
 	var out bytes.Buffer
 	if err := demo(t.Context(), imgfs, &out); err != nil {

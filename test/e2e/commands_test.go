@@ -15,6 +15,8 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 	"golang.org/x/sys/unix"
+
+	"github.com/imgfs/imgfs/test/reaper"
 )
 
 // patience is how long anything is waited for before the script fails; nothing is measured by it.
@@ -59,11 +61,11 @@ func umount(ts *testscript.TestScript, neg bool, args []string) {
 	usage(ts, neg, args, len(args) == 1, "umount MOUNTPOINT")
 	s, at := of(ts), ts.MkAbs(args[0])
 	ts.Check(ts.Exec("imgfs", "umount", at))
-	if slices.Contains(mountsBelow(s.work), at) {
+	if slices.Contains(reaper.MountsBelow(s.work), at) {
 		ts.Fatalf("umount has returned and %s is still mounted", at)
 	}
-	if p := processes(mountVar, at); len(p) > 0 {
-		ts.Fatalf("umount has returned and process %d still runs", p[0].pid)
+	if p := reaper.Processes(mountVar, at); len(p) > 0 {
+		ts.Fatalf("umount has returned and process %d still runs", p[0].PID)
 	}
 	s.mounts = slices.DeleteFunc(s.mounts, func(m string) bool { return m == at })
 }
@@ -93,14 +95,14 @@ func unlockFile(ts *testscript.TestScript, neg bool, args []string) {
 func killMount(ts *testscript.TestScript, neg bool, args []string) {
 	usage(ts, neg, args, len(args) == 1, "killmount MOUNTPOINT")
 	at := ts.MkAbs(args[0])
-	serving := processes(mountVar, at)
+	serving := reaper.Processes(mountVar, at)
 	if len(serving) == 0 {
 		ts.Fatalf("no process serves %s", at)
 	}
 	for _, p := range serving {
-		ts.Check(unix.Kill(p.pid, unix.SIGKILL))
+		ts.Check(unix.Kill(p.PID, unix.SIGKILL))
 	}
-	poll(ts, "the end of the killed process", func() bool { return len(processes(mountVar, at)) == 0 })
+	poll(ts, "the end of the killed process", func() bool { return len(reaper.Processes(mountVar, at)) == 0 })
 }
 
 func fileServer(ts *testscript.TestScript, neg bool, args []string) {

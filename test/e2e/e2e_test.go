@@ -10,7 +10,7 @@
 //   - A mount is served by another process than the one that reads it: the test only starts the program.
 //   - Nothing is left, whichever way the run ends. All that a run makes lies below one directory, and all that it
 //     starts carries that directory's name in its environment, which is inherited; so both can be found and taken
-//     away. That is done by a second process, the reaper, that outlives this one (see run).
+//     away, by a process that outlives this one (see package reaper).
 //   - What is there after a script and ought not be (a mount, a process, a temporary file of imgfs) fails that script.
 //   - Registries listen on loopback only.
 //   - Order is asserted, not time: a registry that holds uploads until it is told to let go shows that something ends
@@ -25,13 +25,12 @@ import (
 	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/imgfs/imgfs/test/reaper"
 )
 
 func TestMain(m *testing.M) {
-	if dir := os.Getenv(reaperVar); dir != "" {
-		reap(dir)
-		os.Exit(0)
-	}
+	reaper.Main()
 	if dir := os.Getenv(holderVar); dir != "" {
 		os.Exit(hold(dir))
 	}

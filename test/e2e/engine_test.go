@@ -10,6 +10,8 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 	"golang.org/x/sys/unix"
+
+	"github.com/imgfs/imgfs/test/reaper"
 )
 
 // An engine is Debian's dockerd, with a socket and directories of its own. Those are not in the script's: a socket's path
@@ -54,7 +56,7 @@ func (e *engine) stop() {
 	killed := time.AfterFunc(20*time.Second, func() { _ = unix.Kill(-e.process.Process.Pid, unix.SIGKILL) })
 	_ = e.process.Wait()
 	killed.Stop()
-	for _, m := range mountsBelow(e.dir) {
+	for _, m := range reaper.MountsBelow(e.dir) {
 		_ = unix.Unmount(m, unix.MNT_DETACH)
 	}
 	_ = os.RemoveAll(e.dir)

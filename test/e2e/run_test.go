@@ -1,42 +1,33 @@
 package e2e
 
 import (
-	"bufio"
-	"bytes"
 	"errors"
 	"fmt"
-	"io"
-	"io/fs"
 	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
 	"golang.org/x/sys/unix"
+
+	"github.com/imgfs/imgfs/test/reaper"
 )
 
 const (
-	runVar    = "IMGFS_E2E_RUN"    // in the environment of every process that a run starts: the run's directory
-	scriptVar = "IMGFS_E2E_SCRIPT" // likewise: the script's work directory
+	scriptVar = "IMGFS_E2E_SCRIPT" // in the environment of every process that a script starts: its work directory
 	mountVar  = "IMGFS_E2E_MOUNT"  // in the environment of a serving process: its mountpoint
-	reaperVar = "IMGFS_E2E_REAPER" // makes this binary the reaper of that directory
 )
 
-// A run is one execution of the test binary: a directory for all that it makes, with the binary under test in bin, and the
-// reaper, a process in a session of its own that waits for its standard input to end. That happens when this process ends,
-// also by a signal or a panic; the reaper then takes away what is still there.
+// A run is one execution of the test binary: a directory for all that it makes, with the binary under test in bin.
 type run struct {
 	dir    string
-	reaper *exec.Cmd
-	alive  io.Closer // the reaper's standard input
+	reaper *reaper.Reaper
 }
 
 var (
@@ -53,18 +44,13 @@ func start(t *testing.T) *run {
 		if err != nil {
 			t.Fatal(err)
 		}
-		r := &run{dir: dir, reaper: exec.Command("/proc/self/exe")}
-		r.reaper.Env = append(os.Environ(), reaperVar+"="+dir)
-		r.reaper.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // Ctrl-C is not for the reaper
-		if r.alive, err = r.reaper.StdinPipe(); err == nil {
-			err = r.reaper.Start()
-		}
-		if err == nil {
-			err = errors.Join(os.Mkdir(filepath.Join(dir, "work"), 0o755), os.Mkdir(filepath.Join(dir, "bin"), 0o755))
+		r := &run{dir: dir}
+		if r.reaper, err = reaper.Start(dir); err != nil {
+			t.Fatal(err)
 		}
 		current = r
-		if err != nil {
-			t.Fatalf("preparing a directory and its reaper: %v", err)
+		if err := errors.Join(os.Mkdir(filepath.Join(dir, "work"), 0o755), os.Mkdir(filepath.Join(dir, "bin"), 0o755)); err != nil {
+			t.Fatalf("preparing a directory: %v", err)
 		}
 		if given := os.Getenv("IMGFS"); given != "" {
 			if err := os.Symlink(given, filepath.Join(dir, "bin", "imgfs")); err != nil {
@@ -88,43 +74,15 @@ func start(t *testing.T) *run {
 // close says whether the scripts left nothing, and removes the directory.
 func (r *run) close() (clean bool) {
 	clean = true
-	if left := leftovers(runVar, r.dir); len(left) > 0 {
+	if left := reaper.Leftovers(reaper.RunVar, r.dir); len(left) > 0 {
 		fmt.Printf("e2e: left behind: %s\n", strings.Join(left, "; "))
 		clean = false
 	}
-	_ = r.alive.Close()
-	_ = r.reaper.Wait()
-	if exists(r.dir) {
-		fmt.Printf("e2e: %s could not be removed\n", r.dir)
+	if err := r.reaper.Close(); err != nil {
+		fmt.Printf("e2e: the reaper: %v\n", err)
 		clean = false
 	}
 	return clean
-}
-
-// reap waits for the test process to end and then ends its processes, takes away its mounts and removes dir.
-func reap(dir string) {
-	_, _ = io.Copy(io.Discard, os.Stdin)
-	for range 100 {
-		for _, p := range processes(runVar, dir) {
-			_ = unix.Kill(p.pid, unix.SIGKILL)
-		}
-		for _, m := range slices.Backward(mountsBelow(dir)) {
-			if err := unix.Unmount(m, unix.MNT_DETACH); err != nil {
-				_ = exec.Command("fusermount3", "-u", "-z", m).Run()
-			}
-		}
-		if len(leftovers(runVar, dir)) == 0 && os.RemoveAll(dir) == nil {
-			return
-		}
-		// Images hold directories that their owner may not write.
-		_ = filepath.WalkDir(dir, func(p string, d fs.DirEntry, err error) error {
-			if err == nil && d.IsDir() {
-				_ = os.Chmod(p, 0o700)
-			}
-			return nil
-		})
-		time.Sleep(50 * time.Millisecond)
-	}
 }
 
 // setup prepares one script's environment.
@@ -142,7 +100,7 @@ func (r *run) setup(env *testscript.Env) error {
 	for _, name := range []string{"IMGFS_ACCEPT", "IMGFS_ACCEPT_STORE", "SOAK_SECONDS"} {
 		env.Setenv(name, os.Getenv(name))
 	}
-	env.Setenv(runVar, r.dir)
+	env.Setenv(reaper.RunVar, r.dir)
 	env.Setenv(scriptVar, work)
 	for _, d := range []string{".bin", ".home", ".run", ".cache"} {
 		if err := os.Mkdir(filepath.Join(work, d), 0o700); err != nil {
@@ -187,9 +145,9 @@ func (s *script) close() {
 	for _, e := range s.engines {
 		e.stop()
 	}
-	for _, p := range processes(scriptVar, s.work) {
-		if !p.serves {
-			_ = unix.Kill(p.pid, unix.SIGKILL)
+	for _, p := range reaper.Processes(scriptVar, s.work) {
+		if !slices.ContainsFunc(p.Environ, serves) {
+			_ = unix.Kill(p.PID, unix.SIGKILL)
 		}
 	}
 	for _, m := range slices.Backward(s.mounts) {
@@ -205,7 +163,7 @@ func (s *script) close() {
 	}
 	var left []string
 	for range 200 {
-		if left = leftovers(scriptVar, s.work); len(left) == 0 {
+		if left = reaper.Leftovers(scriptVar, s.work); len(left) == 0 {
 			break
 		}
 		time.Sleep(50 * time.Millisecond)
@@ -213,10 +171,10 @@ func (s *script) close() {
 	if temp, err := filepath.Glob(filepath.Join(s.work, ".tmp", "*imgfs*")); err == nil {
 		left = append(left, temp...)
 	}
-	for _, p := range processes(scriptVar, s.work) {
-		_ = unix.Kill(p.pid, unix.SIGKILL)
+	for _, p := range reaper.Processes(scriptVar, s.work) {
+		_ = unix.Kill(p.PID, unix.SIGKILL)
 	}
-	for _, m := range slices.Backward(mountsBelow(s.work)) {
+	for _, m := range slices.Backward(reaper.MountsBelow(s.work)) {
 		_ = unix.Unmount(m, unix.MNT_DETACH)
 	}
 	_ = os.RemoveAll(s.work) // the reaper has another try
@@ -225,61 +183,8 @@ func (s *script) close() {
 	}
 }
 
-// leftovers names the mounts below dir and the processes that have dir in their environment variable name. A store's bind mount
-// of itself is podman's, and is no leftover.
-func leftovers(name, dir string) []string {
-	left := slices.DeleteFunc(mountsBelow(dir), func(m string) bool { return strings.HasSuffix(m, "/store/root/overlay") })
-	for _, p := range processes(name, dir) {
-		left = append(left, fmt.Sprintf("process %d (%s)", p.pid, p.command))
-	}
-	return left
-}
-
-// mountsBelow returns the mountpoints below dir, in the order of /proc/self/mountinfo: an inner one after an outer one.
-func mountsBelow(dir string) []string {
-	f, err := os.Open("/proc/self/mountinfo")
-	if err != nil {
-		return []string{err.Error()}
-	}
-	defer f.Close()
-	var found []string
-	for lines := bufio.NewScanner(f); lines.Scan(); {
-		fields := strings.Fields(lines.Text())
-		if len(fields) > 4 && strings.HasPrefix(fields[4], dir+"/") { // none of these names has a character that is escaped
-			found = append(found, fields[4])
-		}
-	}
-	return found
-}
-
-type process struct {
-	pid     int
-	command string
-	serves  bool // it was started by the command mount
-}
-
-// processes returns those that have name=value in the environment that they were started with, zombies left out.
-func processes(name, value string) []process {
-	var found []process
-	environs, _ := filepath.Glob("/proc/[0-9]*/environ")
-	for _, path := range environs {
-		pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(path)))
-		env, err := os.ReadFile(path)
-		if err != nil || pid == os.Getpid() {
-			continue
-		}
-		vars := strings.Split(string(env), "\x00")
-		if !slices.Contains(vars, name+"="+value) {
-			continue
-		}
-		serves := slices.ContainsFunc(vars, func(v string) bool { return strings.HasPrefix(v, mountVar+"=/") })
-		command, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
-		if len(command) > 0 { // a zombie has none
-			found = append(found, process{serves: serves, pid: pid, command: string(bytes.ReplaceAll(bytes.TrimRight(command, "\x00"), []byte{0}, []byte{' '}))})
-		}
-	}
-	return found
-}
+// serves says of a variable that it is in the environment of what the command mount has started.
+func serves(variable string) bool { return strings.HasPrefix(variable, mountVar+"=/") }
 
 func exists(path string) bool {
 	_, err := os.Lstat(path)
