@@ -29,6 +29,7 @@ type arrival struct {
 	ref   types.ImageReference
 	sys   *types.SystemContext // of the place that it comes from
 	all   bool                 // with all images of the index that it is
+	known *blobPlan            // of several images, of which it is one, as the task has been told; nil: it is the only one
 	text  []byte               // its manifest there; nil: its own
 	task  *task
 	watch *watchdog
@@ -60,10 +61,15 @@ func (o *Ops) receive(ctx context.Context, a arrival) (id string, err error) {
 		if a.all {
 			options.ImageListSelection = copy.CopyAllImages
 		}
-		_, here := a.ref.(*source) // its readers count the bytes
+		plans := &planner{task: a.task, watch: a.watch, all: a.all, known: a.known}
+		from, into := types.ImageReference(&plannedSource{a.ref, plans}), types.ImageReference(&plannedDestination{to, plans})
+		_, here := a.ref.(*source) // its readers count the bytes, and it tells what there will be
+		if here {
+			from = a.ref
+		}
 		if _, simple := to.(interface{ SimpleSigningOnly() }); simple && !here {
 			err := o.attempt(ctx, a.task, a.watch, func() (err error) {
-				options.RemoveSignatures, err = otherSignatures(ctx, a.ref, a.sys) // of which the policy is asked all the same
+				options.RemoveSignatures, err = otherSignatures(ctx, a.ref, a.sys, plans) // of which the policy is asked all the same
 				return err
 			})
 			if err != nil {
@@ -74,7 +80,7 @@ func (o *Ops) receive(ctx context.Context, a arrival) (id string, err error) {
 			options := *options
 			stop := watchArrival(&options, a.task, a.watch, here)
 			defer stop()
-			_, err := copy.Image(ctx, policy, to, a.ref, &options)
+			_, err := copy.Image(ctx, policy, into, from, &options)
 			return err
 		}
 		var err error

@@ -60,6 +60,11 @@ func (o *Ops) copyImage(ctx context.Context, p pushJob) (err error) {
 	if err != nil {
 		return err
 	}
+	if p.line.all { // one image announces itself
+		if plan, err := (&planner{watch: watch, all: true}).look(ctx, src, nil); err == nil {
+			p.task.plan(plan)
+		}
+	}
 	sys := o.system(p.line)
 	to, err := p.line.dest.stage(ctx, staging{sys: sys, blobs: blobs, verify: o.verify(p.line), insecure: o.opt.Insecure, openStore: o.openStore, log: o.log})
 	if to.discard != nil {

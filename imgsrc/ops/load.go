@@ -66,8 +66,9 @@ func (o *Ops) loadPlace(ctx context.Context, p pullLine, to Receiver, t *task) e
 			return fmt.Errorf("nothing was loaded: %w", err)
 		}
 	}
+	plan := o.planLoad(ctx, images, to, t)
 	for i, img := range images {
-		id, err := o.loadOne(ctx, img, to, t)
+		id, err := o.loadOne(ctx, img, plan, to, t)
 		if id != "" { // also where it has come without all of its names
 			t.came(id, p.text)
 		}
@@ -219,16 +220,21 @@ func ignoreAbsent(err error) error {
 	return err
 }
 
-// loadOne loads one image under all its names. The id that it returns is that of an image that is there, also with an error.
-func (o *Ops) loadOne(ctx context.Context, img loadable, to Receiver, t *task) (id string, err error) {
-	src := &source{held: img.Held, task: t, reading: func() func() { return func() {} }, instance: func(_ context.Context, d digest.Digest) (imgsrc.Image, error) {
-		for _, other := range img.list.Images {
+// source is the image as a copy takes it.
+func (l *loadable) source(t *task) *source {
+	return &source{held: l.Held, task: t, several: true, reading: func() func() { return func() {} }, instance: func(_ context.Context, d digest.Digest) (imgsrc.Image, error) {
+		for _, other := range l.list.Images {
 			if other.Desc().Digest == d {
 				return other, nil
 			}
 		}
-		return nil, fail(imgsrc.ErrNotFound, "%s does not have it", img.Source.Name())
+		return nil, fail(imgsrc.ErrNotFound, "%s does not have it", l.Source.Name())
 	}}
+}
+
+// loadOne loads one image under all its names. The id that it returns is that of an image that is there, also with an error.
+func (o *Ops) loadOne(ctx context.Context, img loadable, plan *blobPlan, to Receiver, t *task) (id string, err error) {
+	src := img.source(t)
 	if err := checkLoadable(ctx, src); err != nil {
 		return "", err
 	}
@@ -240,7 +246,7 @@ func (o *Ops) loadOne(ctx context.Context, img loadable, to Receiver, t *task) (
 		}
 		return id, o.addNames(ctx, to, id, img.names)
 	}
-	a := arrival{to: to, id: id, ref: src, sys: &types.SystemContext{BlobInfoCacheDir: os.DevNull}, task: t, watch: new(watchdog)}
+	a := arrival{to: to, id: id, ref: src, sys: &types.SystemContext{BlobInfoCacheDir: os.DevNull}, known: plan, task: t, watch: new(watchdog)}
 	o.choose(a.sys, nil)
 	if a.text, err = original(ctx, img); err != nil {
 		return "", err

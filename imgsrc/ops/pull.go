@@ -89,6 +89,7 @@ func (o *Ops) pullFirst(ctx context.Context, p pullLine, to Receiver, t *task) e
 		}
 		if len(errs)+1 < len(p.candidates) {
 			t.retry(err)
+			t.plan(blobPlan{}) // nothing of this one is to be read
 		}
 		text := fmt.Sprintf("%s: %s", named, err)
 		if hint := arrivalHint(err, reference.Domain(named)); hint != "" && !errors.Is(condition(err), imgsrc.ErrNotFound) {
@@ -247,6 +248,11 @@ func (o *Ops) pullAll(ctx context.Context, a arrival, into indexReceiver, named 
 	if index == nil {
 		return o.receive(ctx, a) // a single image
 	}
+	a.known = &blobPlan{whole: true}
+	for _, it := range instances {
+		a.known.add(it.blobs)
+	}
+	a.task.plan(*a.known)
 	repo := reference.TrimNamed(named)
 	ids := map[digest.Digest]string{}
 	for _, it := range instances {
@@ -277,6 +283,7 @@ type instance struct {
 	digest                    digest.Digest
 	config                    digest.Digest
 	os, architecture, variant string
+	blobs                     blobPlan
 }
 
 // instancesOf returns the images of an index, without what is none.
@@ -299,7 +306,7 @@ func instancesOf(ctx context.Context, src types.ImageSource, list manifest.List)
 		if err != nil {
 			return nil, fail(imgsrc.ErrDamaged, "reading manifest %s: %s", d, err)
 		}
-		it := instance{digest: d, config: m.ConfigInfo().Digest}
+		it := instance{digest: d, config: m.ConfigInfo().Digest, blobs: planOf(text, mediaType)}
 		if it.config.Validate() != nil {
 			return nil, fail(imgsrc.ErrUnsupported, "image %s of the index has no config", d)
 		}

@@ -13,8 +13,9 @@ import (
 const simpleSigning = "simple-signing"
 
 // otherSignatures says whether an image, or the one that is chosen of an index, has signatures of another format. A
-// destination that is not the library's own cannot be given those: a copy would end with the last step but one.
-func otherSignatures(ctx context.Context, ref types.ImageReference, sys *types.SystemContext) (bool, error) {
+// destination that is not the library's own cannot be given those: a copy would end with the last step but one. What has
+// been seen of the one that is chosen is left to plans.
+func otherSignatures(ctx context.Context, ref types.ImageReference, sys *types.SystemContext, plans *planner) (bool, error) {
 	src, err := ref.NewImageSource(ctx, sys)
 	if err != nil {
 		return false, err
@@ -43,6 +44,9 @@ func otherSignatures(ctx context.Context, ref types.ImageReference, sys *types.S
 	if err != nil {
 		return false, err
 	}
-	other, _, _, err = look(&instance)
+	other, text, mediaType, err = look(&instance)
+	if err == nil {
+		plans.remember(instance, planOf(text, mediaType))
+	}
 	return other, err
 }

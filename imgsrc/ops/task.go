@@ -165,6 +165,8 @@ func (t *task) over(err error) {
 	t.err, t.complete = "", t.complete || err == nil
 	if err != nil {
 		t.err = oneLine(err.Error())
+	} else {
+		t.unneeded()
 	}
 	t.freeze()
 	t.mu.Unlock()

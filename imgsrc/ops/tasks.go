@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"encoding/json"
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 	"sync"
@@ -287,8 +288,12 @@ func (t *task) json(now time.Time) jobJSON {
 			continue
 		}
 		j.Bytes += line.Done
-		total += b.size
-		known = known && b.size >= 0 && state != blobParts
+		left := b.size
+		if state == blobDone { // perhaps by parts of it, with the store's own for the others
+			left = line.Done
+		}
+		known = known && b.size >= 0 && left <= math.MaxInt64-total && state != blobParts
+		total += left
 	}
 	if known {
 		j.Total = &total
