@@ -138,20 +138,44 @@ func (b *jobBar) show(j *job) {
 	if j.Total != nil {
 		b.SetTotal(max(*j.Total, 1)+1, false) // which it never reaches: what ends a job is its state
 		b.SetCurrent(j.Bytes)
-	}
-	text := j.State
-	if j.State == "running" {
-		text = j.amount()
-		if r := rate(j.Rate); r != "" {
-			text += "  " + r
-		}
+	} else {
+		b.SetCurrent(0) // it was known of another registry, which did not have it after all
 	}
 	select {
 	case <-b.text:
 	default:
 	}
-	b.text <- text
+	b.text <- j.progress()
 }
+
+// progress stands behind the bar.
+func (j *job) progress() string {
+	if j.State != "running" {
+		return j.State
+	}
+	text := j.amount()
+	for _, more := range []string{rate(j.Rate), j.left()} {
+		if more != "" {
+			text += "  " + more
+		}
+	}
+	return text
+}
+
+// left is how long the job will go on at the rate that it had so far; empty if that cannot be known.
+func (j *job) left() string {
+	if j.Total == nil || j.Rate <= 0 || *j.Total <= j.Bytes {
+		return ""
+	}
+	seconds := (*j.Total - j.Bytes) / j.Rate
+	if seconds > maxLeft {
+		return ""
+	}
+	return (time.Duration(seconds+1) * time.Second).String() + " left"
+}
+
+// maxLeft is the longest time, in seconds, that is worth foretelling.
+const maxLeft = 100 * 3600
 
 func (p *jobBars) title(j *job) string {
 	title := fmt.Sprintf("%d %s %.12s", j.Number, j.Operation, j.Image)
