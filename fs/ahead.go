@@ -179,7 +179,7 @@ func (t *tree) batch(first uint32) *batch {
 
 // isNear says whether a file of a layer that is not here can be read without fetching anything.
 func (t *tree) isNear(p layer.Place) bool {
-	files := t.img.f.files.use(contentKey{t.img.slot, t.base + p.Layer, contentFiles})
+	files := t.img.f.files.use(contentKey{slot: t.img.slot, layer: t.base + p.Layer, kind: contentFiles})
 	if files == nil {
 		return false
 	}

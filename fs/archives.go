@@ -181,14 +181,15 @@ func (c *ociForms) one(ctx context.Context, e *imgsrc.Entry, of imgsrc.Image) (_
 	if img == nil || of != e.First().Image {
 		return o, nil
 	}
+	near := img.nearest(e)
 	for i := range o.Blobs {
 		b := &o.Blobs[i]
 		switch {
 		case b.Open == nil:
 		case b.From.Kind == export.Layer:
-			b.Open = c.f.kept(contentKey{img.slot, b.From.Layer, contentBlob}, b.Open)
-		case b.From.Kind == export.Diff && of == img.nearest(e).Image:
-			b.Open = c.f.kept(contentKey{img.slot, b.From.Layer, contentDiff}, b.Open)
+			b.Open = c.f.kept(img.contentKey(b.From.Layer, contentBlob, near), b.Open)
+		case b.From.Kind == export.Diff && of == near.Image:
+			b.Open = c.f.kept(img.contentKey(b.From.Layer, contentDiff, near), b.Open)
 		}
 	}
 	return o, nil

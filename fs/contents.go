@@ -30,6 +30,7 @@ type contentKey struct {
 	slot  uint32
 	layer int
 	kind  contentKind
+	from  heldBy // of a tar, what it is read from
 }
 
 // openCache keeps layers open from one read to the next: the kernel opens no files here, so only the cache knows what

@@ -4,8 +4,6 @@ import (
 	"context"
 	"slices"
 
-	"github.com/opencontainers/go-digest"
-
 	"github.com/imgfs/imgfs/imgsrc"
 	"github.com/imgfs/imgfs/imgsrc/export"
 	"github.com/imgfs/imgfs/imgsrc/layer"
@@ -43,7 +41,7 @@ func (img *image) dockerTar(ctx context.Context, e *imgsrc.Entry) (*export.Archi
 		if one.Size, err = file.size(ctx, false); err != nil {
 			return nil, err
 		}
-		one.Read = img.layerReader(n, file.row.content, l.Digest)
+		one.Read = file.content().reader()
 		d.Layers = append(d.Layers, one)
 	}
 	return export.DockerTar(d)
@@ -90,10 +88,10 @@ func rowOf(kind contentKind) *layerRow {
 	return &layerTable[slices.IndexFunc(layerTable, func(r layerRow) bool { return r.content == kind })]
 }
 
-// layerReader reads a layer's bytes, which stay open from one read to the next; d is the digest of its blob.
-func (img *image) layerReader(n int, kind contentKind, d digest.Digest) export.Reader {
+// reader reads a layer's bytes.
+func (b layerBytes) reader() export.Reader {
 	return func(ctx context.Context, p []byte, off int64) (int, error) {
-		c, err := img.f.contents.get(contentKey{img.slot, n, kind}, func() (imgsrc.Content, error) { return img.openContent(ctx, n, kind, d) })
+		c, err := b.get(ctx)
 		if err != nil {
 			return 0, err
 		}

@@ -33,7 +33,7 @@ type image struct {
 	createdAt *time.Time          // once known
 	derived   map[uint32]derivedState
 
-	here   string // of a remote image, a byte for each layer: 1 if it was here when somebody last looked
+	here   string // of a remote image, a byte for each layer: 1 if it was here when somebody last looked, 2 if its tar was
 	looked bool
 
 	mendedAt     time.Time       // when the layers' directories last changed while mounted; zero if they have not

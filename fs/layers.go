@@ -229,7 +229,7 @@ func (v layersView) list(ctx context.Context, dir node, from uint64, emit func(d
 		if uint64(row.id) <= from {
 			continue
 		}
-		if row.needsBytes() && !l.img.isLocal(l.n) {
+		if row.needsBytes() && !l.img.isLocal(l.n) && (row.content != contentDiff || !bytesOf(l.img, l.r, l.n, contentDiff).isLocal()) {
 			continue
 		}
 		ok, err := l.has(ctx, row)
@@ -272,7 +272,7 @@ func (v layersView) read(ctx context.Context, n node, dest []byte, off int64) (f
 		}
 		return readBytes(b, dest, off), err
 	}
-	c, err := v.f.contents.get(l.key(), func() (imgsrc.Content, error) { return l.open(ctx) })
+	c, err := l.content().get(ctx)
 	if err != nil {
 		return nil, err
 	}

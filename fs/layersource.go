@@ -62,7 +62,12 @@ func (img *image) openLayer(ctx context.Context, r *rendered, n int, kind conten
 	if kind == contentFiles {
 		return img.openFiles(ctx, n)
 	}
-	return img.openContent(ctx, n, kind, r.facts.Layers[n].Digest)
+	b := bytesOf(img, r, n, kind)
+	from, err := b.from()
+	if err != nil {
+		return nil, err
+	}
+	return b.open(ctx, from)
 }
 
 // openFiles opens a layer's files at the source.
@@ -74,23 +79,60 @@ func (img *image) openFiles(ctx context.Context, n int) (imgsrc.Files, error) {
 	return img.nearest(e).Files(ctx, n)
 }
 
-// openContent opens a layer's bytes at the source; d is the digest of its blob.
-func (img *image) openContent(ctx context.Context, n int, kind contentKind, d digest.Digest) (imgsrc.Content, error) {
-	e, err := img.current()
+// layerBytes are a layer's blob or its tar.
+type layerBytes struct {
+	img          *image
+	n            int
+	kind         contentKind
+	blob, diffID digest.Digest
+}
+
+func bytesOf(img *image, r *rendered, n int, kind contentKind) layerBytes {
+	return layerBytes{img, n, kind, r.facts.Layers[n].Digest, r.facts.Layers[n].DiffID}
+}
+
+func (l layerFile) content() layerBytes { return bytesOf(l.img, l.r, l.n, l.row.content) }
+
+// from is the manifest that the bytes are read from. A tar is the same in all that are over the config, as its diff id says:
+// it is not fetched for the nearest if the layer of another is here.
+func (b layerBytes) from() (imgsrc.Held, error) {
+	e, err := b.img.current()
+	if err != nil {
+		return imgsrc.Held{}, err
+	}
+	near := b.img.nearest(e)
+	switch {
+	case b.kind == contentBlob:
+		return e.Blobs(near), nil
+	case b.diffID == "":
+		return near, nil
+	}
+	return e.WithLayer(b.n, near), nil
+}
+
+func (b layerBytes) open(ctx context.Context, from imgsrc.Held) (imgsrc.Content, error) {
+	if b.kind == contentDiff {
+		return from.Diff(ctx, b.n)
+	}
+	return from.Blob(ctx, b.blob)
+}
+
+// get returns the bytes, which stay open from one read to the next. The caller releases them.
+func (b layerBytes) get(ctx context.Context) (*opened[imgsrc.Content], error) {
+	from, err := b.from()
 	if err != nil {
 		return nil, err
 	}
+	return b.img.f.contents.get(b.img.contentKey(b.n, b.kind, from), func() (imgsrc.Content, error) { return b.open(ctx, from) })
+}
+
+func (img *image) contentKey(n int, kind contentKind, from imgsrc.Held) contentKey {
+	key := contentKey{slot: img.slot, layer: n, kind: kind}
 	if kind == contentDiff {
-		return img.nearest(e).Diff(ctx, n)
+		key.from = heldBy{from.Source, from.Desc().Digest}
 	}
-	return e.Blobs(img.nearest(e)).Blob(ctx, d)
+	return key
 }
-
-func (l layerFile) open(ctx context.Context) (imgsrc.Content, error) {
-	return l.img.openContent(ctx, l.n, l.row.content, l.r.facts.Layers[l.n].Digest)
-}
-
-func (l layerFile) key() contentKey { return contentKey{l.img.slot, l.n, l.row.content} }
 
 // sizeKey is a layer that one source has measured: what another says of the same digest is its own affair, as long as
 // nobody has read it.
@@ -118,14 +160,19 @@ func (l layerFile) size(ctx context.Context, cheap bool) (int64, error) {
 		}
 		d = facts.DiffID
 	}
-	key := sizeKey{l.img.near.source, d}
+	b := l.content()
+	from, err := b.from()
+	if err != nil {
+		return 0, err
+	}
+	key := sizeKey{from.Source, d}
 	if size, ok := l.img.f.sizes.get(key); ok {
 		return size, nil
 	}
 	if cheap {
 		return 0, errCostly
 	}
-	c, err := l.img.f.contents.get(l.key(), func() (imgsrc.Content, error) { return l.open(ctx) })
+	c, err := l.img.f.contents.get(l.img.contentKey(b.n, b.kind, from), func() (imgsrc.Content, error) { return b.open(ctx, from) })
 	if err != nil {
 		return 0, err
 	}

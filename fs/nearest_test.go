@@ -7,6 +7,7 @@ import (
 	"io"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 
@@ -136,4 +137,69 @@ func TestDockerTarNearest(t *testing.T) {
 			t.Errorf("%s: the layers are as they are: %v", forms, blobs)
 		}
 	}
+}
+
+// A layer's tar is not fetched if another manifest of the same config has the layer here; what else there is of it is read as
+// before.
+func TestDiffElsewhere(t *testing.T) {
+	img := makeImage(t, "a", "one", "two")
+	gzip, zstd := inForm(img, "gzip", 100), inForm(img, "zstd", 0)
+	var opened [2]int
+	gzip.diffs, zstd.diffs = &opened[0], &opened[1]
+	gzip.local, zstd.local = make([]bool, 2), make([]bool, 2)
+	src := &fakeSource{}
+	src.set(named(gzip), named(zstd))
+	f := treeOf(t, src)
+	layer := find(t, f, idsNode, img.desc.ID, "layers", "01")
+	listed := func() (names []string) {
+		t.Helper()
+		if _, err := f.view(layer).attr(t.Context(), layer, false); err != nil {
+			t.Fatal(err)
+		}
+		if err := f.view(layer).list(t.Context(), layer, 0, func(d dirent) bool { names = append(names, d.name); return true }); err != nil {
+			t.Fatal(err)
+		}
+		return slices.DeleteFunc(names, func(name string) bool { return !slices.Contains([]string{"diff", "diff.tar", "changes"}, name) })
+	}
+	read := func(want string) {
+		t.Helper()
+		opened = [2]int{}
+		n := find(t, f, layer, "diff.tar")
+		a, err := f.view(n).attr(t.Context(), n, false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := make([]byte, a.size)
+		if _, err := f.view(n).read(t.Context(), n, got, 0); err != nil || !bytes.Equal(got, img.layers[1]) {
+			t.Errorf("%d bytes, %v", len(got), err)
+		}
+		for i, form := range []string{"gzip", "zstd"} {
+			if (opened[i] > 0) != (want == form) {
+				t.Errorf("the tar of %s was opened %d times, and should be read from %q", form, opened[i], want)
+			}
+		}
+	}
+	mtime := func() time.Time {
+		a, err := f.view(layer).attr(t.Context(), layer, false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return a.mtime
+	}
+	if names := listed(); len(names) > 0 {
+		t.Errorf("%q is listed", names)
+	}
+	was := mtime()
+	gzip.local[1] = true
+	if names := listed(); !slices.Equal(names, []string{"diff.tar"}) || !mtime().After(was) {
+		t.Errorf("%q is listed, since %v", names, mtime())
+	}
+	read("gzip")
+	gzip.local[1] = false
+	read("zstd")
+	gzip.local[1], zstd.local[1] = true, true
+	if names := listed(); len(names) != 3 {
+		t.Errorf("%q is listed", names)
+	}
+	read("") // it is open
 }

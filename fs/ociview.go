@@ -242,7 +242,7 @@ func (v ociBlobsView) read(ctx context.Context, n node, dest []byte, off int64) 
 		}
 		return readBytes(b, dest, off), nil
 	}
-	c, err := v.t.f.contents.get(contentKey{0, int(n.entry()), contentOCI}, func() (imgsrc.Content, error) {
+	c, err := v.t.f.contents.get(contentKey{layer: int(n.entry()), kind: contentOCI}, func() (imgsrc.Content, error) {
 		if file.kind == export.Diff {
 			return file.of.img.Diff(ctx, int(file.layer))
 		}

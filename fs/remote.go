@@ -26,6 +26,16 @@ func (img *image) isLocal(n int) bool {
 	return !ok || r.Local(n)
 }
 
+// isLocal says whether the bytes can be read without fetching anything.
+func (b layerBytes) isLocal() bool {
+	from, err := b.from()
+	if err != nil {
+		return false
+	}
+	far, ok := from.Image.(imgsrc.Remote)
+	return !ok || far.Local(b.n)
+}
+
 // allLocal says the same of all layers.
 func (img *image) allLocal(r *rendered) bool {
 	for n := range r.facts.Layers {
@@ -43,8 +53,11 @@ func (img *image) arrived(ctx context.Context, r *rendered) {
 	}
 	here := make([]byte, len(r.facts.Layers))
 	for n := range here {
-		if img.isLocal(n) {
+		switch {
+		case img.isLocal(n):
 			here[n] = 1
+		case bytesOf(img, r, n, contentDiff).isLocal():
+			here[n] = 2
 		}
 	}
 	img.mu.Lock()

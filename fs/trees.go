@@ -217,7 +217,7 @@ func (t *tree) read(ctx context.Context, p layer.Place, dest []byte, off int64) 
 	}
 	dest = dest[:min(int64(len(dest)), p.Size-off)]
 	n := t.base + p.Layer
-	files, err := t.img.f.files.get(contentKey{t.img.slot, n, contentFiles}, func() (imgsrc.Files, error) { return t.img.openFiles(ctx, n) })
+	files, err := t.img.f.files.get(contentKey{slot: t.img.slot, layer: n, kind: contentFiles}, func() (imgsrc.Files, error) { return t.img.openFiles(ctx, n) })
 	if err != nil {
 		return 0, err
 	}

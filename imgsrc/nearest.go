@@ -35,6 +35,20 @@ func (e *Entry) Blobs(near Held) Held {
 	return e.First()
 }
 
+// WithLayer is what the tar of layer n is read from where near is what the layers are read from: that, unless the layer would
+// have to be fetched there, and is here from another manifest.
+func (e *Entry) WithLayer(n int, near Held) Held {
+	if far, ok := near.Image.(Remote); !ok || far.Local(n) {
+		return near
+	}
+	for i, h := range e.Held {
+		if far, ok := h.Image.(Remote); ok && e.standsFor(i) && far.Local(n) {
+			return h
+		}
+	}
+	return near
+}
+
 // choose returns which manifest is the nearest. was is the image as it was before; nil if it was not there.
 func (e *Entry) choose(was *Entry) int {
 	first := e.First()
