@@ -86,7 +86,7 @@ func (c *controls) target(n node) (target, error) {
 // spoilt has the kernel drop what somebody has put into its cache of a control without writing it.
 func (c *controls) spoilt(n node) {
 	if isJob(n) {
-		err := fmt.Errorf("a shared mapping: %w: use a write", imgsrc.ErrInvalid)
+		err := imgsrc.Of(imgsrc.ErrInvalid, errors.New("a shared mapping writes nothing here: use a write"))
 		_ = c.f.ops.WriteJob(n.entry(), Write{Control: "jobs", UID: c.f.uid, Err: err}) // moves the time
 		return
 	}
@@ -126,7 +126,7 @@ func (c *controls) write(ctx context.Context, n node, who fuse.Caller, data []by
 		rest = len(text) - 1 - bytes.LastIndexByte(text, '\n')
 	}
 	if rest > maxLine {
-		err := fmt.Errorf("a line of %d bytes: %w: longer than %d", rest, imgsrc.ErrInvalid, maxLine)
+		err := imgsrc.Of(imgsrc.ErrInvalid, fmt.Errorf("a line of %d bytes is longer than %d", rest, maxLine))
 		return c.do(ctx, to, who, text, nil, err)
 	}
 	tail := bytes.Clone(text[len(text)-rest:])
@@ -213,7 +213,7 @@ func splitLines(text string) ([][]string, error) {
 		number++
 		words, err := splitWords(strings.TrimRight(line, "\r\n"))
 		if err != nil {
-			return nil, fmt.Errorf("line %d: %w: %w", number, imgsrc.ErrInvalid, err)
+			return nil, imgsrc.Of(imgsrc.ErrInvalid, fmt.Errorf("line %d: %w", number, err))
 		}
 		if len(words) > 0 && !strings.HasPrefix(words[0], "#") {
 			lines = append(lines, words)

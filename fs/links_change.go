@@ -133,7 +133,7 @@ func (f *FS) rename(ctx context.Context, from, to place, who fuse.Caller, noRepl
 	}
 	name, made, err := f.nameFor(to, id, typed)
 	if made && was != "" { // what has a name does not lose it so
-		err = fmt.Errorf("%w: %q is no reference", imgsrc.ErrInvalid, typed)
+		err = imgsrc.Of(imgsrc.ErrInvalid, fmt.Errorf("%q is no reference: write NAME:TAG", typed))
 	}
 	s := f.state.Load()
 	there, taken := s.names[to.sp.n].tree.Lookup(to.path)

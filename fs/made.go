@@ -1,7 +1,7 @@
 package fs
 
 import (
-	"fmt"
+	"errors"
 	"maps"
 	"path"
 	"strings"
@@ -127,10 +127,10 @@ func (p place) typed() (string, error) {
 		}
 	}
 	if _, d, ok := strings.Cut(name, "@"); ok && strings.Contains(d, ":") {
-		return "", fmt.Errorf("%w: a digest is given by the image, not by linking to it", imgsrc.ErrInvalid)
+		return "", imgsrc.Of(imgsrc.ErrInvalid, errors.New("a digest is given by the image, not by linking to it"))
 	}
 	if len(p.name) == 64 && strings.Trim(p.name, "0123456789abcdef") == "" {
-		return "", fmt.Errorf("%w: an id is no name: say what the link is to be called, NAME:TAG", imgsrc.ErrInvalid)
+		return "", imgsrc.Of(imgsrc.ErrInvalid, errors.New("an id is no name: say what the link is to be called, NAME:TAG"))
 	}
 	return name, nil
 }

@@ -27,3 +27,13 @@ var (
 	// ErrNoSource: this is not a source of the kind that was asked for, or there is nothing there.
 	ErrNoSource = errors.New("no such source")
 )
+
+// Of returns err as an error of a condition, whose own words are not in its text: err says it better. errors.Is finds both.
+func Of(condition, err error) error { return &ofError{err, condition} }
+
+type ofError struct {
+	error
+	condition error
+}
+
+func (e *ofError) Unwrap() []error { return []error{e.error, e.condition} }

@@ -31,7 +31,7 @@ var platformPart = regexp.MustCompile(`^[A-Za-z0-9_.-]+$`)
 func ParsePlatform(s string) (Platform, error) {
 	parts := strings.Split(s, "/")
 	if len(parts) < 2 || len(parts) > 3 || slices.ContainsFunc(parts, func(p string) bool { return !platformPart.MatchString(p) }) {
-		return Platform{}, fmt.Errorf("%q is not a platform: write os/architecture or os/architecture/variant, as in linux/arm64: %w", s, ErrInvalid)
+		return Platform{}, Of(ErrInvalid, fmt.Errorf("%q is not a platform: write os/architecture or os/architecture/variant, as in linux/arm64", s))
 	}
 	p := Platform{OS: parts[0], Architecture: parts[1]}
 	if len(parts) == 3 {

@@ -58,11 +58,11 @@ func (f *Flags) ParseOptions(words string) error {
 			}
 		case "platform":
 			if f.Platform = value; value == "" {
-				err = fmt.Errorf("%q: no value: %w", word, ErrOption)
+				err = fmt.Errorf("%w %q: no value", ErrOption, word)
 			}
 		default:
 			if hasValue {
-				return fmt.Errorf("%q: %w", word, ErrOption)
+				return fmt.Errorf("%w %q", ErrOption, word)
 			}
 			err = f.set(key)
 		}
@@ -103,7 +103,7 @@ func (f *Flags) set(word string) error {
 			f.Suid = true
 		}
 	default:
-		return fmt.Errorf("%q: %w", word, ErrOption)
+		return fmt.Errorf("%w %q", ErrOption, word)
 	}
 	return nil
 }
@@ -111,7 +111,7 @@ func (f *Flags) set(word string) error {
 func number(word, value string, base int) (*uint32, error) {
 	n, err := strconv.ParseUint(value, base, 32)
 	if err != nil || n == 1<<32-1 { // -1 is no id: chown(2) reads it as "leave it"
-		return nil, fmt.Errorf("%q: not a number that is possible here: %w", word, ErrOption)
+		return nil, fmt.Errorf("%w %q: not a number that is possible here", ErrOption, word)
 	}
 	v := uint32(n)
 	return &v, nil

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"math"
 	"strconv"
@@ -30,7 +31,7 @@ func (s *byteSize) Set(text string) error {
 	}
 	n, err := strconv.ParseUint(strings.TrimSpace(number), 10, 64)
 	if err != nil {
-		return fmt.Errorf("%q is not a size like 4096, 512M or 10G", text)
+		return errors.New("not a size like 4096, 512M or 10G")
 	}
 	if n > math.MaxInt64>>shift {
 		return fmt.Errorf("%q is too much", text)

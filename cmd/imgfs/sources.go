@@ -157,15 +157,15 @@ func parseSource(arg string) (*spec, error) {
 	info, err := os.Stat(arg)
 	switch {
 	case errors.Is(err, fs.ErrNotExist) && hasColon && isTransportName(name):
-		return nil, fmt.Errorf("%w: %q is neither a transport (there are %s) nor the beginning of a path", imgsrc.ErrNoSource, name, transportNames())
+		return nil, noSource("%q is neither a transport (there are %s) nor the beginning of a path", name, transportNames())
 	case errors.Is(err, fs.ErrNotExist):
-		return nil, fmt.Errorf("%w: there is no such file or directory", imgsrc.ErrNoSource)
+		return nil, noSource("there is no such file or directory")
 	case err != nil:
 		return nil, err
 	case info.Mode().IsRegular():
 		return archiveSpec(arg, arg, "", openAnyArchive)
 	case !info.IsDir():
-		return nil, fmt.Errorf("%w: it is neither a directory nor a file", imgsrc.ErrNoSource)
+		return nil, noSource("it is neither a directory nor a file")
 	}
 	abs, err := filepath.Abs(arg)
 	if err != nil {
@@ -182,8 +182,7 @@ func parseSource(arg string) (*spec, error) {
 	if err := unix.Access(abs, unix.R_OK|unix.X_OK); err != nil {
 		return nil, fmt.Errorf("looking into the directory: %w", err)
 	}
-	return nil, fmt.Errorf("%w: the directory is neither an OCI image layout (it has no oci-layout), nor a containers-storage (it has no overlay-images or vfs-images), nor skopeo's (it has no manifest.json and version)",
-		imgsrc.ErrNoSource)
+	return nil, noSource("the directory is neither an OCI image layout (it has no oci-layout), nor a containers-storage (it has no overlay-images or vfs-images), nor skopeo's (it has no manifest.json and version)")
 }
 
 // openPlace opens what is to be loaded: a path that is no store, or a place with its transport.
@@ -193,7 +192,7 @@ func openPlace(ctx context.Context, place string, env sourceEnv) (imgsrc.Source,
 	case err != nil:
 		return nil, err
 	case strings.HasPrefix(s.name, "containers-storage:"):
-		return nil, fmt.Errorf("%w: %s is a whole store: mount it, and push its images", imgsrc.ErrNoSource, place)
+		return nil, noSource("%s is a whole store: mount it, and push its images", place)
 	}
 	return s.open(ctx, env)
 }
@@ -217,7 +216,7 @@ func parseStorage(rest string) (*spec, error) {
 		var image string
 		rest, image, ok = strings.Cut(inner, "]")
 		if !ok {
-			return nil, fmt.Errorf("%w: the bracket is not closed", imgsrc.ErrNoSource)
+			return nil, noSource("the bracket is not closed")
 		}
 		if image != "" {
 			return nil, fmt.Errorf("one image of a store is %w as a source; the whole store is", imgsrc.ErrUnsupported)
@@ -236,7 +235,7 @@ func parseStorage(rest string) (*spec, error) {
 		o.RunRoot = "/" + o.RunRoot
 	}
 	if !filepath.IsAbs(o.GraphRoot) {
-		return nil, fmt.Errorf("%w: %q is not the absolute path of a store", imgsrc.ErrNoSource, o.GraphRoot)
+		return nil, noSource("%q is not the absolute path of a store", o.GraphRoot)
 	}
 	return storageSpec(name, o), nil
 }
@@ -271,7 +270,7 @@ func parseLayout(rest string) (*spec, error) {
 		dir, ref, _ = strings.Cut(rest, ":")
 	}
 	if dir == "" {
-		return nil, fmt.Errorf("%w: the name of the directory is missing", imgsrc.ErrNoSource)
+		return nil, noSource("the name of the directory is missing")
 	}
 	abs, err := filepath.Abs(dir)
 	if err != nil {
@@ -312,7 +311,7 @@ func parseArchive(transport string, open archiveOpener) func(rest string) (*spec
 			file, ref, _ = strings.Cut(rest, ":")
 		}
 		if file == "" {
-			return nil, fmt.Errorf("%w: the name of the file is missing", imgsrc.ErrNoSource)
+			return nil, noSource("the name of the file is missing")
 		}
 		return archiveSpec(transport+":"+rest, file, ref, open)
 	}
@@ -352,7 +351,7 @@ func openAnyArchive(ctx context.Context, file, ref string, env sourceEnv) (imgsr
 
 func parseDir(rest string) (*spec, error) {
 	if rest == "" {
-		return nil, fmt.Errorf("%w: the name of the directory is missing", imgsrc.ErrNoSource)
+		return nil, noSource("the name of the directory is missing")
 	}
 	abs, err := filepath.Abs(rest)
 	if err != nil {
@@ -390,7 +389,7 @@ func parseDaemon(ref string) (*spec, error) {
 func parseRegistry(rest string) (*spec, error) {
 	ref, ok := strings.CutPrefix(rest, "//")
 	if !ok || ref == "" {
-		return nil, fmt.Errorf("%w: write docker://HOST, or more of a reference", imgsrc.ErrNoSource)
+		return nil, noSource("write docker://HOST, or more of a reference")
 	}
 	return &spec{
 		name: "docker://" + ref,
@@ -400,4 +399,9 @@ func parseRegistry(rest string) (*spec, error) {
 			return registry.Open(ctx, o)
 		},
 	}, nil
+}
+
+// noSource is imgsrc.ErrNoSource, in other words.
+func noSource(format string, args ...any) error {
+	return imgsrc.Of(imgsrc.ErrNoSource, fmt.Errorf(format, args...))
 }

@@ -3,6 +3,7 @@ package blobs
 import (
 	"archive/tar"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -64,7 +65,7 @@ func ReadMembers(ctx context.Context, r io.ReaderAt, file string, size, limit in
 			return nil, fmt.Errorf("reading %s: %w", file, source.err)
 		}
 		if err != nil {
-			m.Err = fmt.Errorf("reading %s after %d members: %w", file, len(m.entries), err)
+			m.Err = brokenAfter(len(m.entries), err)
 			return m, nil
 		}
 		off, err := in.Seek(0, io.SeekCurrent) // the reader reads no further than it has to
@@ -86,7 +87,7 @@ func ReadMembers(ctx context.Context, r io.ReaderAt, file string, size, limit in
 			e := member{Place: Place{off, h.Size}, sparse: isSparse(h)}
 			m.entries[name] = e
 			if !e.sparse && h.Size > size-off {
-				m.Err = fmt.Errorf("%s ends within %s", file, name)
+				m.Err = fmt.Errorf("it ends within %s", name)
 			}
 		case tar.TypeLink:
 			m.entries[name] = member{link: clean(h.Linkname)}
@@ -94,6 +95,18 @@ func ReadMembers(ctx context.Context, r io.ReaderAt, file string, size, limit in
 			m.entries[name] = member{link: clean(path.Join(path.Dir(name), h.Linkname))}
 		}
 	}
+}
+
+// brokenAfter says what is wrong behind n members.
+func brokenAfter(n int, err error) error {
+	members := "1 member"
+	if n != 1 {
+		members = fmt.Sprintf("%d members", n)
+	}
+	if errors.Is(err, io.ErrUnexpectedEOF) {
+		return imgsrc.Of(err, fmt.Errorf("it is cut short, after %s", members))
+	}
+	return fmt.Errorf("after %s: %w", members, err)
 }
 
 // tracked remembers that what lies below a tar's reader has failed.
@@ -137,9 +150,9 @@ func (m *Members) Find(name string) (Place, error) {
 		e, ok := m.entries[name]
 		switch {
 		case !ok && m.Err != nil:
-			return Place{}, fmt.Errorf("%w: %s is not in the archive: %w: %w", imgsrc.ErrDamaged, name, m.Err, fs.ErrNotExist)
+			return Place{}, imgsrc.Of(fs.ErrNotExist, fmt.Errorf("%w: %s is not in what can be read of the archive: %w", imgsrc.ErrDamaged, name, m.Err))
 		case !ok:
-			return Place{}, fmt.Errorf("%s is not in the archive: %w", name, fs.ErrNotExist)
+			return Place{}, imgsrc.Of(fs.ErrNotExist, fmt.Errorf("%s is not in the archive", name))
 		case e.sparse:
 			return Place{}, fmt.Errorf("%w: %s lies in the archive without its holes: make the archive without --sparse", imgsrc.ErrUnsupported, name)
 		case e.link == "":

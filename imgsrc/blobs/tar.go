@@ -106,7 +106,7 @@ func (t *Tar) indexFile(ctx context.Context, f *os.File) (*members, error) {
 	}
 	m.Members, err = ReadMembers(ctx, m.plain, t.file, size, maxNames)
 	if err == nil && m.Err != nil && m.Len() == 0 {
-		err = fmt.Errorf("%w: %s is no tar archive, compressed or not: %w", imgsrc.ErrNoSource, t.file, m.Err)
+		err = fmt.Errorf("%w: %s is no tar archive, compressed or not", imgsrc.ErrNoSource, t.file)
 	}
 	if err != nil {
 		if m.plain != layerReader(f) {

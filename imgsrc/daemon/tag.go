@@ -34,7 +34,7 @@ func invalidName(name string, why error) error {
 	if len(name) > 80 {
 		name = name[:80] + "..."
 	}
-	return fmt.Errorf("checking name %q: %w: %w", name, imgsrc.ErrInvalid, why)
+	return imgsrc.Of(imgsrc.ErrInvalid, fmt.Errorf("checking name %q: %w", name, why))
 }
 
 // Tag changes names, one after the other: the engine has no other way. First all that can be checked is checked, and

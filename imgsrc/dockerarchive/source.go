@@ -114,11 +114,10 @@ type item struct {
 func (s *Source) items() ([]item, error) {
 	b, _, err := blobs.ReadFile(s.tar, manifestFile, imgsrc.MaxManifest)
 	if errors.Is(err, fs.ErrNotExist) {
-		kind := imgsrc.ErrNoSource
 		if s.tar.Problem() != nil {
-			kind = imgsrc.ErrDamaged
+			return nil, imgsrc.Of(imgsrc.ErrDamaged, err)
 		}
-		return nil, fmt.Errorf("%w: it has no manifest.json: %w", kind, err)
+		return nil, imgsrc.Of(err, fmt.Errorf("%w: it has no manifest.json", imgsrc.ErrNoSource))
 	}
 	if err != nil {
 		return nil, err

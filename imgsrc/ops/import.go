@@ -107,16 +107,23 @@ func notTar(file string, n int, err error) error {
 	switch {
 	case errors.Is(err, context.Canceled), errors.Is(err, imgsrc.ErrUnsupported), errors.Is(err, fs.ErrPermission):
 		return err
-	case errors.Is(err, imgsrc.ErrDamaged):
-		return fail(imgsrc.ErrDamaged, "%s is damaged: %s", quote(file), err)
-	case n == 0 && (errors.Is(err, tar.ErrHeader) || errors.Is(err, io.ErrUnexpectedEOF)):
+	case errors.Is(err, imgsrc.ErrDamaged) && !errors.Is(err, io.ErrUnexpectedEOF):
+		return fail(imgsrc.ErrDamaged, "%s: %s", quote(file), err)
+	case !errors.Is(err, imgsrc.ErrDamaged) && n == 0 && (errors.Is(err, tar.ErrHeader) || errors.Is(err, io.ErrUnexpectedEOF)):
 		return fail(imgsrc.ErrInvalid, "%s is neither an archive of images nor a tar of a root file system", quote(file))
 	case errors.Is(err, io.ErrUnexpectedEOF):
-		return fail(imgsrc.ErrDamaged, "%s is cut short, after %d files", quote(file), n)
+		return fail(imgsrc.ErrDamaged, "%s is cut short, after %s: copy it again", quote(file), files(n))
 	case errors.Is(err, tar.ErrHeader):
-		return fail(imgsrc.ErrDamaged, "%s is damaged: what follows its first %d files is no tar", quote(file), n)
+		return fail(imgsrc.ErrDamaged, "%s is damaged: what follows after %s is no tar", quote(file), files(n))
 	}
 	return err
+}
+
+func files(n int) string {
+	if n == 1 {
+		return "1 file"
+	}
+	return fmt.Sprintf("%d files", n)
 }
 
 // open opens the tar's bytes.

@@ -51,8 +51,8 @@ func (o *Ops) loadPlace(ctx context.Context, p pullLine, to Receiver, t *task) e
 	}
 	defer src.Close()
 	list, err := src.List(ctx)
-	if err != nil {
-		return err
+	if err != nil { // whoever says what was loaded or pulled names the source
+		return imgsrc.Of(err, errors.New(strings.TrimPrefix(err.Error(), "listing "+src.Name()+": ")))
 	}
 	if len(list.Problems) > 0 {
 		return fmt.Errorf("nothing was loaded: %w", list.Problems[0])

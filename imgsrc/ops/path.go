@@ -56,7 +56,7 @@ func (resolve pathResolver) place(path string) (string, error) {
 func (o *Ops) resolver(r Request) pathResolver {
 	return func(path string) (string, error) {
 		if path == "" {
-			return "", fail(imgsrc.ErrInvalid, "a path is missing")
+			return "", fail(imgsrc.ErrInvalid, "a path is missing: write one")
 		}
 		if strings.ContainsRune(path, 0) {
 			return "", fail(imgsrc.ErrInvalid, "%s is not a path", quote(path))

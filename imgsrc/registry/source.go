@@ -175,20 +175,24 @@ func newSource(o Options) (*Source, error) {
 	return s, nil
 }
 
+func invalid(format string, args ...any) error {
+	return imgsrc.Of(imgsrc.ErrInvalid, fmt.Errorf(format, args...))
+}
+
 // parse takes HOST[/REPO[:TAG|@DIGEST]] apart.
 func (s *Source) parse(ref string) (host string, err error) {
 	host, rest, below := strings.Cut(ref, "/")
 	switch {
 	case strings.Contains(host, "@"):
-		return "", fmt.Errorf("%w: credentials do not belong into a reference: log in with `podman login`", imgsrc.ErrInvalid)
+		return "", invalid("credentials do not belong into a reference: log in with `podman login`")
 	case !strings.ContainsAny(host, ".:") && host != "localhost":
-		return "", fmt.Errorf("%w: %q is no registry: write its host first, as in docker.io/library/nginx", imgsrc.ErrInvalid, host)
+		return "", invalid("%q is no registry: write its host first, as in docker.io/library/nginx", host)
 	case !below:
 		rest = "x" // any name will do
 	}
 	named, err := reference.ParseNormalizedNamed(host + "/" + rest)
 	if err != nil {
-		return "", fmt.Errorf("%w: docker://%s: %w", imgsrc.ErrInvalid, ref, err)
+		return "", invalid("docker://%s: %w", ref, err)
 	}
 	if !below {
 		return reference.Domain(named), nil
@@ -201,7 +205,7 @@ func (s *Source) parse(ref string) (host string, err error) {
 		s.digest = d.Digest()
 	}
 	if s.tag != "" && s.digest != "" {
-		return "", fmt.Errorf("%w: %s has both a tag and a digest", imgsrc.ErrInvalid, named)
+		return "", invalid("%s has both a tag and a digest", named)
 	}
 	return reference.Domain(named), nil
 }

@@ -184,17 +184,15 @@ func detect(root, want, imageStore string) (string, error) {
 		want = "overlay"
 	}
 	if want != "" && !slices.Contains(drivers, want) {
-		return "", fmt.Errorf("opening store %s: its driver %q cannot be read, only %s can: %w",
-			root, want, strings.Join(drivers, " and "), imgsrc.ErrNoSource)
+		return "", noStore("opening store %s: its driver %q cannot be read, only %s can", root, want, strings.Join(drivers, " and "))
 	}
 	switch info, err := os.Stat(root); {
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ENOTDIR):
-		return "", fmt.Errorf("opening store %s: there is no such directory; podman and buildah make it with their first image: %w",
-			root, imgsrc.ErrNoSource)
+		return "", noStore("opening store %s: there is no such directory; podman and buildah make it with their first image", root)
 	case err != nil:
 		return "", fmt.Errorf("opening store: %w", err)
 	case !info.IsDir():
-		return "", fmt.Errorf("opening store %s: it is not a directory: %w", root, imgsrc.ErrNoSource)
+		return "", noStore("opening store %s: it is not a directory", root)
 	}
 	var found []string
 	var used time.Time
@@ -221,16 +219,19 @@ func detect(root, want, imageStore string) (string, error) {
 	case want != "" && slices.Contains(found, want):
 		return want, nil
 	case want != "" && len(found) > 0:
-		return "", fmt.Errorf("opening store %s: it was made with the driver %s, not with %s: %w",
-			root, found[0], want, imgsrc.ErrNoSource)
+		return "", noStore("opening store %s: it was made with the driver %s, not with %s", root, found[0], want)
 	case newest != "":
 		// A machine that has changed its driver has both. podman goes on with that of its database, which is in use.
 		return newest, nil
 	case len(found) > 0:
 		return found[0], nil
 	}
-	return "", fmt.Errorf("opening store %s: it is not a store, or has none of the drivers that can be read (%s); "+
-		"podman and buildah make one with their first image: %w", root, strings.Join(drivers, ", "), imgsrc.ErrNoSource)
+	return "", noStore("opening store %s: it is not a store, or has none of the drivers that can be read (%s); podman and buildah make one with their first image",
+		root, strings.Join(drivers, ", "))
+}
+
+func noStore(format string, args ...any) error {
+	return imgsrc.Of(imgsrc.ErrNoSource, fmt.Errorf(format, args...))
 }
 
 // owner returns whose a directory is; -1 if that cannot be told.

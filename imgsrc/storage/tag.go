@@ -43,7 +43,7 @@ func invalid(name string, why error) error {
 	if len(name) > 80 {
 		name = name[:80] + "..."
 	}
-	return fmt.Errorf("checking name %q: %w: %w", name, why, imgsrc.ErrInvalid)
+	return imgsrc.Of(imgsrc.ErrInvalid, fmt.Errorf("checking name %q: %w", name, why))
 }
 
 // Tag implements [imgsrc.Tagger]. The store's library is opened for this one write and takes the store's locks, as
