@@ -40,8 +40,9 @@
 // never mistaken for another; what had it is dropped some time after it is gone (ledger.go, interner.go), so that a mount
 // does not grow by what has been.
 //
-// An image whose layers are read from another manifest than before (imgsrc.Entry.Nearest) gets another number, because its
-// files may have others. The nodes under the old one lead where they led, as long as a source has that (replaced.go).
+// An image for which another manifest stands than before, or whose layers are read from another (imgsrc.Entry.Nearest), gets
+// another number, because its files may have others. The nodes under the old one lead where they led, as long as a source
+// has that (replaced.go).
 //
 // # What the kernel may keep
 //

@@ -54,8 +54,7 @@ func (img *image) dockerTar(ctx context.Context, e *imgsrc.Entry) (*export.Archi
 // What can be looked at tells the compression; what is in a registry has to be taken at its media type's word, also when it
 // has been fetched, and be it another one that the layers are read from: the archive is the same then.
 func (img *image) hasGzip(ctx context.Context, e *imgsrc.Entry, r *rendered) (bool, error) {
-	near := img.nearest(e)
-	from := e.Blobs(near)
+	near, from := img.nearest(e), img.blobsOf(e)
 	if _, far := near.Image.(imgsrc.Remote); !far && near.Desc().Digest != from.Desc().Digest {
 		return false, nil // another form of it is at hand, and this one is not
 	}

@@ -112,12 +112,30 @@ func (img *image) isOf(e *imgsrc.Entry) bool {
 	return img.entry.Load() != nil && img.first == e.First().Desc().Digest && img.near == heldBy{near.Source, near.Desc().Digest}
 }
 
-// nearest is the manifest whose layers the image's nodes are of: its entry's nearest, unless the image was replaced.
+// firstOf is the manifest that stands for the image: its entry's first, unless the image was replaced.
+func (img *image) firstOf(e *imgsrc.Entry) imgsrc.Held {
+	for _, h := range e.Held {
+		if h.Desc().Digest == img.first {
+			return h
+		}
+	}
+	return e.First()
+}
+
+// nearest is the manifest whose layers the image's nodes are of, likewise.
 func (img *image) nearest(e *imgsrc.Entry) imgsrc.Held {
 	if h, ok := e.HeldBy(img.near.source, img.near.digest); ok {
 		return h
 	}
 	return e.Nearest()
+}
+
+// blobsOf is what the blobs of the first manifest are read from: the nearest, if it is the same.
+func (img *image) blobsOf(e *imgsrc.Entry) imgsrc.Held {
+	if near := img.nearest(e); near.Desc().Digest == img.first {
+		return near
+	}
+	return img.firstOf(e)
 }
 
 // take gives the image its entry in the next state.

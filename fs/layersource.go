@@ -100,14 +100,13 @@ func (b layerBytes) from() (imgsrc.Held, error) {
 	if err != nil {
 		return imgsrc.Held{}, err
 	}
-	near := b.img.nearest(e)
 	switch {
 	case b.kind == contentBlob:
-		return e.Blobs(near), nil
+		return b.img.blobsOf(e), nil
 	case b.diffID == "":
-		return near, nil
+		return b.img.nearest(e), nil
 	}
-	return e.WithLayer(b.n, near), nil
+	return e.WithLayer(b.n, b.img.nearest(e)), nil
 }
 
 func (b layerBytes) open(ctx context.Context, from imgsrc.Held) (imgsrc.Content, error) {

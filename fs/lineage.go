@@ -167,5 +167,5 @@ func (img *image) facts(ctx context.Context) (*imgsrc.Facts, error) {
 	if err != nil {
 		return nil, err
 	}
-	return loadFacts(ctx, e)
+	return loadFacts(ctx, img.firstOf(e))
 }

@@ -74,7 +74,7 @@ func (img *image) doRender(ctx context.Context) (*rendered, error) {
 	if err != nil {
 		return nil, err
 	}
-	facts, err := loadFacts(ctx, e)
+	facts, err := loadFacts(ctx, img.firstOf(e))
 	if err != nil {
 		return nil, err
 	}
@@ -93,14 +93,14 @@ func (img *image) doRender(ctx context.Context) (*rendered, error) {
 }
 
 // loadFacts reads what an image's own bytes say.
-func loadFacts(ctx context.Context, e *imgsrc.Entry) (*imgsrc.Facts, error) {
-	facts, err := imgsrc.Load(ctx, e.First())
+func loadFacts(ctx context.Context, of imgsrc.Held) (*imgsrc.Facts, error) {
+	facts, err := imgsrc.Load(ctx, of)
 	if err != nil {
 		return nil, err
 	}
 	// What the source has recorded costs nothing; to read the layers for it is another matter.
-	if _, ok := e.First().Image.(imgsrc.DiffIDer); ok && facts.LacksDiffIDs() {
-		if ids, err := imgsrc.FindDiffIDs(ctx, e.First().Image, len(facts.Layers)); err == nil {
+	if _, ok := of.Image.(imgsrc.DiffIDer); ok && facts.LacksDiffIDs() {
+		if ids, err := imgsrc.FindDiffIDs(ctx, of.Image, len(facts.Layers)); err == nil {
 			facts = facts.WithDiffIDs(ids)
 		}
 	}
@@ -197,7 +197,7 @@ func (img *image) withDiffIDs(ctx context.Context, r *rendered) (*rendered, erro
 			return nil, err
 		}
 		full := r
-		ids, err := imgsrc.FindDiffIDs(ctx, e.First().Image, len(r.facts.Layers))
+		ids, err := imgsrc.FindDiffIDs(ctx, img.firstOf(e).Image, len(r.facts.Layers))
 		switch {
 		case errors.Is(err, iofs.ErrNotExist):
 			return r, nil

@@ -6,9 +6,9 @@ import (
 	"github.com/imgfs/imgfs/imgsrc"
 )
 
-// When the layers of an image are read from another manifest than before, their files may have other numbers, and the image
-// gets other nodes. Somebody may be in the middle of a file or a directory of the old ones. Those go on to show the layers of
-// the manifest that they are of, as long as a source has it.
+// When the layers of an image are read from another manifest than before, their files may have other numbers, and when another
+// stands for it, all of its files may be others: the image gets other nodes. Somebody may be in the middle of a file or a
+// directory of the old ones. Those go on to show what the manifests say that they are of, as long as sources have them.
 
 // maxReplaced is how many times an image may be replaced before those who have something of the first open find it gone.
 const maxReplaced = 4
@@ -33,10 +33,10 @@ func (f *FS) leave(gone []*image, old, s *state) {
 	slices.Reverse(s.replaced)
 }
 
-// isReadable says whether an image can be read as it was although its entry may have another nearest manifest now.
+// isReadable says whether an image can be read as it was although its entry may have other manifests now.
 func (img *image) isReadable(e *imgsrc.Entry) bool {
 	_, held := e.HeldBy(img.near.source, img.near.digest)
-	return held && img.first == e.First().Desc().Digest
+	return held && img.first == img.firstOf(e).Desc().Digest
 }
 
 // retire makes the nodes of an image lead nowhere.

@@ -6,6 +6,8 @@ import (
 	"slices"
 	"testing"
 
+	"github.com/opencontainers/go-digest"
+
 	"github.com/imgfs/imgfs/imgsrc"
 )
 
@@ -101,5 +103,36 @@ func TestReplacedIsRenewed(t *testing.T) {
 	f.renew(was)
 	if s := f.state.Load(); len(s.replaced) != 0 || was.entry.Load() != nil || find(t, f, idsNode, img.desc.ID) != is {
 		t.Errorf("%d replaced images", len(s.replaced))
+	}
+}
+
+// While a store gets an image that is read from a registry, it may have it without a manifest for a moment.
+func TestReplacedByDamaged(t *testing.T) {
+	img := makeImage(t, "a", "one")
+	store, far := &fakeSource{}, &fakeSource{}
+	far.set(named(farImage{img, map[int]bool{}}))
+	f := treeOf(t, store, far)
+	id := img.desc.ID
+	file, manifest := find(t, f, idsNode, id, "rootfs", "file"), find(t, f, idsNode, id, "manifest.json")
+	broken := *img
+	broken.desc = imgsrc.Desc{ID: id, Damaged: imgsrc.ErrDamaged}
+	other := *img
+	other.manifest = append(slices.Clone(img.manifest), '\n')
+	other.desc.Digest = digest.FromBytes(other.manifest)
+	for state, first := range []*fakeImage{&broken, img, &other} {
+		store.set(named(first))
+		f.refresh(t.Context())
+		f.rendered = newRenderedCache(renderedBytes) // as if it had made room
+		for n, want := range map[node]string{file: "one", manifest: string(img.manifest)} {
+			buf := make([]byte, 10_000)
+			res, err := f.view(n).read(t.Context(), n, buf, 0)
+			if err != nil {
+				t.Errorf("state %d: %v", state, err)
+				continue
+			}
+			if got, _ := res.Bytes(buf); string(got) != want {
+				t.Errorf("state %d: %q", state, got)
+			}
+		}
 	}
 }

@@ -26,15 +26,6 @@ func (e *Entry) indexOf(source Source, d digest.Digest) int {
 	return slices.IndexFunc(e.Held, func(h Held) bool { return h.Source == source && h.Desc().Digest == d })
 }
 
-// Blobs is what the blobs of the first one's layers are read from where near is what its layers are read from: that, if its
-// manifest is the same.
-func (e *Entry) Blobs(near Held) Held {
-	if near.Desc().Digest == e.First().Desc().Digest {
-		return near
-	}
-	return e.First()
-}
-
 // WithLayer is what the tar of layer n is read from where near is what the layers are read from: that, unless the layer would
 // have to be fetched there, and is here from another manifest.
 func (e *Entry) WithLayer(n int, near Held) Held {
