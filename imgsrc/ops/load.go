@@ -61,12 +61,12 @@ func (o *Ops) loadPlace(ctx context.Context, p pullLine, to Receiver, t *task) e
 	if err != nil {
 		return err
 	}
+	plan := o.planLoad(ctx, images, to, t)
 	for _, img := range images {
 		if err := verified(ctx, img); err != nil {
 			return fmt.Errorf("nothing was loaded: %w", err)
 		}
 	}
-	plan := o.planLoad(ctx, images, to, t)
 	for i, img := range images {
 		id, err := o.loadOne(ctx, img, plan, to, t)
 		if id != "" { // also where it has come without all of its names

@@ -5,12 +5,10 @@ import (
 	"encoding/json"
 	"errors"
 	"net/http"
-	"net/http/httptest"
 	"slices"
-	"strconv"
 	"strings"
-	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -21,105 +19,6 @@ import (
 
 	"github.com/imgfs/imgfs/imgsrc"
 )
-
-// A heldRegistry answers with the first half of a layer, and with the second when it is told to.
-type heldRegistry struct {
-	host string
-	gate chan struct{}
-	held chan struct{} // closed when a layer waits
-	once sync.Once
-
-	manifests atomic.Int32 // how many were asked for
-	busy      atomic.Int32 // how many requests for layers are refused before that
-}
-
-func newHeldRegistry(t *testing.T) *heldRegistry {
-	h := &heldRegistry{gate: make(chan struct{}), held: make(chan struct{})}
-	h.host = startEmbedded(t, func(next http.Handler) http.Handler {
-		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { h.serve(w, r, next) })
-	})
-	return h
-}
-
-func (h *heldRegistry) serve(w http.ResponseWriter, r *http.Request, next http.Handler) {
-	if r.Method == http.MethodGet && strings.Contains(r.URL.Path, "/manifests/") {
-		h.manifests.Add(1)
-	}
-	if r.Method != http.MethodGet || !strings.Contains(r.URL.Path, "/blobs/sha256:") {
-		next.ServeHTTP(w, r)
-		return
-	}
-	answer := httptest.NewRecorder()
-	next.ServeHTTP(answer, r)
-	body := answer.Body.Bytes()
-	part := len(body) / 2
-	if json.Valid(body) {
-		part = len(body) // a config
-	} else if h.busy.Add(-1) >= 0 {
-		w.WriteHeader(http.StatusServiceUnavailable)
-		return
-	}
-	w.Header().Set("Content-Length", strconv.Itoa(len(body)))
-	_, _ = w.Write(body[:part])
-	_ = http.NewResponseController(w).Flush()
-	if part == len(body) {
-		return
-	}
-	h.once.Do(func() { close(h.held) })
-	select {
-	case <-h.gate:
-		_, _ = w.Write(body[part:])
-	case <-r.Context().Done():
-	}
-}
-
-// A knowingReceiver has some blobs, perhaps leaves foreign layers where they are, and has indexes or not.
-type knowingReceiver struct {
-	*receiving
-	has     []digest.Digest
-	foreign bool
-	asked   func() // called before each image; may be nil
-}
-
-func (r *knowingReceiver) Receive(ctx context.Context, name, id string, copy func(to types.ImageReference) error) error {
-	if r.asked != nil {
-		r.asked()
-	}
-	return r.receiving.Receive(ctx, name, id, func(to types.ImageReference) error { return copy(&knowingRef{to, r}) })
-}
-
-type knowingRef struct {
-	types.ImageReference
-	r *knowingReceiver
-}
-
-func (r *knowingRef) NewImageDestination(ctx context.Context, sys *types.SystemContext) (types.ImageDestination, error) {
-	to, err := r.ImageReference.NewImageDestination(ctx, sys)
-	return &knowingDestination{to, r.r}, err
-}
-
-type knowingDestination struct {
-	types.ImageDestination
-	r *knowingReceiver
-}
-
-func (d *knowingDestination) AcceptsForeignLayerURLs() bool { return d.r.foreign }
-func (d *knowingDestination) HasThreadSafePutBlob() bool    { return false } // the last layers wait for the first
-func (d *knowingDestination) TryReusingBlob(ctx context.Context, info types.BlobInfo, cache types.BlobInfoCache, substitute bool) (bool, types.BlobInfo, error) {
-	if slices.Contains(d.r.has, info.Digest) {
-		return true, info, nil
-	}
-	return d.ImageDestination.TryReusingBlob(ctx, info, cache, substitute)
-}
-
-type indexReceiving struct{ *knowingReceiver }
-
-func (r *indexReceiving) AddIndex(_ context.Context, name string, _ []byte, _ map[digest.Digest]string, _ string) (string, error) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.names = append(r.names, name)
-	return "", nil
-}
 
 // manifestOf is the manifest of an image.
 func manifestOf(t *testing.T, img *fakeImage) (m imgspecv1.Manifest) {
@@ -251,34 +150,54 @@ func TestPullTotalAgain(t *testing.T) {
 	}
 }
 
-// What an index's image cannot be had for is said once.
-func TestPullTotalDenied(t *testing.T) {
+// What an index's image cannot be had for is said once, and asked for once; who cancels the job does not wait for it.
+func TestPullTotalWithoutImage(t *testing.T) {
 	img := testImages(t)["oci with blobs"]
 	index := newIndex(t, img)
-	var denied atomic.Bool
-	var asked atomic.Int32
-	host := startEmbedded(t, func(next http.Handler) http.Handler {
-		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			if denied.Load() && strings.HasSuffix(r.URL.Path, string(img.desc.Digest)) {
-				asked.Add(1)
-				w.WriteHeader(http.StatusForbidden)
-				return
+	for name, test := range map[string]struct {
+		answer http.HandlerFunc
+		cancel bool
+		want   error
+		text   string
+	}{
+		"denied": {func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusForbidden) }, false, imgsrc.ErrDenied, "podman login"},
+		"hangs":  {func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }, true, syscall.ECANCELED, "cancelled by user 7"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var begun atomic.Bool
+			asked := make(chan struct{}, 10)
+			host := startEmbedded(t, func(next http.Handler) http.Handler {
+				return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+					if begun.Load() && strings.HasSuffix(r.URL.Path, string(img.desc.Digest)) {
+						asked <- struct{}{}
+						test.answer(w, r)
+						return
+					}
+					next.ServeHTTP(w, r)
+				})
+			})
+			from, _ := newOps(t, Options{}, index, img)
+			if err := from.Do(t.Context(), pushTo(index, host+"/web:1", "all=true")); err != nil {
+				t.Fatal(err)
 			}
-			next.ServeHTTP(w, r)
+			begun.Store(true)
+			o, _ := newOpsOn(t, Options{Platform: imgsrc.Platform{OS: "linux", Architecture: "amd64"}}, newReceiving(t))
+			done := make(chan error)
+			go func() { done <- o.Do(t.Context(), request("pull", host+"/web:1")) }()
+			<-asked
+			if test.cancel {
+				if err := o.WriteJob(1, Request{UID: 7, Lines: [][]string{{"cancel"}}}); err != nil {
+					t.Error(err)
+				}
+			}
+			err := <-done
+			if !errors.Is(err, test.want) || !strings.Contains(err.Error(), test.text) || strings.Count(err.Error(), string(img.desc.Digest)) > 1 {
+				t.Errorf("%v", err)
+			}
+			if n := len(asked); n > 0 {
+				t.Errorf("asked %d times more", n)
+			}
 		})
-	})
-	from, _ := newOps(t, Options{}, index, img)
-	if err := from.Do(t.Context(), pushTo(index, host+"/web:1", "all=true")); err != nil {
-		t.Fatal(err)
-	}
-	denied.Store(true)
-	o, _ := newOpsOn(t, Options{Platform: imgsrc.Platform{OS: "linux", Architecture: "amd64"}}, newReceiving(t))
-	err := o.Do(t.Context(), request("pull", host+"/web:1"))
-	if !errors.Is(err, imgsrc.ErrDenied) || strings.Count(err.Error(), string(img.desc.Digest)) != 1 || !strings.Contains(err.Error(), "podman login") {
-		t.Errorf("%v", err)
-	}
-	if n := asked.Load(); n != 1 {
-		t.Errorf("asked %d times", n)
 	}
 }
 
@@ -298,7 +217,13 @@ func TestLoadTotal(t *testing.T) {
 	to := &knowingReceiver{receiving: newReceiving(t), has: []digest.Digest{there}}
 	to.images = listed[:1]
 	o, _ := newOpsOn(t, Options{Open: opens(dir, &fakeSource{name: "oci:" + dir, images: listed})}, to)
-	var first, second jobJSON
+	var checked, first, second jobJSON
+	images[2].read = func(context.Context, int64) error {
+		if checked.Number == 0 {
+			checked = jobOf(t, o, 1)
+		}
+		return nil
+	}
 	to.asked = func() {
 		if first, second = second, jobOf(t, o, 1); first.Number == 0 {
 			time.Sleep(shownEvery) // until a job's text is made anew
@@ -308,6 +233,9 @@ func TestLoadTotal(t *testing.T) {
 		t.Fatal(err)
 	}
 	all := bytesOf(t, images[1:])
+	if total := checked.Total; total == nil || *total != all {
+		t.Errorf("while the layers are checked: %+v", checked)
+	}
 	if total := first.Total; total == nil || *total != all || first.Bytes != 0 {
 		t.Errorf("before the first image: %+v", first)
 	}
