@@ -31,7 +31,7 @@ func (m *image) Lacks() (bytes int64, ok bool) {
 		switch {
 		case l.Digest.Validate() != nil || layer.CheckMediaType(l.MediaType) != nil:
 			return 0, false
-		case seen[l.Digest] || m.source.isLocal(l) || m.source.isLazy(l):
+		case seen[l.Digest] || m.source.isLazy(l) || m.source.isLocal(l): // the cheapest first
 		case isForeign(l) || l.Size < 0 || l.Size > math.MaxInt64-bytes:
 			return 0, false
 		default:
