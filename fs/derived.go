@@ -66,6 +66,7 @@ func (img *image) derive(ctx context.Context, r *rendered, row *row) (derivedFil
 	}
 	st := &standing{e: e, snap: s.snap, state: s, facts: r.facts, img: img, r: r}
 	text, err := row.derived(ctx, st)
+	err = r.ofFacts(err)
 	if err != nil && (ctx.Err() != nil || !errors.Is(err, imgsrc.ErrAbsent)) {
 		return derivedFile{}, err
 	}
@@ -106,6 +107,9 @@ func (img *image) changedAt(id uint32, text [sha256.Size]byte, s *state, first t
 }
 
 func parentText(ctx context.Context, s *standing) ([]byte, error) {
+	if err := s.r.noFacts(); err != nil {
+		return nil, err
+	}
 	id, err := s.parent(ctx)
 	if err == nil && id == "" {
 		err = imgsrc.ErrAbsent
@@ -116,6 +120,9 @@ func parentText(ctx context.Context, s *standing) ([]byte, error) {
 func childrenText(ctx context.Context, s *standing) ([]byte, error) {
 	if s.facts.Kind != imgsrc.KindImage {
 		return nil, imgsrc.ErrAbsent
+	}
+	if err := s.r.noFacts(); err != nil {
+		return nil, err
 	}
 	children, err := s.children(ctx)
 	if err != nil {

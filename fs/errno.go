@@ -69,11 +69,12 @@ func errnoOf(err error) syscall.Errno {
 	return syscall.EIO
 }
 
-// fail logs err, once a failed request, and returns its status. What is absent or interrupted is no failure.
+// fail logs err, once a failed request, and returns its status. What is absent or interrupted is no failure; an unread is in the
+// log already.
 func (f *FS) fail(doing string, n node, err error) fuse.Status {
 	errno := errnoOf(err)
-	switch errno {
-	case 0, syscall.ENOENT, syscall.EINTR:
+	switch {
+	case errno == 0, errno == syscall.ENOENT, errno == syscall.EINTR, isUnread(err):
 	default:
 		f.log.Warn(doing, "image", f.imageName(n), "errno", errno.Error(), "error", err)
 	}

@@ -172,7 +172,7 @@ func (img *image) canExport(ctx context.Context, r *rendered, entry uint32) (boo
 	f := r.facts
 	switch {
 	case f.ManifestErr != nil:
-		return false, nil //nolint:nilerr // manifest.json says why
+		return false, r.noManifest()
 	case entry == exportOCI:
 		return true, nil
 	case f.Kind == imgsrc.KindIndex:

@@ -38,6 +38,7 @@ type image struct {
 
 	mendedAt     time.Time       // when the layers' directories last changed while mounted; zero if they have not
 	damagedShape string          // what the image had when something of it could not be read; empty if all could
+	unreadSaid   map[string]bool // the reasons for that which are in the log; nil if there are none
 	lineage      *imgsrc.Lineage // once known
 }
 

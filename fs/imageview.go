@@ -244,7 +244,7 @@ func (v imageView) list(ctx context.Context, dir node, from uint64, emit func(di
 			continue
 		}
 		ok, err := img.has(ctx, r, row)
-		if err != nil {
+		if err != nil && !isUnread(err) {
 			return err
 		}
 		if !ok || row.view == viewRootfs && !img.allLocal(r) {
@@ -264,7 +264,7 @@ func (v imageView) list(ctx context.Context, dir node, from uint64, emit func(di
 	return img.listManifests(e, from, emit)
 }
 
-// has says whether the image is known to have this file, be it damaged.
+// has says whether the image has this file, be it damaged. Error: an unread if that cannot be told.
 func (img *image) has(ctx context.Context, r *rendered, row *row) (bool, error) {
 	e, err := img.current()
 	if err != nil {
@@ -282,29 +282,34 @@ func (img *image) has(ctx context.Context, r *rendered, row *row) (bool, error) 
 	switch row.view {
 	case 0:
 	case viewAnnotations:
-		return len(r.annotations) > 0, nil
+		return len(r.annotations) > 0, ignoreAbsent(r.noKeys[row.view])
 	case viewLabels:
-		return len(r.labels) > 0, nil
+		return len(r.labels) > 0, ignoreAbsent(r.noKeys[row.view])
 	case viewLayers:
-		return len(r.facts.Layers) > 0, nil
+		return len(r.facts.Layers) > 0, r.noManifest()
 	case viewRootfs:
 		return img.hasRootfs(ctx, r)
 	case viewPlatforms:
-		return len(r.facts.Children) > 0, nil
+		return len(r.facts.Children) > 0, r.noManifest()
 	case viewExport:
-		return r.facts.ManifestErr == nil, nil
+		return r.facts.ManifestErr == nil, r.noManifest()
 	case viewReferrers:
 		return len(img.f.state.Load().snap.Referrers(e)) > 0, nil
 	}
-	if row.derived != nil && !row.sure {
+	switch {
+	case row.images:
+		return r.facts.Kind == imgsrc.KindImage, nil
+	case row.derived != nil && !row.sure:
 		_, err := img.derive(ctx, r, row)
-		if errors.Is(err, imgsrc.ErrNotFound) || ctx.Err() != nil {
+		if errors.Is(err, imgsrc.ErrNotFound) || isUnread(err) || ctx.Err() != nil {
 			return false, err
 		}
 		return !errors.Is(err, imgsrc.ErrAbsent), nil
+	case row.sure:
+		return !errors.Is(r.errs[row.id], imgsrc.ErrAbsent), nil
 	}
 	err = r.errs[row.id]
-	return err == nil || row.sure && !errors.Is(err, imgsrc.ErrAbsent), nil
+	return err == nil, ignoreAbsent(err)
 }
 
 // file returns what is in a file that is computed from the image alone.

@@ -107,7 +107,7 @@ func (l layerFile) node(row *layerRow) node {
 // needsBytes says whether it takes the layer's bytes to say what is in the file, or how large it is.
 func (row *layerRow) needsBytes() bool { return row.diff || row.changes || row.content == contentDiff }
 
-// has says whether the layer has this file.
+// has says whether the layer has this file. Error: an unread if that cannot be told.
 func (l layerFile) has(ctx context.Context, row *layerRow) (bool, error) {
 	if row.title {
 		_, ok := l.r.title(l.n)
@@ -139,7 +139,7 @@ func (l layerFile) has(ctx context.Context, row *layerRow) (bool, error) {
 		return true, nil
 	}
 	_, err := row.body(l.r.facts, l.n)
-	return err == nil, nil
+	return err == nil, ignoreAbsent(asUnread(err))
 }
 
 func (v layersView) attr(ctx context.Context, n node, cheap bool) (attr, error) {
@@ -160,7 +160,7 @@ func (v layersView) attr(ctx context.Context, n node, cheap bool) (attr, error) 
 		return attr{}, errCostly
 	case l.row.content != contentNone:
 		size, err := l.size(ctx, cheap)
-		return fileAttr(l.ino, size, l.r.created), err
+		return fileAttr(l.ino, size, l.r.created), l.r.byFacts(err)
 	case l.row.changes && cheap && !l.img.knowsChanges(l.n):
 		return attr{}, errCostly
 	}
@@ -233,7 +233,7 @@ func (v layersView) list(ctx context.Context, dir node, from uint64, emit func(d
 			continue
 		}
 		ok, err := l.has(ctx, row)
-		if err != nil {
+		if err != nil && !isUnread(err) {
 			return err
 		}
 		d := dirent{name: row.name, node: l.node(row), ino: l.ino.nth(uint64(row.id)), mode: syscall.S_IFREG, cookie: uint64(row.id)}

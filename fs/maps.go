@@ -26,7 +26,7 @@ func (v mapView) keys(ctx context.Context, n node) (*image, *rendered, []keyed, 
 	}
 	keys, row := v.of(r)
 	if int(n.entry()) > len(keys) {
-		return nil, nil, nil, nil, syscall.ENOENT
+		return nil, nil, nil, nil, orNoEntry(ignoreAbsent(r.noKeys[n.view()]))
 	}
 	return img, r, keys, row, nil
 }
@@ -38,20 +38,20 @@ func (v mapView) attr(ctx context.Context, n node, cheap bool) (attr, error) {
 	}
 	dir := img.ino.nth(uint64(row.id))
 	if n.entry() == 0 {
-		return dirAttr(dir, r.created, false), nil
+		return dirAttr(dir, img.mended(r.created), r.damaged), nil
 	}
 	k := keys[n.entry()-1]
 	return fileAttr(dir.under(k.name), int64(len(k.value)), r.created), nil
 }
 
 func (v mapView) lookup(ctx context.Context, dir node, name string) (found, error) {
-	_, _, keys, _, err := v.keys(ctx, dir)
+	_, r, keys, _, err := v.keys(ctx, dir)
 	if err != nil {
 		return found{}, err
 	}
 	i := sort.Search(len(keys), func(i int) bool { return keys[i].name >= name })
 	if i == len(keys) || keys[i].name != name {
-		return found{}, syscall.ENOENT
+		return found{}, orNoEntry(ignoreAbsent(r.noKeys[dir.view()]))
 	}
 	return found{node: makeNode(dir.image(), dir.view(), uint32(i)+1)}, nil
 }

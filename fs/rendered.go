@@ -37,7 +37,8 @@ type rendered struct {
 	errs        []error
 	annotations []keyed
 	labels      []keyed
-	damaged     bool // some of it could not be had: not to be kept for long
+	noKeys      map[uint16]error // why there are no annotations or labels, by view
+	damaged     bool             // some of it could not be had: not to be kept for long
 	until       time.Time
 	bytes       int
 	ahead       aheadOf // which files the kernel has been given
@@ -88,6 +89,7 @@ func (img *image) doRender(ctx context.Context) (*rendered, error) {
 		img.mu.Unlock()
 	}
 	img.mend(r)
+	img.sayUnread(r)
 	img.f.rendered.put(img.slot, r)
 	return r, nil
 }
@@ -155,18 +157,20 @@ func (img *image) renderFacts(facts *imgsrc.Facts) *rendered {
 			if cap(file) > len(file)+len(file)/8 { // it was written into a buffer that has grown
 				file = append(make([]byte, 0, len(file)), file...)
 			}
-			r.files[row.id], r.errs[row.id] = file, err
+			r.files[row.id], r.errs[row.id] = file, asUnread(err)
 			r.bytes += cap(file)
 		}
 	}
-	r.annotations = r.keyedOf(imgsrc.Annotations)
-	r.labels = r.keyedOf(imgsrc.Labels)
+	r.noKeys = map[uint16]error{}
+	r.annotations = r.keyedOf(viewAnnotations, imgsrc.Annotations)
+	r.labels = r.keyedOf(viewLabels, imgsrc.Labels)
 	return r
 }
 
-func (r *rendered) keyedOf(of func(*imgsrc.Facts) (map[string]string, error)) []keyed {
+func (r *rendered) keyedOf(view uint16, of func(*imgsrc.Facts) (map[string]string, error)) []keyed {
 	m, err := of(r.facts)
 	if err != nil {
+		r.noKeys[view] = asUnread(err)
 		return nil
 	}
 	var all []keyed

@@ -24,6 +24,7 @@ type row struct {
 	lastError bool                                             // the text of the image's last failed operation
 
 	sure    bool // with body: every image of the kind has it, so that it is listed even if it cannot be had; with derived: all have it
+	images  bool // with derived: every image has it, and neither an index of its own nor an artifact
 	dated   bool // with derived: it is of the image's creation until it changes
 	own     bool // an index has it itself; every other file of an index is its platform's
 	diffIDs bool // with body: of an image whose config has no diff ids, the layers are asked for them
@@ -71,7 +72,7 @@ var table = []row{
 	{name: "rootfs", id: 38, view: viewRootfs, doc: "all layers merged, as a container would see it"},
 	{name: "parent", id: 39, derived: parentText, doc: "the id of the image that this one was made from in one step"},
 	{name: "children", id: 40, derived: childrenText, doc: "the ids of the images that were made from this one so, one a line"},
-	{name: "inspect.json", id: 41, derived: inspectJSON, doc: "what podman image inspect shows of it"},
+	{name: "inspect.json", id: 41, images: true, derived: inspectJSON, doc: "what podman image inspect shows of it"},
 	{name: "info.json", id: 42, own: true, sure: true, derived: infoJSON, doc: "what is known of it, as JSON"},
 	{name: "live.json", id: 43, own: true, sure: true, derived: liveJSON, doc: "what this mount knows: where it is from, whose layers it shares"},
 	{name: "platforms", id: 44, own: true, view: viewPlatforms, doc: "an index: the image for each platform"},

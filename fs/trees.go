@@ -40,8 +40,11 @@ type tree struct {
 
 // hasRootfs says whether the files of all the image's layers can be had, be they damaged.
 func (img *image) hasRootfs(ctx context.Context, r *rendered) (bool, error) {
-	if r.facts.Kind != imgsrc.KindImage || r.facts.ManifestErr != nil || len(r.facts.Layers) > maxDiffs {
-		return false, nil //nolint:nilerr // a manifest that cannot be read names no layers, and its own file says why
+	if r.facts.Kind != imgsrc.KindImage || len(r.facts.Layers) > maxDiffs {
+		return false, nil
+	}
+	if err := r.noManifest(); err != nil {
+		return false, err
 	}
 	for n := range r.facts.Layers {
 		if p, err := img.probe(ctx, r, n, contentFiles); err != nil || !p.ok {
@@ -105,7 +108,7 @@ func (img *image) makeTree(ctx context.Context, view uint16) (*tree, error) {
 		t.ino = img.ino.nth(uint64(rowByView[viewRootfs].id))
 		indexes, keys, err := img.indexes(ctx, 0, count)
 		if err != nil {
-			return nil, err
+			return nil, r.byFacts(err)
 		}
 		t.keys = keys
 		if t.Tree, err = layer.Merge(ctx, indexes); err != nil {
@@ -119,7 +122,7 @@ func (img *image) makeTree(ctx context.Context, view uint16) (*tree, error) {
 		t.ino = img.ino.nth(uint64(rowByView[viewLayers].id)).nth(uint64(n)).nth(uint64(diffRow.id))
 		indexes, keys, err := img.indexes(ctx, n, n+1)
 		if err != nil {
-			return nil, err
+			return nil, r.byFacts(err)
 		}
 		var below []*layer.Index
 		t.keys = keys

@@ -48,7 +48,7 @@ func (v treeView) rootAttr(ctx context.Context, n node) (attr, error) {
 	for k := end - 1; k >= first; k-- {
 		files, err := img.openFiles(ctx, k)
 		if err != nil {
-			return attr{}, err
+			return attr{}, r.byFacts(err)
 		}
 		root, err := files.Root(ctx)
 		if err := errors.Join(err, files.Close()); err != nil {

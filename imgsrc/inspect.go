@@ -285,6 +285,9 @@ func (f *Facts) size() (int64, error) {
 
 // ArtifactTypeText returns what an artifact is: the manifest's artifactType, else the config's media type.
 func ArtifactTypeText(f *Facts) ([]byte, error) {
+	if f.ArtifactType == "" && f.ManifestErr != nil {
+		return nil, f.ManifestErr
+	}
 	if f.ArtifactType == "" {
 		return nil, f.absent("artifact type")
 	}
@@ -293,6 +296,9 @@ func ArtifactTypeText(f *Facts) ([]byte, error) {
 
 // SubjectText returns the digest of the manifest that this one is about.
 func SubjectText(f *Facts) ([]byte, error) {
+	if f.Subject == "" && f.ManifestErr != nil {
+		return nil, f.ManifestErr
+	}
 	if f.Subject == "" {
 		return nil, f.absent("subject")
 	}

@@ -54,11 +54,11 @@ type Source struct {
 	listedAs atomic.Pointer[fingerprint] // what the last listing was made from
 
 	mu     sync.Mutex
-	known  map[string]*image  // from the last List, by id
-	spools map[string]*spool  // images that are being taken apart, by id
-	failed map[string]verdict // by id
-	pinned []*pin             // the youngest last
-	recent *recent[*document] // by id
+	known  map[string]*image       // from the last List, by id
+	spools map[string]*spool       // images that are being taken apart, by id
+	failed flight.Failures[string] // to save an image, by its id
+	pinned []*pin                  // the youngest last
+	recent *recent[*document]      // by id
 	closed bool
 }
 
@@ -99,7 +99,6 @@ func open(ctx context.Context, o Options) (*Source, error) {
 		stall:   stallTime,
 		turn:    make(chan struct{}, 1),
 		spools:  map[string]*spool{},
-		failed:  map[string]verdict{},
 		recent:  newRecent[*document](recentDocuments),
 	}
 	if s.cache == nil {

@@ -167,9 +167,12 @@ func (e *engine) unreachable(err error) error {
 	if errors.Is(cause, fs.ErrPermission) {
 		return &failure{fmt.Sprintf("no engine may be asked at %s: its socket is for root and the group docker", e.host), []error{errNoEngine, cause}}
 	}
+	if errors.Is(cause, fs.ErrNotExist) { // the socket: what was asked for may well be there
+		cause = unix.ECONNREFUSED
+	}
 	text := fmt.Sprintf("no engine answers at %s: is it running, and DOCKER_HOST right?", e.host)
 	var dial *net.OpError
-	if !errors.As(cause, &dial) { // TLS, or something else than an engine
+	if !errors.Is(cause, unix.ECONNREFUSED) && !errors.As(cause, &dial) { // TLS, or something else than an engine
 		text += " (" + cause.Error() + ")"
 	}
 	return &failure{text, []error{errNoEngine, cause}}

@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
+	"fmt"
 	"io/fs"
 	"net/http"
 	"net/http/httptest"
@@ -46,6 +47,28 @@ func TestFailuresOfTheEngine(t *testing.T) {
 	f.stop()
 	if _, err := s.List(t.Context()); !errors.Is(err, imgsrc.ErrNotFound) || !strings.Contains(err.Error(), "no engine answers at "+f.host) {
 		t.Error(err)
+	}
+}
+
+// An engine that is gone, before a save or in the middle of one, with its socket or without, is not one without the image.
+func TestEngineIsGone(t *testing.T) {
+	images := three(t)
+	f := newFake(t, images...)
+	s := openSource(t, Options{Host: f.host})
+	a, b := find(t, s, "docker.io/library/a:1"), find(t, s, "docker.io/library/b:1")
+	f.save = func(w http.ResponseWriter, r *http.Request) {
+		_, _ = w.Write(images[0].archive[:20_000])
+		w.(http.Flusher).Flush()
+		_ = f.server.Listener.Close()
+		go f.server.CloseClientConnections()
+		<-r.Context().Done()
+	}
+	_, inSave := a.Config(t.Context())
+	_, before := b.Files(t.Context(), 0)
+	for when, err := range map[string]error{"in the middle of a save": inSave, "before it": before} {
+		if !errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, fs.ErrNotExist) || !strings.Contains(fmt.Sprint(err), "no engine answers at "+f.host) {
+			t.Errorf("%s: %v", when, err)
+		}
 	}
 }
 

@@ -22,9 +22,6 @@ const (
 	// stallTime is how long a save may send nothing. The engine writes all of the image to its own disk before it sends
 	// the first byte.
 	stallTime = 10 * time.Minute
-	// verdictTime is how long a failure stands before the engine is asked again: who reads one file of an image reads
-	// others too.
-	verdictTime = 5 * time.Second
 	// maxPinned is of how many images the layers are held open, and pinTime for how long, so that a cache that keeps
 	// little, or nothing, does not cost a save for each layer.
 	maxPinned = 2
@@ -34,12 +31,6 @@ const (
 	feeders     = 4
 	copySize    = 1 << 20
 )
-
-// A verdict is why an image could not be saved.
-type verdict struct {
-	err   error
-	until time.Time
-}
 
 // A pin is the layers of an image, held open.
 type pin struct{ layers []io.Closer }
@@ -82,30 +73,25 @@ func (s *Source) save(ctx context.Context, id string, layers bool) (*document, e
 		s.mu.Unlock()
 		return nil, errClosed
 	}
-	sp, failed := s.spools[id], s.failed[id]
-	if time.Now().After(failed.until) {
-		delete(s.failed, id)
-		failed.err = nil
-	}
+	sp := s.spools[id]
 	s.mu.Unlock()
-	switch {
-	case sp != nil:
+	if sp != nil {
 		return sp.doc, nil
-	case failed.err != nil:
-		return nil, failed.err
+	}
+	if err := s.failed.Of(id); err != nil {
+		return nil, err
 	}
 	return flight.Do(ctx, s.work, id, func(ctx context.Context) (*document, error) {
 		if doc := s.justSaved(id, layers); doc != nil {
 			return doc, nil
 		}
+		begun := time.Now()
 		doc, err := s.saveNow(ctx, id)
 		if err != nil && ctx.Err() == nil {
 			if !errors.Is(err, imgsrc.ErrNotFound) {
 				s.log.Error("saving image", "source", s.Name(), "image", id, "error", err)
 			}
-			s.mu.Lock()
-			s.failed[id] = verdict{err, time.Now().Add(verdictTime)}
-			s.mu.Unlock()
+			s.failed.Put(id, err, begun)
 		}
 		return doc, err
 	})
@@ -134,8 +120,12 @@ func (s *Source) saveNow(ctx context.Context, id string) (*document, error) {
 	}
 	sp, err := s.stream(ctx, id)
 	if err != nil {
-		if _, gone := s.inspect(ctx, digest.SHA256.String()+":"+id); errors.Is(gone, imgsrc.ErrNotFound) { // an old engine calls that an error of its own
+		_, gone := s.inspect(ctx, digest.SHA256.String()+":"+id)
+		switch {
+		case errors.Is(gone, imgsrc.ErrNotFound): // an old engine calls that an error of its own
 			err = errGone
+		case errors.Is(gone, errNoEngine): // it was stopped meanwhile
+			err = gone
 		}
 		return nil, err
 	}

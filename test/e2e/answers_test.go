@@ -12,8 +12,8 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 )
 
-// answering is a registry whose answers to requests for parts of a blob are what a script says. Anything else is answered as
-// it should be.
+// answering is a registry whose answers to requests for parts of a blob, or for any blob, or for tags are what a script says.
+// Anything else is answered as it should be.
 type answering struct {
 	*holding // for those that are stuck
 	next     http.Handler
@@ -38,10 +38,16 @@ var howToAnswer = map[string]func(a *answering, w http.ResponseWriter, r *http.R
 	"busy":   (*answering).busy,
 	"wrong":  (*answering).part, // see spoil
 	"tokens": (*answering).part, // see allowed
+
+	"silent": nil, "failing": nil, "missing": nil, "false": nil, "nameless": nil, // see fails
 }
 
 func answers(ts *testscript.TestScript, neg bool, args []string) {
-	usage(ts, neg, args, len(args) == 2 && howToAnswer[args[1]] != nil, "answers NAME right|stuck|none|whole|cut|busy|wrong|tokens")
+	known := false
+	if len(args) == 2 {
+		_, known = howToAnswer[args[1]]
+	}
+	usage(ts, neg, args, known, "answers NAME right|stuck|none|whole|cut|busy|wrong|tokens|silent|failing|missing|false|nameless")
 	a := answeringRegistry(ts, args)
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -71,7 +77,7 @@ func (a *answering) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case r.URL.Path == "/token":
 		a.grant(w)
 		return
-	case how == "tokens" && !a.allowed(w, r):
+	case how == "tokens" && !a.allowed(w, r), a.fails(how, w, r):
 		return
 	case r.Method != http.MethodGet || !strings.Contains(r.URL.Path, "/blobs/sha256:") || ranged == 0 && how != "wrong":
 		a.next.ServeHTTP(w, r)
@@ -99,6 +105,29 @@ func (a *answering) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		body = body[:min(len(body), to+1)]
 	}
 	howToAnswer[how](a, w, r, body, min(from, len(body)))
+}
+
+// fails answers a request for a blob, or for what a tag means, as a registry does that is not well. Not ok: it is to be answered as
+// it should be.
+func (a *answering) fails(how string, w http.ResponseWriter, r *http.Request) (ok bool) {
+	blob := r.Method == http.MethodGet && strings.Contains(r.URL.Path, "/blobs/sha256:")
+	tag := strings.Contains(r.URL.Path, "/manifests/") && !strings.Contains(r.URL.Path, "/manifests/sha256:")
+	switch {
+	case blob && how == "silent", tag && how == "nameless":
+		return !a.hold(r)
+	case blob && how == "failing":
+		w.WriteHeader(http.StatusInternalServerError)
+	case blob && how == "missing":
+		w.WriteHeader(http.StatusNotFound)
+	case blob && how == "false":
+		_, _ = w.Write([]byte("{}"))
+	default:
+		return false
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.count++
+	return true
 }
 
 // spoil changes a few bytes in the middle of whatever is as large as a layer.
