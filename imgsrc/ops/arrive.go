@@ -29,6 +29,7 @@ type arrival struct {
 	ref   types.ImageReference
 	sys   *types.SystemContext // of the place that it comes from
 	all   bool                 // with all images of the index that it is
+	exact bool                 // as it is, to the byte
 	known *blobPlan            // of several images, of which it is one, as the task has been told; nil: it is the only one
 	text  []byte               // its manifest there; nil: its own
 	task  *task
@@ -57,7 +58,7 @@ func (o *Ops) receive(ctx context.Context, a arrival) (id string, err error) {
 	err = receive(ctx, a.name, a.id, func(to types.ImageReference) error {
 		var resolved types.ImageReference
 		sys := *a.sys // of the destination: which platform is wanted is checked there once more
-		options := &copy.Options{SourceCtx: a.sys, DestinationCtx: &sys, ReportResolvedReference: &resolved}
+		options := &copy.Options{SourceCtx: a.sys, DestinationCtx: &sys, ReportResolvedReference: &resolved, PreserveDigests: a.exact}
 		if a.all {
 			options.ImageListSelection = copy.CopyAllImages
 		}

@@ -95,84 +95,6 @@ func notLoadable(place string, err error) error {
 	return fail(cond, "%s", strings.TrimPrefix(err.Error(), imgsrc.ErrNoSource.Error()+": "))
 }
 
-// A loadable is one image of what is loaded.
-type loadable struct {
-	imgsrc.Held
-	names []string // as the receiver stores them
-	list  *imgsrc.Listing
-}
-
-// chosen returns the images that are to be loaded, with the names that they get. An index counts as the image for the
-// platform that is meant, as with podman load, and what only an index lists does not count by itself. Artifacts are left
-// out if there is something else.
-func (o *Ops) chosen(_ context.Context, src imgsrc.Source, list *imgsrc.Listing, p pullLine, to Receiver) ([]loadable, error) {
-	listed := map[digest.Digest]bool{}
-	for _, img := range list.Images {
-		for _, d := range img.Desc().Lists {
-			listed[d] = true
-		}
-	}
-	var all []loadable
-	at := map[digest.Digest]int{}
-	for _, img := range list.Images {
-		d := img.Desc()
-		if listed[d.Digest] && len(img.Names) == 0 {
-			continue
-		}
-		if d.Damaged != nil {
-			return nil, fmt.Errorf("nothing was loaded: %w", d.Damaged)
-		}
-		if i, there := at[d.Digest]; there {
-			all[i].names = append(all[i].names, img.Names...)
-			continue
-		}
-		at[d.Digest] = len(all)
-		all = append(all, loadable{imgsrc.Held{Listed: img, Source: src}, slices.Clone(img.Names), list})
-	}
-	if len(all) > 1 {
-		all = slices.DeleteFunc(all, func(l loadable) bool { return l.Desc().Config == "" && l.Desc().Lists == nil && !isSchema1(l.Desc()) })
-	}
-	if len(all) == 0 {
-		return nil, fail(imgsrc.ErrInvalid, "there is no image in it")
-	}
-	if p.name != "" && len(all) > 1 {
-		return nil, fail(imgsrc.ErrInvalid, "name=%s: there are %d images in it", p.name, len(all))
-	}
-	for i := range all {
-		if p.name != "" {
-			name, err := to.CheckName(p.name)
-			if err != nil {
-				return nil, err
-			}
-			all[i].names = []string{name}
-			continue
-		}
-		all[i].names = o.storable(all[i].names, to)
-	}
-	return all, nil
-}
-
-func isSchema1(d imgsrc.Desc) bool {
-	return d.MediaType == manifest.DockerV2Schema1MediaType || d.MediaType == manifest.DockerV2Schema1SignedMediaType
-}
-
-// storable returns names as they are stored. One that cannot be is left out: the image is loaded all the same.
-func (o *Ops) storable(names []string, to Receiver) []string {
-	var all []string
-	for _, name := range names {
-		full, err := to.CheckName(name)
-		if err != nil {
-			o.log.Warn("loading", "name", name, "error", redact(err.Error()))
-			o.Record("load-warning", "", fmt.Sprintf("the name %s was left out: %s", quote(name), err))
-			continue
-		}
-		if !slices.Contains(all, full) {
-			all = append(all, full)
-		}
-	}
-	return all
-}
-
 // verified has every blob of an image checked before anything of it is written: sources verify a blob as a whole
 // before they give the first of its bytes.
 func verified(ctx context.Context, img loadable) error {
@@ -235,9 +157,6 @@ func (l *loadable) source(t *task) *source {
 // loadOne loads one image under all its names. The id that it returns is that of an image that is there, also with an error.
 func (o *Ops) loadOne(ctx context.Context, img loadable, plan *blobPlan, to Receiver, t *task) (id string, err error) {
 	src := img.source(t)
-	if err := checkLoadable(ctx, src); err != nil {
-		return "", err
-	}
 	if id = img.Desc().ID; o.has(ctx, to, id) {
 		// The same config and the same layers, by their digests: another manifest of them would only change the digest that
 		// the image has there.
@@ -247,13 +166,14 @@ func (o *Ops) loadOne(ctx context.Context, img loadable, plan *blobPlan, to Rece
 		return id, o.addNames(ctx, to, id, img.names)
 	}
 	a := arrival{to: to, id: id, ref: src, sys: &types.SystemContext{BlobInfoCacheDir: os.DevNull}, known: plan, task: t, watch: new(watchdog)}
+	a.all, a.exact = img.artifact, img.artifact
 	o.choose(a.sys, nil)
 	if a.text, err = original(ctx, img); err != nil {
 		return "", err
 	}
 	if len(img.names) > 0 {
 		a.name = img.names[0]
-	} else if img.Desc().Lists != nil {
+	} else if img.Desc().Lists != nil && !img.artifact {
 		if src.held, err = o.platformOf(ctx, src, img, a.sys); err != nil {
 			return "", err
 		}
@@ -355,21 +275,6 @@ func (o *Ops) addNamesTo(ctx context.Context, to Receiver, held imgsrc.Held, nam
 		return err
 	}
 	o.show(ctx, to, held.Desc().ID, "")
-	return nil
-}
-
-// checkLoadable fails for an artifact, of which a store could make nothing.
-func checkLoadable(ctx context.Context, src *source) error {
-	if src.held.Desc().Lists != nil {
-		return nil
-	}
-	facts, err := imgsrc.Load(ctx, src.held)
-	if err != nil {
-		return err
-	}
-	if facts.Kind == imgsrc.KindArtifact {
-		return fail(imgsrc.ErrUnsupported, "it is an artifact, and no image")
-	}
 	return nil
 }
 

@@ -186,7 +186,7 @@ func (o *Ops) planLoad(ctx context.Context, images []loadable, to Receiver, t *t
 		if o.has(ctx, to, img.Desc().ID) {
 			continue
 		}
-		plans := &planner{watch: new(watchdog)}
+		plans := &planner{watch: new(watchdog), all: img.artifact}
 		one, err := plans.look(ctx, img.source(nil), sys)
 		if err != nil {
 			return &blobPlan{}

@@ -1,0 +1,166 @@
+package ops
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/imgfs/imgfs/imgsrc"
+)
+
+// A loadable is one image of what is loaded, or an artifact.
+type loadable struct {
+	imgsrc.Held
+	names    []string // as the receiver stores them
+	list     *imgsrc.Listing
+	artifact bool // it is one, or an index of nothing else
+}
+
+// chosen returns the images that are to be loaded, with the names that they get. An index counts as the image for the
+// platform that is meant, as with podman load, and what only an index lists does not count by itself. Artifacts go where
+// they can be kept; anywhere else they are left out if there is something else.
+func (o *Ops) chosen(ctx context.Context, src imgsrc.Source, list *imgsrc.Listing, p pullLine, to Receiver) ([]loadable, error) {
+	all, err := listed(ctx, src, list)
+	if err != nil {
+		return nil, err
+	}
+	if len(all) == 0 {
+		return nil, fail(imgsrc.ErrInvalid, "there is no image in it")
+	}
+	if !keepsArtifacts(to) {
+		if all, err = o.withoutArtifacts(all, to); err != nil {
+			return nil, err
+		}
+	}
+	named := p.name == ""
+	for i := range all {
+		l := &all[i]
+		if p.name == "" || l.artifact && len(all) > 1 {
+			l.names = o.storable(l.names, to)
+			continue
+		}
+		if named {
+			return nil, fail(imgsrc.ErrInvalid, "name=%s: there are %d images in it", p.name, images(all))
+		}
+		name, err := to.CheckName(p.name)
+		if err != nil {
+			return nil, err
+		}
+		l.names, named = []string{name}, true
+	}
+	if !named {
+		return nil, fail(imgsrc.ErrInvalid, "name=%s: there are %d artifacts in it, and no image", p.name, len(all))
+	}
+	return all, nil
+}
+
+// images returns how many are no artifacts.
+func images(all []loadable) (n int) {
+	for _, l := range all {
+		if !l.artifact {
+			n++
+		}
+	}
+	return n
+}
+
+// listed returns what a listing has, each manifest once with all of its names, but for what only an index lists.
+func listed(ctx context.Context, src imgsrc.Source, list *imgsrc.Listing) ([]loadable, error) {
+	below := map[digest.Digest]bool{}
+	for _, img := range list.Images {
+		for _, d := range img.Desc().Lists {
+			below[d] = true
+		}
+	}
+	var all []loadable
+	at := map[digest.Digest]int{}
+	for _, img := range list.Images {
+		d := img.Desc()
+		if below[d.Digest] && len(img.Names) == 0 {
+			continue
+		}
+		if d.Damaged != nil {
+			return nil, fmt.Errorf("nothing was loaded: %w", d.Damaged)
+		}
+		if i, there := at[d.Digest]; there {
+			all[i].names = append(all[i].names, img.Names...)
+			continue
+		}
+		at[d.Digest] = len(all)
+		artifact, err := isArtifactIn(ctx, img, list)
+		if err != nil {
+			return nil, fmt.Errorf("nothing was loaded: %w", err)
+		}
+		all = append(all, loadable{imgsrc.Held{Listed: img, Source: src}, slices.Clone(img.Names), list, artifact})
+	}
+	return all, nil
+}
+
+// isArtifactIn says whether one of a listing's is an artifact, or an index of nothing else: that is where signatures are
+// found in registries that know no referrers.
+func isArtifactIn(ctx context.Context, img imgsrc.Image, list *imgsrc.Listing) (bool, error) {
+	facts, err := imgsrc.Load(ctx, img)
+	if err != nil || facts.Kind != imgsrc.KindIndex {
+		return err == nil && facts.Kind == imgsrc.KindArtifact, err
+	}
+	there := len(facts.Children) == 0
+	for _, other := range list.Images {
+		if !slices.Contains(img.Desc().Lists, other.Desc().Digest) {
+			continue
+		}
+		facts, err := imgsrc.Load(ctx, other)
+		if err != nil || facts.Kind != imgsrc.KindArtifact {
+			return false, err
+		}
+		there = true
+	}
+	return there, nil
+}
+
+// keepsArtifacts says whether a source can hold what is no image. A store could make nothing of it.
+func keepsArtifacts(to Receiver) bool {
+	_, isLayout := to.(*layoutReceiver)
+	return isLayout
+}
+
+// withoutArtifacts leaves the artifacts out, and says which. Error: imgsrc.ErrUnsupported if there is nothing else.
+func (o *Ops) withoutArtifacts(all []loadable, to Receiver) ([]loadable, error) {
+	if images(all) == 0 {
+		what := "it is an artifact, and no image"
+		if len(all) > 1 {
+			what = fmt.Sprintf("there are %d artifacts in it, and no image", len(all))
+		}
+		return nil, fail(imgsrc.ErrUnsupported, "%s: %s holds images alone; an OCI layout keeps artifacts", what, to.Name())
+	}
+	return slices.DeleteFunc(all, func(l loadable) bool {
+		if !l.artifact {
+			return false
+		}
+		what := string(l.Desc().Digest)
+		if len(l.names) > 0 {
+			what = quote(l.names[0])
+		}
+		o.log.Warn("loading", "artifact", what, "error", "left out: "+to.Name()+" holds images alone")
+		o.Record("load-warning", "", fmt.Sprintf("the artifact %s was left out: %s holds images alone", what, to.Name()))
+		return true
+	}), nil
+}
+
+// storable returns names as they are stored. One that cannot be is left out: the image is loaded all the same.
+func (o *Ops) storable(names []string, to Receiver) []string {
+	var all []string
+	for _, name := range names {
+		full, err := to.CheckName(name)
+		if err != nil {
+			o.log.Warn("loading", "name", name, "error", redact(err.Error()))
+			o.Record("load-warning", "", fmt.Sprintf("the name %s was left out: %s", quote(name), err))
+			continue
+		}
+		if !slices.Contains(all, full) {
+			all = append(all, full)
+		}
+	}
+	return all
+}
