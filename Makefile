@@ -13,6 +13,10 @@ LINT     = .cache/bin/golangci-lint-v2.15.0
 
 export CGO_ENABLED = 0
 
+# For the compiler and the linters, which are done before their garbage matters: a sixth of their CPU time. Tests run without it.
+LAVISH = GOGC=400 GOMEMLIMIT=3GiB
+FRUGAL = -exec 'env -u GOGC -u GOMEMLIMIT'
+
 # A checkout without commits, or one that git refuses to read, builds too, without a revision in it.
 VCS = $(shell git rev-parse --quiet --verify HEAD >/dev/null 2>&1 || echo -buildvcs=false)
 
@@ -38,7 +42,7 @@ demo: build ## a tour: make images, mount them, read, tag, push, back up, unmoun
 	@$(GO) run ./test/demo bin/imgfs
 
 test: deps ## all tests, against real mounts and real clients
-	@$(GO) run ./test/report -vet=off -tags $(TAGS) -count=1 -timeout=15m -p 4 -parallel 4 $(PACKAGES)
+	@$(LAVISH) $(GO) run ./test/report $(FRUGAL) -vet=off -tags $(TAGS) -count=1 -timeout=15m -p 4 -parallel 4 $(PACKAGES)
 
 # Tests that have one goroutine and much to do: under the detector they take ten times as long, and it has nothing to find.
 ALONE = ^(TestTOC(Bomb|Large|ManyChunks|Cancelled)|TestChangesTooLong|TestMergeIsUnpacking|TestAgainst(Podman|Skopeo))$$
@@ -47,7 +51,7 @@ UNRACED = github.com/klauspost/... github.com/ulikunitz/...
 
 race: ## imgsrc, imgsrc/layer and fs under the race detector, where there is a C compiler
 	@if command -v cc >/dev/null; then \
-		CGO_ENABLED=1 $(GO) test -race -vet=off $(UNRACED:%=-gcflags='%=-race=false') -skip '$(ALONE)' \
+		$(LAVISH) CGO_ENABLED=1 $(GO) test -race $(FRUGAL) -vet=off $(UNRACED:%=-gcflags='%=-race=false') -skip '$(ALONE)' \
 			-tags '$(TAGS) exclude_graphdriver_btrfs' ./imgsrc ./imgsrc/layer ./fs; \
 	else echo 'race: no C compiler, not run'; fi
 
@@ -56,11 +60,11 @@ lint: $(LINT) ## formatting, modules, dependency directions, golangci-lint with 
 	$(GO) mod tidy -diff
 	@out=$$(git ls-files | cut -d/ -f1 | sort -u | grep -vxE 'cmd|fs|imgsrc|mount|test|Makefile|go\.mod|go\.sum|README\.md|LICENSE|\..*'); \
 		test -z "$$out" || { echo "does not belong at the top level:"; echo "$$out"; exit 1; }
-	$(LINT) run
+	$(LAVISH) $(LINT) run
 
 # The version is in the file's name: another version is built anew, the same one never.
 $(LINT):
-	GOBIN=$(CURDIR)/.cache/bin/new $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(lastword $(subst -, ,$@))
+	$(LAVISH) GOBIN=$(CURDIR)/.cache/bin/new $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(lastword $(subst -, ,$@))
 	mv .cache/bin/new/golangci-lint $@
 
 # What is built so that fuzzers see which way an input takes: this project, and in make soak the libraries, which are built once more for it.
@@ -73,7 +77,7 @@ FUZZED = $(MODULE)/...
 fuzz: ## each fuzzer over its corpus and FUZZTIME (5s) beyond
 	@rm -rf .cache/fuzz; mkdir -p .cache/fuzz
 	@dirs=$$(grep -rl --include='*_test.go' '^func Fuzz' cmd fs imgsrc mount | xargs -n 1 dirname | sort -u); \
-	$(GO) test -c -vet=off -tags $(TAGS) $(FUZZED:%=-gcflags='%=-d=libfuzzer') -o .cache/fuzz/ $$(printf './%s ' $$dirs) && \
+	$(LAVISH) $(GO) test -c -vet=off -tags $(TAGS) $(FUZZED:%=-gcflags='%=-d=libfuzzer') -o .cache/fuzz/ $$(printf './%s ' $$dirs) && \
 	for dir in $$dirs; do \
 		(cd $$dir && exec $(CURDIR)/.cache/fuzz/$${dir##*/}.test -test.list '^Fuzz') >.cache/fuzz/list && \
 		sed "s,^,$$dir ," .cache/fuzz/list || exit 1; \
