@@ -155,12 +155,16 @@ func inspectJSON(ctx context.Context, s *standing) ([]byte, error) {
 }
 
 func infoJSON(_ context.Context, s *standing) ([]byte, error) {
-	return imgsrc.InfoJSON(s.facts, func(d digest.Digest) (string, bool) {
+	return imgsrc.InfoJSON(s.facts, func(d digest.Digest) (id string, present *bool) {
 		e := s.snap.ByDigest(d)
-		if e == nil {
-			return "", false
+		if e == nil && mayHave(s.e, d) {
+			return "", nil
 		}
-		return e.ID, true
+		is := e != nil
+		if is {
+			id = e.ID
+		}
+		return id, &is
 	})
 }
 

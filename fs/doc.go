@@ -76,6 +76,9 @@
 //
 // A blob of oci/ never changes, and is of 1970: it may be several images'. Its name is kept for a second.
 //
+// Of an index in a registry, the images that are not listed are asked for when a link in platforms/ is followed, and all of them
+// when somebody first looks into oci/ (children.go).
+//
 // Of an image in a registry, diff.tar, diff/, changes and rootfs/ are listed only when the layers are here (remote.go).
 //
 // # Controls

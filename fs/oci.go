@@ -20,6 +20,8 @@ import (
 // out, with a line in the log. Where that cannot be told, because a registry does not answer or a disk fails, all of oci/
 // is an error: a backup that lacks an image for such a reason would have it deleted by rsync --delete.
 //
+// Of what the indexes of a registry list all is in it that the registry has: it is asked for that when somebody first looks.
+//
 // Images that were only followed below registry/ are not in it: what a reader looks at does not change what is backed up.
 
 // ociTree is oci/ in all its states.
@@ -74,6 +76,9 @@ type ociFailure struct {
 
 // current returns the state for the catalog as it is now.
 func (t *ociTree) current(ctx context.Context) (*ociState, error) {
+	if err := t.f.askAll(ctx); err != nil {
+		return nil, err
+	}
 	snap := t.f.refresh(ctx).snap
 	for {
 		if s := t.state.Load(); s.isFor(snap) {

@@ -121,7 +121,14 @@ func (v topView) lookup(ctx context.Context, dir node, name string) (found, erro
 	if img := s.byID[name]; img != nil {
 		return found{node: img.node(viewImage, 0)}, nil
 	}
-	if img := s.unlisted(name); img != nil {
+	img := s.unlisted(name)
+	if img == nil {
+		var err error
+		if img, err = v.f.askChild(ctx, s, name); err != nil {
+			return found{}, err
+		}
+	}
+	if img != nil {
 		link := name + linkSeparator + img.id
 		v.f.sweepTargets()
 		return found{node: makeNode(0, viewIDLinks, v.f.targets.number(link)), keep: keepNot}, nil

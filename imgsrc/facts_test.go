@@ -78,7 +78,10 @@ var fileFuncs = []fileFunc{
 		return InspectJSON(f, Standing{Names: []string{"localhost/a:1"}, Parent: "0b", Unpacked: 7})
 	}},
 	{"InfoJSON", true, func(f *Facts) ([]byte, error) {
-		return InfoJSON(f, func(d digest.Digest) (string, bool) { return "0c", d == f.Children[0].Digest })
+		return InfoJSON(f, func(d digest.Digest) (string, *bool) {
+			is := d == f.Children[0].Digest
+			return "0c", &is
+		})
 	}},
 	{"InspectJSON without a standing", true, func(f *Facts) ([]byte, error) { return InspectJSON(f, Standing{}) }},
 }

@@ -73,6 +73,19 @@ type Listed struct {
 	Unpacked int64
 }
 
+// An Asker is a source that lists only some of what its indexes list, and has more of it when it is asked.
+type Asker interface {
+	Source
+	// Ask asks for what the index lists under d, which is in the listing from then on. Errors: ErrNotFound if it is not there, or
+	// the listing has no such index; those of the network; it does not take longer than ten seconds.
+	Ask(ctx context.Context, index Desc, d digest.Digest) error
+	// AskAll asks for all that is listed by the indexes of the listing, which has it from then on, also of indexes that come later.
+	// What is not there is no error. Errors: those of the network, which mean that it cannot be told what is there.
+	AskAll(ctx context.Context) error
+	// Lacks says whether it was asked for what the index lists under d, not long ago, and does not have it. It does no I/O.
+	Lacks(index Desc, d digest.Digest) bool
+}
+
 // An Image is one manifest and what it points to. It never changes. Its methods may be called from several goroutines
 // at once; each of them verifies what it returns, and fails with ErrNotFound when the image has been removed from its
 // source since it was listed, ErrDamaged when the source's bytes are not the ones that the digest or the size promises.

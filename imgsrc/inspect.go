@@ -184,13 +184,13 @@ type infoChild struct {
 	Size         *int64            `json:"size,omitempty"`
 	Platform     *Platform         `json:"platform,omitempty"`
 	Annotations  map[string]string `json:"annotations,omitempty"`
-	Present      bool              `json:"present"`
+	Present      *bool             `json:"present,omitempty"`
 	ID           string            `json:"id,omitempty"`
 }
 
-// InfoJSON returns what is known of the image as a JSON object; what is not known is left out. Present says which image
-// has a manifest of this digest, for the entries of an index.
-func InfoJSON(f *Facts, present func(digest.Digest) (id string, ok bool)) ([]byte, error) {
+// InfoJSON returns what is known of the image as a JSON object; what is not known is left out. Present says of an entry of
+// an index whether there is an image with a manifest of this digest, and which; nil: nobody has looked yet.
+func InfoJSON(f *Facts, present func(digest.Digest) (id string, ok *bool)) ([]byte, error) {
 	info := struct {
 		ID           string        `json:"id"`
 		Kind         string        `json:"kind"`

@@ -18,7 +18,9 @@
 //
 // Of an index the image for the source's platform is listed too, as a child without a name. Where the source is a single
 // reference so are those of all other platforms (up to 32, without attestations): there it costs few requests, once.
-// The others are listed when Resolve was asked for them by digest.
+// The others are listed when Ask or Resolve was asked for them by digest; and all of all indexes, up to 1,000 of one and
+// 20,000 in all, from when AskAll was called. What the registry does not have is not asked for again for ten minutes by
+// a listing, and for ten seconds by Ask.
 //
 // A tag that cannot be asked about keeps its last meaning. A listing that gets no answer three times gives up, and the
 // last one stands.

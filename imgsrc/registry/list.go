@@ -100,6 +100,7 @@ func (s *Source) look(ctx context.Context) (*state, error) {
 		st.refs = change.apply(st.refs)
 		maps.Copy(st.entries, s.state.entries)
 	}
+	s.keepChildren(st, old)
 	changed := old == nil || !st.equal(s.state)
 	s.state = st
 	if changed {
@@ -185,12 +186,20 @@ func (s *Source) listing(st *state) *imgsrc.Listing {
 		}
 		note(digests, t.Digest, name+"@"+t.Digest.String())
 	}
-	for i := 0; i < len(order); i++ { // what indexes list, behind what has a name
-		e := st.entries[order[i]]
-		for _, c := range e.children {
-			if st.entries[c.Digest] != nil {
-				note(digests, c.Digest, s.client.host+"/"+e.image.repo+"@"+c.Digest.String())
-				add(c.Digest)
+	// What indexes list stands behind what has a name, and what somebody had to ask for behind what is listed in any case: no
+	// other manifest comes to stand for an image because of it.
+	for _, asked := range []bool{false, true} {
+		for i := 0; i < len(order); i++ {
+			e := st.entries[order[i]]
+			children := e.children
+			if !asked {
+				children = s.unaskedChildren(e)
+			}
+			for _, c := range children {
+				if st.entries[c.Digest] != nil {
+					note(digests, c.Digest, s.client.host+"/"+e.image.repo+"@"+c.Digest.String())
+					add(c.Digest)
+				}
 			}
 		}
 	}

@@ -52,6 +52,7 @@ type Source struct {
 	asked    []tagged // by Resolve, beyond what the source is for
 	retags   []retag  // by Tag, since the last attempt to list began
 	watchers map[chan struct{}]bool
+	children children
 
 	fetchedAll atomic.Int64
 	fetchedMu  sync.Mutex

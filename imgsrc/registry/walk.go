@@ -25,6 +25,8 @@ type walk struct {
 	mu         sync.Mutex
 	problems   []error
 	unanswered int
+	askedFor   int   // children that are not listed unasked
+	unknown    error // why it cannot be told of one of them whether it is there
 }
 
 func (w *walk) problem(err error) {
@@ -228,7 +230,7 @@ func (w *walk) read(ctx context.Context, level []wantedManifest) error {
 		g.SetLimit(parallel)
 		var fresh []wantedManifest
 		for _, m := range level {
-			if _, ok := w.state.entries[m.digest]; !ok {
+			if _, ok := w.state.entries[m.digest]; !ok && (depth == 0 || w.source.lacks(childKey{m.repo, m.digest}, absentInLists) == nil) {
 				w.state.entries[m.digest] = nil
 				fresh = append(fresh, m)
 			}
@@ -261,37 +263,19 @@ func (w *walk) read(ctx context.Context, level []wantedManifest) error {
 			// A registry need not have all that an index lists, nor the cache; what was asked for by name it should have.
 			if bad := e.image.desc.Damaged; depth > 0 && (errors.Is(bad, imgsrc.ErrNotFound) || errors.Is(bad, errOffline)) {
 				delete(w.state.entries, m.digest)
+				w.source.noteLacking(childKey{m.repo, m.digest}, bad)
+				if !errors.Is(bad, imgsrc.ErrNotFound) {
+					w.unknown = bad
+				}
 				continue
 			}
 			w.state.entries[m.digest] = e
-			for _, c := range w.source.wantedChildren(e) {
+			for _, c := range w.wantedChildren(e) {
 				level = append(level, wantedManifest{m.repo, c.Digest, c.MediaType})
 			}
 		}
 	}
 	return nil
-}
-
-// maxChildren is how many images of one index are listed unasked.
-const maxChildren = 32
-
-// wantedChildren are the entries of an index that are listed without being asked for: the one for the platform, and
-// where the source is a single reference those of all other platforms, which are few requests once. Attestations, which
-// call their platform unknown, are not among them.
-func (s *Source) wantedChildren(e *entry) []imgsrc.Child {
-	var all []imgsrc.Child
-	if c := imgsrc.Choose(e.children, s.platform); c != nil && c.Digest.Validate() == nil {
-		all = append(all, *c)
-	}
-	if s.tag == "" && s.digest == "" {
-		return all
-	}
-	for _, c := range e.children {
-		if len(all) < maxChildren && c.Platform != nil && c.Platform.OS != "unknown" && c.Digest.Validate() == nil {
-			all = append(all, c)
-		}
-	}
-	return all
 }
 
 // readEntry reads a manifest. There is an entry also if that fails: it is damaged then. The error is only for counting.
