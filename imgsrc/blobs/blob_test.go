@@ -207,3 +207,44 @@ func TestSweep(t *testing.T) {
 		t.Errorf("%d files are remembered, of %d that are there", n, count/100+1)
 	}
 }
+
+// Verify reads a file once, and again when another one is there or it was written to.
+func TestVerify(t *testing.T) {
+	text := strings.Repeat("x", 1<<20)
+	d, none := digest.FromString(text), digest.FromString("none")
+	s, dir := storeOf(t, text)
+	path := filepath.Join(dir, d.Encoded())
+	write := func(text string) func() error { return func() error { return os.WriteFile(path, []byte(text), 0o644) } }
+	for _, step := range []struct {
+		name string
+		do   func() error // before; may be nil
+		d    digest.Digest
+		size int64
+		want []error
+	}{
+		{"right", nil, d, 1 << 20, nil},
+		{"of any size", nil, d, -1, nil},
+		{"of another size", nil, d, 1, []error{imgsrc.ErrDamaged}},
+		{"missing", nil, none, -1, []error{imgsrc.ErrDamaged, fs.ErrNotExist}},
+		{"no digest", nil, "sha256:../x", -1, []error{imgsrc.ErrUnsupported}},
+		{"written to", write("y" + text[1:]), d, 1 << 20, []error{imgsrc.ErrDamaged}},
+		{"cut short", write(text[1:]), d, -1, []error{imgsrc.ErrDamaged}},
+		{"mended", write(text), d, 1 << 20, nil},
+		{"a directory", func() error { return errors.Join(os.Remove(path), os.Mkdir(path, 0o700)) }, d, -1, []error{imgsrc.ErrDamaged}},
+	} {
+		if step.do != nil {
+			if err := step.do(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		n, err := s.Verify(t.Context(), step.d, step.size)
+		if (err != nil) != (step.want != nil) || err == nil && n != 1<<20 {
+			t.Errorf("%s: %d bytes, %v", step.name, n, err)
+		}
+		for _, want := range step.want {
+			if !errors.Is(err, want) {
+				t.Errorf("%s: %v, want %v", step.name, err, want)
+			}
+		}
+	}
+}

@@ -107,6 +107,42 @@ func (s *Store) verify(d digest.Digest, id Identity) (*check, error) {
 	return c, nil
 }
 
+// Verify reads the file of d to its end, unless that has been done since it was last written to, and returns how many bytes
+// it has. size is how many it must have, -1 if any number will do. Errors: imgsrc.ErrUnsupported for a digest that cannot be
+// checked; imgsrc.ErrDamaged if the file is not what it should be, with fs.ErrNotExist if it is missing; ctx's; fs.ErrClosed;
+// those of reading.
+func (s *Store) Verify(ctx context.Context, d digest.Digest, size int64) (int64, error) {
+	if err := d.Validate(); err != nil {
+		return 0, fmt.Errorf("%w: %w", imgsrc.ErrUnsupported, err)
+	}
+	// A file that is replaced is verified anew, but not for ever.
+	for range 3 {
+		got, err := s.verifyNow(ctx, d, size)
+		if err == nil || !errors.Is(err, errChanged) {
+			return got, err
+		}
+	}
+	return 0, fmt.Errorf("%w: %s: %w", imgsrc.ErrDamaged, s.Path(d), errChanged)
+}
+
+// verifyNow verifies the file that is there now. Error: errChanged if another one is there meanwhile.
+func (s *Store) verifyNow(ctx context.Context, d digest.Digest, size int64) (int64, error) {
+	f, err := s.open(d, size)
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	c, err := s.verify(d, f.Identity())
+	if err != nil {
+		return 0, err
+	}
+	c.wanted()
+	if err := c.Wait(ctx); err != nil {
+		return 0, err
+	}
+	return f.Identity().Size(), nil
+}
+
 // spareChecks is how many files may be remembered that are gone, and as many as there are.
 const spareChecks = 1024
 

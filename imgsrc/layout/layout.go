@@ -95,6 +95,17 @@ func Open(ctx context.Context, o Options) (*Source, error) {
 // LayoutDir is the layout's directory. Whoever adds an image to it does so by the rules of package indexjson.
 func (s *Source) LayoutDir() string { return s.dir }
 
+// VerifyBlob reads a blob to its end, unless that has been done since it was last written to, and returns how many bytes it
+// has. size is how many it must have, -1 if any number will do. Errors: imgsrc.ErrDamaged if it is not what it should be,
+// with fs.ErrNotExist if it is missing; imgsrc.ErrUnsupported for a digest that cannot be checked; ctx's; those of reading.
+func (s *Source) VerifyBlob(ctx context.Context, d digest.Digest, size int64) (int64, error) {
+	n, err := s.store.Verify(ctx, d, size)
+	if err != nil {
+		return 0, fmt.Errorf("verifying blob %s of %s: %w", d, s.Name(), err)
+	}
+	return n, nil
+}
+
 func nameOf(place, ref string) string {
 	if ref != "" {
 		return place + ":" + ref

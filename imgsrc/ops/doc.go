@@ -66,6 +66,9 @@
 // only gets names: a second manifest of the same config would change the digest that others know it by. One that has come
 // without all its names is an error that says so.
 //
+// A blob that the receiver has is not copied. A layout verifies it first, takes it as it lies, and is asked for it once more
+// right before the image is listed: it may have no name there yet, and somebody may clean up (present.go).
+//
 // That nothing is left of an image that did not come is the Receiver's promise.
 //
 // # Errors

@@ -21,11 +21,14 @@ import (
 )
 
 // A layoutDir is a name in an OCI layout that may have other images in it.
-type layoutDir struct{ path, name string }
+type layoutDir struct {
+	path, name string
+	present    *present // the blobs that are there already; nil: none is taken as it is
+}
 
 func parseLayout(rest string, resolve pathResolver) (destination, error) {
 	path, name, err := parseNamed(rest, resolve)
-	return &layoutDir{path, name}, err
+	return &layoutDir{path: path, name: name}, err
 }
 
 func (d *layoutDir) kind() *kind           { return layoutKind }
@@ -76,6 +79,9 @@ func (d *layoutDir) stage(_ context.Context, s staging) (_ staged, err error) {
 		}
 	}
 	ref, err := layout.NewReference(own, d.name)
+	if d.present != nil && err == nil {
+		ref = &layoutRef{ref, d.present}
+	}
 	return staged{ref, func(ctx context.Context) error { return d.merge(ctx, own) }, discard}, err
 }
 
@@ -102,7 +108,12 @@ func (d *layoutDir) merge(ctx context.Context, own string) error {
 		}
 		text, err = d.withImages(was, added)
 		return was, text, err
-	}, func() error { return d.moveIn(own) })
+	}, func() error {
+		if err := d.present.still(ctx); err != nil {
+			return err
+		}
+		return d.moveIn(own)
+	})
 }
 
 // withImages returns an index with those of another one in it. The first is nil if there is none yet.

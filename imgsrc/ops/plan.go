@@ -125,8 +125,10 @@ func (p *planner) tell(ctx context.Context, plan blobPlan) {
 	}
 }
 
-// has returns those of the layers that the destination has.
+// has returns those of the layers that the destination has. It may have to read them for that, while nothing comes from
+// elsewhere.
 func (p *planner) has(ctx context.Context, layers []types.BlobInfo) (there []digest.Digest) {
+	defer p.watch.pause()()
 	for _, l := range layers {
 		if p.to == nil || ctx.Err() != nil {
 			break

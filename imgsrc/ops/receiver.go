@@ -49,6 +49,10 @@ type manifestReceiver interface {
 type layoutSource interface {
 	imgsrc.Tagger
 	LayoutDir() string
+	// VerifyBlob reads a blob, unless it is known to be what it should be, and returns its size. size is how many bytes it
+	// must have, -1 if any number will do. Errors: imgsrc.ErrDamaged if it is not, with fs.ErrNotExist if it is missing;
+	// ctx's; those of reading.
+	VerifyBlob(ctx context.Context, d digest.Digest, size int64) (int64, error)
 }
 
 // receiver returns the first source of the mount that takes images. Error: why none does.
@@ -110,7 +114,7 @@ func (r *layoutReceiver) Receive(ctx context.Context, name, _ string, copy func(
 	if _, err := layout.NewReference("/", name); err != nil {
 		return fail(imgsrc.ErrInvalid, "%s cannot be the name of an image in a layout", quote(name))
 	}
-	to := &layoutDir{path: dir, name: name}
+	to := &layoutDir{path: dir, name: name, present: &present{layout: r, log: r.log}}
 	made, err := to.stage(ctx, staging{log: r.log})
 	if made.discard != nil {
 		defer made.discard()
@@ -118,10 +122,7 @@ func (r *layoutReceiver) Receive(ctx context.Context, name, _ string, copy func(
 	if err != nil {
 		return err
 	}
-	if err := copy(made.ref); err != nil {
-		return err
-	}
-	return made.commit(ctx)
+	return copyWhole(func() error { return copy(made.ref) }, func() error { return made.commit(ctx) })
 }
 
 // idOf is the id in what the library says of an image that it has put into a store: "[driver@root+run]@id". Empty if it

@@ -4,6 +4,9 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -21,9 +24,10 @@ type answering struct {
 
 	mu    sync.Mutex
 	how   string
-	count int    // requests for parts since how was said
-	token string // that is good; "": none is asked for
-	uses  int    // how often the token may be used
+	asked []string // requests for manifests and blobs, since asked was called
+	count int      // requests for parts since how was said
+	token string   // that is good; "": none is asked for
+	uses  int      // how often the token may be used
 }
 
 // howToAnswer are the words that answers takes.
@@ -59,6 +63,31 @@ func sent(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Setenv(args[1], strconv.FormatInt(answeringRegistry(ts, args).sent.Load(), 10))
 }
 
+// asked writes to a file what a registry has been asked for since the last time: a line for each manifest and each blob,
+// sorted.
+func asked(ts *testscript.TestScript, neg bool, args []string) {
+	usage(ts, neg, args, len(args) == 2, "asked NAME FILE")
+	a := answeringRegistry(ts, args)
+	a.mu.Lock()
+	all := a.asked
+	a.asked = nil
+	a.mu.Unlock()
+	slices.Sort(all)
+	ts.Check(os.WriteFile(ts.MkAbs(args[1]), []byte(strings.Join(all, "")), 0o644))
+}
+
+// note keeps what is asked for, for asked: the last two parts of the path.
+func (a *answering) note(r *http.Request) {
+	dir, last := path.Split(r.URL.Path)
+	kind := path.Base(dir)
+	if r.Method != http.MethodGet || kind != "manifests" && kind != "blobs" {
+		return
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.asked = append(a.asked, kind+" "+last+"\n")
+}
+
 func answeringRegistry(ts *testscript.TestScript, args []string) *answering {
 	r := of(ts).registries[args[0]]
 	if r == nil || r.answering == nil {
@@ -68,6 +97,7 @@ func answeringRegistry(ts *testscript.TestScript, args []string) *answering {
 }
 
 func (a *answering) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	a.note(r)
 	var from, to int
 	ranged, _ := fmt.Sscanf(r.Header.Get("Range"), "bytes=%d-%d", &from, &to)
 	a.mu.Lock()

@@ -106,5 +106,6 @@ var commands = map[string]func(ts *testscript.TestScript, neg bool, args []strin
 	"release":      release,      // release NAME: let all of them go on
 	"answers":      answers,      // answers NAME HOW: what requests for a part of a blob get from now on: right, stuck, none (416), whole (200), cut, busy (429), wrong, tokens
 	"sent":         sent,         // sent NAME VARIABLE: sets it to how many bytes of parts have been sent
+	"asked":        asked,        // asked NAME FILE: writes to it which manifests and blobs have been fetched since the last time, a line each
 	"abandoned":    abandoned,    // abandoned NAME: wait until the client has given up all that waited
 }
