@@ -115,10 +115,14 @@ func (m *mountJobs) changes(ctx context.Context, all bool) ([]job, error) {
 	var a jobsAnswer
 	select {
 	case a = <-m.answer:
-		m.answer = nil
 	case <-ctx.Done():
-		return nil, context.Cause(ctx)
+		select {
+		case a = <-m.answer: // while another mount was waited for
+		default:
+			return nil, context.Cause(ctx)
+		}
 	}
+	m.answer = nil
 	if a.err != nil {
 		return nil, a.err
 	}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -102,6 +103,22 @@ func TestReadJobs(t *testing.T) {
 		f.remove()
 		if _, err := r.read(t.Context()); !errors.Is(err, mount.ErrNotMount) || exitCode(err) != exitMountpoint || !strings.Contains(err.Error(), "gone") {
 			t.Errorf("no mount: %v", err)
+		}
+	}
+}
+
+// A mount that has answered is not said to be silent because another one was waited for until the time was up.
+func TestJobsBesideSilence(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	for range 50 {
+		m := mountJobs{answer: make(chan jobsAnswer, 1)}
+		if _, err := m.changes(ctx, false); !errors.Is(err, context.Canceled) {
+			t.Fatalf("%v from one that is silent", err)
+		}
+		m.answer <- jobsAnswer{jobs: []job{{Number: 1, State: "running", text: []byte("{}")}}}
+		if jobs, err := m.changes(ctx, false); err != nil || len(jobs) != 1 {
+			t.Fatalf("%v, %v", jobs, err)
 		}
 	}
 }
