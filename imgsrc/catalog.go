@@ -23,6 +23,7 @@ type Catalog struct {
 	lists    []*Listing
 	failed   []*Stamp        // at which stamp the source could not be listed; nil if it could
 	round    uint64          // of looks
+	near     []bool          // whether the stamp of a source is there at once
 	looks    []*look         // those that are under way; nil: none
 	listings []*listing      // likewise
 	errs     []error         // of listings, that nobody has been told yet
@@ -114,6 +115,9 @@ func NewCatalog(log *slog.Logger, sources ...Source) *Catalog {
 		looks:    make([]*look, len(sources)),
 		listings: make([]*listing, len(sources)),
 		took:     make([]time.Duration, len(sources)),
+	}
+	for _, src := range sources {
+		c.near = append(c.near, isNear(src))
 	}
 	c.current.Store(&Snapshot{})
 	return c

@@ -183,6 +183,8 @@ type hangingStamp struct {
 	hangingSource
 }
 
+func (s *hangingStamp) Files() []string { return []string{"/no/such/server"} }
+
 func (s *hangingStamp) Stamp() Stamp {
 	stamp := s.fakeSource.Stamp()
 	s.mu.Lock()
@@ -240,6 +242,25 @@ func testRefreshBesideAHungStamp(t *testing.T) {
 		t.Errorf("images %s once it answers again", ids(s))
 	}
 }
+
+// Files on a local file system are near, and so is what has no files; those of a FUSE or a kernel's own are not.
+func TestIsNear(t *testing.T) {
+	for dir, near := range map[string]bool{t.TempDir(): true, "/proc": false, "/no/such/server": false} {
+		if got := isNear(placedSource{Placed: nil, dirs: []string{dir}}); got != near {
+			t.Errorf("%s: near is %t", dir, got)
+		}
+	}
+	if !isNear(&fakeSource{}) {
+		t.Error("a source without files is not near")
+	}
+}
+
+type placedSource struct {
+	Placed
+	dirs []string
+}
+
+func (s placedSource) Files() []string { return s.dirs }
 
 // Whoever leaves while files cannot be looked at does so at once, also before anything was listed.
 func TestRefreshLeavesAHungStamp(t *testing.T) { synctest.Test(t, testRefreshLeavesAHungStamp) }

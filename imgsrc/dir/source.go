@@ -44,7 +44,10 @@ type Source struct {
 	store     *blobs.Store
 }
 
-var _ imgsrc.Source = (*Source)(nil)
+var _ imgsrc.Placed = (*Source)(nil)
+
+// Files implements [imgsrc.Placed].
+func (s *Source) Files() []string { return []string{s.dir} }
 
 // Is says whether a directory looks like one of these: it has the files version and manifest.json.
 func Is(dir string) bool {

@@ -52,7 +52,10 @@ type Source struct {
 	of    blobs.Identity           // of the archive that known is of
 }
 
-var _ imgsrc.Source = (*Source)(nil)
+var _ imgsrc.Placed = (*Source)(nil)
+
+// Files implements [imgsrc.Placed].
+func (s *Source) Files() []string { return []string{s.tar.File()} }
 
 // Open opens an archive. Errors: imgsrc.ErrNoSource if it is none, or has no image of the name that is asked for;
 // imgsrc.ErrDamaged if its list of images cannot be read.

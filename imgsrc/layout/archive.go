@@ -18,7 +18,10 @@ type Archive struct {
 	tar *blobs.Tar
 }
 
-var _ imgsrc.Source = (*Archive)(nil)
+var _ imgsrc.Placed = (*Archive)(nil)
+
+// Files implements [imgsrc.Placed].
+func (a *Archive) Files() []string { return []string{a.tar.File()} }
 
 // OpenArchive opens the archive in a file, which Options.Dir names. Name is what stands before the colon in the source's
 // name: "oci-archive", or "docker-archive" for the layouts that docker save writes. Errors: as with Open.

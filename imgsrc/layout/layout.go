@@ -43,7 +43,13 @@ type Source struct {
 	dir string // absolute
 }
 
-var _ imgsrc.Tagger = (*Source)(nil)
+var (
+	_ imgsrc.Tagger = (*Source)(nil)
+	_ imgsrc.Placed = (*Source)(nil)
+)
+
+// Files implements [imgsrc.Placed].
+func (s *Source) Files() []string { return []string{s.dir} }
 
 // images are the images of a layout, wherever its files are.
 type images struct {

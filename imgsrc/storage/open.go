@@ -273,6 +273,9 @@ func (s *Source) Name() string { return s.name }
 // Dirs returns the directories that the store's images and layers lie in.
 func (s *Source) Dirs() []string { return slices.Clone(s.stores) }
 
+// Files implements [imgsrc.Placed].
+func (s *Source) Files() []string { return s.Dirs() }
+
 // Close stops the work that is under way and closes the files that are open. What was opened from the source fails from
 // then on with [fs.ErrClosed].
 func (s *Source) Close() error {
