@@ -6,9 +6,11 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/opencontainers/go-digest"
 	"go.podman.io/image/v5/copy"
 	"go.podman.io/image/v5/docker/reference"
 	"go.podman.io/image/v5/manifest"
+	compressiontypes "go.podman.io/image/v5/pkg/compression/types"
 	"go.podman.io/image/v5/signature"
 	"go.podman.io/image/v5/types"
 
@@ -144,12 +146,16 @@ func (o *Ops) shape(ctx context.Context, c *copying, p pushJob, watch *watchdog,
 	switch {
 	case sigstore:
 		c.options.PreserveDigests = desired != nil && p.line.format == ""
-	case isRegistry && p.line.compression == nil: // with a compression the library asks for that in what it reuses
+	case isRegistry:
+		c.options.ForceCompressionFormat = false // it would have nothing reused; u sees to it
 		host := reference.Domain(d.named)
 		o.learn(ctx, p, host)
 		u := &upload{
 			ImageReference: c.to, host: host, repo: reference.Path(d.named), known: &o.known, from: repositories(p.entry, host),
-			original: c.from.original, desired: desired, reached: &watch.reached, log: o.log,
+			source: c.from, required: p.line.compression, desired: desired, reached: &watch.reached, log: o.log,
+		}
+		if alg := p.line.compression; alg != nil && alg.Name() == compressiontypes.ZstdChunkedAlgorithmName {
+			c.from.chunked = func(d digest.Digest) map[string]string { return o.known.compressed(d, alg.Name()).annotations }
 		}
 		if o.opt.Registry != nil {
 			u.mounter = o.opt.Registry(host, p.line.authFile, verifyOf(p.line.tlsVerify))

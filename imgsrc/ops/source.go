@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"strings"
 	"sync"
 
 	"github.com/opencontainers/go-digest"
@@ -31,11 +30,13 @@ type source struct {
 	judge    func(context.Context, imgsrc.Held) error                   // whether an image of the index that another source has may be copied; nil: it may
 	task     *task                                                      // is told what there is to read, and what has been read
 
-	recompressed bool // layers will be stored in another form than they are offered
+	recompressed bool                                  // layers will be stored in another form than they are offered
+	chunked      func(digest.Digest) map[string]string // the annotations of the zstd:chunked layer that it may become; nil: it will not
 
 	mu        sync.Mutex
 	diffs     map[digest.Digest]diff         // what LayerInfosForCopy has put in the place of a blob
 	instances map[digest.Digest]imgsrc.Image // that were asked for
+	offered   []types.BlobInfo               // the layers, when they were last asked for
 }
 
 // A diff is a layer as an uncompressed tar.
@@ -147,7 +148,11 @@ func (s *source) LayerInfosForCopy(ctx context.Context, instance *digest.Digest)
 			return nil, err
 		}
 	}
+	changed = s.annotate(infos) || changed
 	s.announce(m.ConfigInfo(), infos)
+	s.mu.Lock()
+	s.offered = infos
+	s.mu.Unlock()
 	if !changed {
 		return nil, nil
 	}
@@ -231,18 +236,6 @@ func diffIDs(ctx context.Context, img imgsrc.Image) ([]digest.Digest, error) {
 	var config imgspecv1.Image
 	_ = json.Unmarshal(text, &config)
 	return append([]digest.Digest{}, config.RootFS.DiffIDs...), nil
-}
-
-// original returns what the manifest names for the layer of a diff id that is offered in its place, if that is compressed
-// with gzip; otherwise nothing.
-func (s *source) original(diffID digest.Digest) digest.Digest {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	blob := s.diffs[diffID].blob
-	if mediaType := blob.MediaType; !strings.HasSuffix(mediaType, "gzip") || blob.Digest.Validate() != nil {
-		return ""
-	}
-	return blob.Digest
 }
 
 // blobs returns the digests of the layers that will be copied as they are, and whether those are all layers.

@@ -6,13 +6,14 @@ import (
 	"io"
 	"log/slog"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 
 	"github.com/opencontainers/go-digest"
 	"go.podman.io/image/v5/docker/reference"
+	"go.podman.io/image/v5/manifest"
 	"go.podman.io/image/v5/pkg/compression"
+	compressiontypes "go.podman.io/image/v5/pkg/compression/types"
 	"go.podman.io/image/v5/types"
 
 	"github.com/imgfs/imgfs/imgsrc"
@@ -35,9 +36,10 @@ type upload struct {
 	known      *knownBlobs
 	mounter    Mounter // nil: nothing is mounted
 	from       []string
-	original   func(diffID digest.Digest) digest.Digest // the gzipped layer that the manifest names; empty: none
-	desired    *types.LayerCompression                  // nil: the transport's own
-	reached    *atomic.Bool                             // set when the registry has answered
+	source     *source                     // what is pushed
+	required   *compressiontypes.Algorithm // that layers are to have; nil: any, and gzip for those that have none
+	desired    *types.LayerCompression     // nil: the transport's own
+	reached    *atomic.Bool                // set when the registry has answered
 	log        *slog.Logger
 }
 
@@ -75,7 +77,7 @@ type uploadDestination struct {
 
 	mu      sync.Mutex
 	cache   types.BlobInfoCache // the copy's own, which learns what a blob is without its compression
-	sent    []digest.Digest
+	sent    []sentBlob
 	useless []string // the repositories that nothing is mounted from
 }
 
@@ -88,32 +90,79 @@ func (d *uploadDestination) DesiredLayerCompression() types.LayerCompression {
 	return d.ImageDestination.DesiredLayerCompression()
 }
 
+// A sentBlob is one that the registry did not have.
+type sentBlob struct {
+	digest     digest.Digest
+	compressed bool // on the way
+}
+
 func (d *uploadDestination) PutBlob(ctx context.Context, stream io.Reader, info types.BlobInfo, cache types.BlobInfoCache, isConfig bool) (types.BlobInfo, error) {
 	got, err := d.ImageDestination.PutBlob(ctx, stream, info, cache, isConfig)
 	if err == nil {
+		compressed := info.Digest == "" && !isConfig && d.DesiredLayerCompression() == types.Compress
 		d.mu.Lock()
-		d.cache, d.sent = cache, append(d.sent, got.Digest)
+		d.cache, d.sent = cache, append(d.sent, sentBlob{got.Digest, compressed})
 		d.mu.Unlock()
 	}
 	return got, err
 }
 
-// TryReusingBlob looks for the blob, and for what it is when it is compressed.
+// TryReusingBlob looks for the blob, unless it is to have another compression, and for what it is when it is compressed.
 func (d *uploadDestination) TryReusingBlob(ctx context.Context, info types.BlobInfo, cache types.BlobInfoCache, canSubstitute bool) (bool, types.BlobInfo, error) {
-	ok, got, err := d.reuse(ctx, info, cache)
-	if ok || err != nil || !canSubstitute || d.DesiredLayerCompression() != types.Compress {
-		return ok, got, err
+	if d.fits(info) {
+		if ok, got, err := d.reuse(ctx, info, cache); ok || err != nil {
+			return ok, got, err
+		}
 	}
-	for _, compressed := range []digest.Digest{d.known.compressed(info.Digest), d.original(info.Digest)} {
+	if !canSubstitute || d.DesiredLayerCompression() != types.Compress {
+		return false, types.BlobInfo{}, nil
+	}
+	algorithm := d.algorithm()
+	candidates := []digest.Digest{d.known.compressed(info.Digest, algorithm.Name()).digest}
+	if original, its := d.source.original(info.Digest); its == algorithm.Name() && its != compressiontypes.ZstdChunkedAlgorithmName {
+		candidates = append(candidates, original) // of zstd:chunked the annotations would be missing
+	}
+	for _, compressed := range candidates {
 		if compressed == "" || compressed == info.Digest {
 			continue
 		}
 		if ok, got, err := d.reuse(ctx, types.BlobInfo{Digest: compressed, Size: -1}, cache); ok || err != nil {
-			got.CompressionOperation, got.CompressionAlgorithm = types.Compress, &compression.Gzip
+			got.CompressionOperation, got.CompressionAlgorithm = types.Compress, &algorithm
 			return ok, got, err
 		}
 	}
 	return false, types.BlobInfo{}, nil
+}
+
+// fits says whether a blob can stay as it is: it has the compression that is asked for, or is nothing that is compressed.
+func (d *uploadDestination) fits(info types.BlobInfo) bool {
+	if has := info.CompressionAlgorithm; d.required != nil && has != nil {
+		return has.Name() == d.required.Name() || has.BaseVariantName() == d.required.Name()
+	}
+	noLayer := info.CompressionOperation == types.PreserveOriginal && info.MediaType != ""
+	return d.required == nil || noLayer
+}
+
+// algorithm is what layers are compressed with.
+func (d *uploadDestination) algorithm() compressiontypes.Algorithm {
+	if d.required == nil {
+		return compression.Gzip
+	}
+	return *d.required
+}
+
+// PutManifest remembers what the layers have become: they are in the order in which they were offered.
+func (d *uploadDestination) PutManifest(ctx context.Context, text []byte, instance *digest.Digest) error {
+	if m, err := manifest.FromBlob(text, manifest.GuessMIMEType(text)); err == nil {
+		layers, offered := m.LayerInfos(), d.source.offers()
+		for i, l := range layers {
+			if len(layers) != len(offered) || l.Digest == offered[i].Digest {
+				continue
+			}
+			d.known.became(offered[i].Digest, algorithmOf(l.MediaType, l.Annotations), compressed{l.Digest, chunkedAnnotations(l.Annotations)})
+		}
+	}
+	return d.ImageDestination.PutManifest(ctx, text, instance)
 }
 
 // reuse looks for exactly this blob, in the repository and then in others of the registry.
@@ -162,7 +211,11 @@ func (d *uploadDestination) Close() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for _, sent := range d.sent {
-		d.known.add(d.host, d.repo, sent, d.cache.UncompressedDigest(sent))
+		d.known.isIn(d.host, d.repo, sent.digest)
+		its := d.algorithm().Name()
+		if its != compressiontypes.ZstdChunkedAlgorithmName && sent.compressed { // see PutManifest
+			d.known.became(d.cache.UncompressedDigest(sent.digest), its, compressed{digest: sent.digest})
+		}
 	}
 	return d.ImageDestination.Close()
 }
@@ -190,55 +243,15 @@ func (o *Ops) learn(ctx context.Context, p pushJob, host string) {
 				continue
 			}
 			for _, l := range facts.Layers {
-				if !strings.HasSuffix(l.MediaType, "gzip") || l.Digest.Validate() != nil || l.DiffID.Validate() != nil {
+				its := algorithmOf(l.MediaType, l.Annotations)
+				if its == "" || l.Digest.Validate() != nil || l.DiffID.Validate() != nil {
 					continue
 				}
+				o.known.became(l.DiffID, its, compressed{l.Digest, chunkedAnnotations(l.Annotations)})
 				for _, repo := range repos {
-					o.known.add(host, repo, l.Digest, l.DiffID)
+					o.known.isIn(host, repo, l.Digest)
 				}
 			}
 		}
 	}
-}
-
-// knownBlobs is what this mount has sent where, and what became of layers when they were compressed with gzip.
-type knownBlobs struct {
-	mu      sync.Mutex
-	gzipped map[digest.Digest]digest.Digest // by diff id
-	repos   map[blobPlace][]string
-}
-
-type blobPlace struct {
-	host   string
-	digest digest.Digest
-}
-
-// maxKnown bounds what is remembered; past it everything is forgotten.
-const maxKnown = 100_000
-
-func (k *knownBlobs) add(host, repo string, d, diffID digest.Digest) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	if k.repos == nil || len(k.repos) >= maxKnown {
-		k.gzipped, k.repos = map[digest.Digest]digest.Digest{}, map[blobPlace][]string{}
-	}
-	if diffID != "" && diffID != d {
-		k.gzipped[diffID] = d
-	}
-	at := blobPlace{host, d}
-	if repos := k.repos[at]; !slices.Contains(repos, repo) && len(repos) < maxFrom {
-		k.repos[at] = append(repos, repo)
-	}
-}
-
-func (k *knownBlobs) compressed(diffID digest.Digest) digest.Digest {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	return k.gzipped[diffID]
-}
-
-func (k *knownBlobs) places(host string, d digest.Digest) []string {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	return slices.Clone(k.repos[blobPlace{host, d}])
 }

@@ -331,28 +331,32 @@ func TestPushOffline(t *testing.T) {
 
 func TestKnownBlobs(t *testing.T) {
 	k := &knownBlobs{}
-	k.add("h", "a", "sha256:gz", "sha256:tar")
-	k.add("h", "b", "sha256:gz", "sha256:tar")
-	k.add("h", "a", "sha256:gz", "")
-	k.add("other", "c", "sha256:gz", "")
-	k.add("h", "a", "sha256:tar", "sha256:tar")
-	if got := k.compressed("sha256:tar"); got != "sha256:gz" {
-		t.Errorf("compressed: %s", got)
+	k.isIn("h", "a", "sha256:gz")
+	k.isIn("h", "b", "sha256:gz")
+	k.isIn("h", "a", "sha256:gz")
+	k.isIn("other", "c", "sha256:gz")
+	k.became("sha256:tar", "gzip", compressed{digest: "sha256:gz"})
+	k.became("sha256:tar", "zstd", compressed{digest: "sha256:zst"})
+	k.became("sha256:tar", "gzip", compressed{digest: "sha256:tar"})
+	k.became("", "gzip", compressed{digest: "sha256:none"})
+	if a, b, c := k.compressed("sha256:tar", "gzip"), k.compressed("sha256:tar", "zstd"), k.compressed("", "gzip"); a.digest != "sha256:gz" || b.digest != "sha256:zst" || c.digest != "" {
+		t.Errorf("compressed: %s %s %s", a.digest, b.digest, c.digest)
 	}
 	if got := fmt.Sprint(k.places("h", "sha256:gz"), k.places("h", "sha256:none")); got != "[a b] []" {
 		t.Errorf("places: %s", got)
 	}
 	for i := range maxFrom + 3 {
-		k.add("h", fmt.Sprint(i), "sha256:many", "")
+		k.isIn("h", fmt.Sprint(i), "sha256:many")
 	}
 	if got := k.places("h", "sha256:many"); len(got) != maxFrom {
 		t.Errorf("places: %q", got)
 	}
 	for i := range maxKnown {
-		k.add("h", "a", digest.Digest(fmt.Sprint(i)), "")
+		k.isIn("h", "a", digest.Digest(fmt.Sprint(i)))
+		k.became(digest.Digest(fmt.Sprint(i)), "gzip", compressed{digest: "sha256:gz"})
 	}
-	if n := len(k.repos); n > maxKnown {
-		t.Errorf("%d blobs are remembered", n)
+	if n, m := len(k.repos), len(k.variants); n > maxKnown || m > maxKnown {
+		t.Errorf("%d and %d blobs are remembered", n, m)
 	}
 }
 
