@@ -168,7 +168,7 @@ func (c *ociForms) one(ctx context.Context, e *imgsrc.Entry, of imgsrc.Image) (_
 			c.none[of] = err
 		}
 	}()
-	facts, err := export.Load(ctx, of)
+	facts, err := imgsrc.Load(ctx, of)
 	if err != nil {
 		return nil, err
 	}

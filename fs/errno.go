@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"syscall"
+	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 
@@ -69,12 +70,13 @@ func errnoOf(err error) syscall.Errno {
 	return syscall.EIO
 }
 
-// fail logs err, once a failed request, and returns its status. What is absent or interrupted is no failure; an unread is in the
-// log already.
+// fail logs err, unless that was done a moment ago (see said), and returns its status. What is absent or interrupted is no
+// failure; an unread is in the log already.
 func (f *FS) fail(doing string, n node, err error) fuse.Status {
 	errno := errnoOf(err)
 	switch {
 	case errno == 0, errno == syscall.ENOENT, errno == syscall.EINTR, isUnread(err):
+	case !f.said.isNew(failure{doing, n, errno}, time.Now()):
 	default:
 		f.log.Warn(doing, "image", f.imageName(n), "errno", errno.Error(), "error", err)
 	}

@@ -89,6 +89,7 @@ type FS struct {
 
 	rootfsTars *memo[uint32, *rootfsTar] // by slot
 	early      earlyReads
+	said       said
 }
 
 // state is one snapshot of the catalog as a tree. It is immutable.

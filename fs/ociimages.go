@@ -313,7 +313,7 @@ func (r *ociRun) convert(ctx context.Context, img imgsrc.Image, depth int) (o *o
 
 // make makes the OCI form of an image. Twice it is the same.
 func (t *ociTree) make(ctx context.Context, o *ociImage, child export.ChildFunc) (*export.OCI, error) {
-	facts, err := export.Load(ctx, o.img)
+	facts, err := imgsrc.Load(ctx, o.img)
 	if err != nil {
 		return nil, err
 	}

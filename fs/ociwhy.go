@@ -40,7 +40,7 @@ func (t *ociTree) whyNot(ctx context.Context, s *standing) error {
 func tryMake(ctx context.Context, img imgsrc.Image, facts *imgsrc.Facts) error {
 	if facts == nil {
 		var err error
-		if facts, err = export.Load(ctx, img); err != nil {
+		if facts, err = imgsrc.Load(ctx, img); err != nil {
 			return err
 		}
 	}

@@ -110,7 +110,7 @@ func (o *OCI) OriginalDigest() digest.Digest {
 // leftOut are the errors of an image that cannot be had in OCI form. Any other says nothing of the image.
 var leftOut = []error{imgsrc.ErrDamaged, imgsrc.ErrNotFound, imgsrc.ErrAbsent, imgsrc.ErrUnsupported, imgsrc.ErrInvalid}
 
-// IsLeftOut says whether an error of Load or Convert means that the image is not to be had in OCI form. If not, it could not be
+// IsLeftOut says whether an error of Convert, or of loading an image's facts, means that the image is not to be had in OCI form. If not, it could not be
 // told: a registry did not answer, or a disk failed.
 func IsLeftOut(err error) bool {
 	return slices.ContainsFunc(leftOut, func(e error) bool { return errors.Is(err, e) })
@@ -120,7 +120,7 @@ func IsLeftOut(err error) bool {
 // it out of the index; any other fails the conversion.
 type ChildFunc func(ctx context.Context, d digest.Digest) (*OCI, error)
 
-// Convert returns an image in OCI form. Facts are the image's; those of a [Load] will do. Child is asked for what an index
+// Convert returns an image in OCI form. Facts are the image's. Child is asked for what an index
 // lists; nil: nothing of it is there. Errors: ctx's; imgsrc.ErrNotFound if the image is gone; imgsrc.ErrDamaged if its manifest,
 // its config or a layer is missing or not what it should be; imgsrc.ErrAbsent or imgsrc.ErrUnsupported if a layer cannot be had
 // to the byte; imgsrc.ErrInvalid if the new manifest would be longer than imgsrc.MaxManifest.
@@ -225,21 +225,6 @@ func unique(blobs []Blob) []Blob {
 		}
 	}
 	return all
-}
-
-// Load reads of an image what Convert needs. Of one in a registry that is in OCI form already that is not its config.
-func Load(ctx context.Context, img imgsrc.Image) (*imgsrc.Facts, error) {
-	img = bare(img)
-	if _, remote := img.(imgsrc.Remote); remote {
-		b, err := img.Manifest(ctx)
-		if err == nil && len(b) <= imgsrc.MaxManifest {
-			d := img.Desc()
-			if f := imgsrc.Describe(&d, b); f.ManifestErr == nil && d.Damaged == nil && keepsForm(f) {
-				return f, nil
-			}
-		}
-	}
-	return imgsrc.Load(ctx, img)
 }
 
 // bare is the source's own image, of which it can be asked what more it is than that.

@@ -82,7 +82,7 @@ func (s *set) convert(ctx context.Context, d digest.Digest) (*export.OCI, error)
 	if !ok {
 		return nil, fmt.Errorf("manifest %s: %w", d, imgsrc.ErrNotFound)
 	}
-	f, err := export.Load(ctx, img)
+	f, err := imgsrc.Load(ctx, img)
 	if err != nil {
 		return nil, err
 	}
@@ -364,38 +364,6 @@ func (nothing) Blob(context.Context, digest.Digest) (imgsrc.Content, error) {
 	return nil, imgsrc.ErrAbsent
 }
 func (nothing) Diff(context.Context, int) (imgsrc.Content, error) { return nil, imgsrc.ErrAbsent }
-
-// far is an image in a registry, which counts how often its config is asked for.
-type far struct {
-	imgsrc.Image
-	asked *int
-}
-
-func (far) Local(int) bool { return false }
-
-func (far) Lacks() (int64, bool) { return 0, false }
-func (f far) Config(ctx context.Context) ([]byte, error) {
-	*f.asked++
-	return f.Image.Config(ctx)
-}
-
-// Of an image in a registry that is in OCI form nothing but the manifest is fetched, and the result is the same.
-func TestRemote(t *testing.T) {
-	src := open(t, made(t, images.Sample))
-	asked := 0
-	here, there := read(t, src, nil), read(t, src, func(img imgsrc.Image) imgsrc.Image { return far{img, &asked} })
-	for name, want := range map[string]int{"localhost/app:1.0": 0, "localhost/health:docker": 1} {
-		asked = 0
-		near, err := here.named(name)
-		if err != nil {
-			t.Fatal(err)
-		}
-		o, err := there.named(name)
-		if err != nil || string(o.Manifest) != string(near.Manifest) || asked != want {
-			t.Errorf("%s: %v, the config was asked for %d times, want %d; here and there:\n%s\n%s", name, err, asked, want, near.Manifest, o.Manifest)
-		}
-	}
-}
 
 func TestIndexJSON(t *testing.T) {
 	desc := v1.Descriptor{MediaType: v1.MediaTypeImageManifest, Digest: digest.FromString("x"), Size: 1}

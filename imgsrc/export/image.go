@@ -149,8 +149,6 @@ func (c *conversion) config(keep bool) (Blob, error) {
 		return Blob{}, fmt.Errorf("its config is empty: %w", imgsrc.ErrDamaged)
 	case err == nil:
 		return c.configBlob(v1.MediaTypeImageConfig, d, int64(len(b))), nil
-	case keep && d != "" && errors.Is(err, imgsrc.ErrAbsent): // it was not asked for
-		return c.configBlob(v1.MediaTypeImageConfig, d, c.f.ConfigSize()), nil
 	}
 	return Blob{}, err
 }
@@ -175,29 +173,11 @@ func (c *conversion) layer(ctx context.Context, n int) (Blob, error) {
 	if !errors.Is(err, imgsrc.ErrAbsent) {
 		return blob, err
 	}
-	if err := c.complete(ctx); err != nil {
-		return Blob{}, err
-	}
 	diff, diffErr := c.diff(ctx, n)
 	if isForeign(l.MediaType) && l.Size >= 0 && (errors.Is(diffErr, imgsrc.ErrAbsent) || errors.Is(diffErr, imgsrc.ErrUnsupported)) {
 		return Blob{Desc: c.descriptor(l, l.Size), From: Origin{Layer, n}}, nil
 	}
 	return diff, diffErr
-}
-
-// complete reads the config if that was not done yet: a layer's diff id is needed.
-func (c *conversion) complete(ctx context.Context) error {
-	if c.f.Config != nil || c.f.Desc.Config == "" || !errors.Is(c.f.ConfigErr, imgsrc.ErrAbsent) {
-		return nil
-	}
-	f, err := imgsrc.Load(ctx, c.img)
-	if err != nil {
-		return err
-	}
-	if f.ManifestErr == nil && f.Digest == c.f.Digest {
-		c.f = f
-	}
-	return f.ManifestErr
 }
 
 // blob is layer n, or an artifact's, as the manifest names it.

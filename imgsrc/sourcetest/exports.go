@@ -92,7 +92,7 @@ func (s *suite) sum(c imgsrc.Content) digest.Digest {
 func (s *suite) exportOCI(img imgsrc.Listed) {
 	s.Helper()
 	archive := func() *export.Archive {
-		f, err := export.Load(s.Context(), img)
+		f, err := imgsrc.Load(s.Context(), img)
 		if err != nil {
 			s.Error(err)
 			return nil
