@@ -4,8 +4,10 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 
+	cs "go.podman.io/storage"
 	"golang.org/x/sys/unix"
 
 	"github.com/imgfs/imgfs/test/needs"
@@ -72,4 +74,24 @@ func TestTagNoSpaceBesideReceive(t *testing.T) {
 		t.Errorf("the names are %q", names)
 	}
 	find(t, s, "localhost/app:1")
+}
+
+// broken is a store in which nothing more is done once names have been added, as if the process had been killed.
+type broken struct{ cs.Store }
+
+func (broken) RemoveNames(string, []string) error { return unix.EIO }
+
+// Between the two steps of a new name in the place of an old one the image has both.
+func TestRenameBrokenOff(t *testing.T) {
+	r, s, a, _ := tagged(t, "vfs")
+	store, err := s.openReal()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := changeNames(broken{store}, a.ID, []string{"localhost/new:1"}, []string{"localhost/a:latest"}); !errors.Is(err, unix.EIO) {
+		t.Error(err)
+	}
+	if names := r.names(t, a.ID); !slices.Equal(names, []string{"localhost/a:latest", "localhost/new:1"}) {
+		t.Errorf("the names are %q", names)
+	}
 }
