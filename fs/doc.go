@@ -69,6 +69,8 @@
 //     may change is at their end, so that a reader who began before the change has read nothing that has moved. The kernel
 //     would ask for their attributes before each read(2): it may keep those for a tenth of a second, and is told of changes (lent.go).
 //   - A link's node includes its target, or the target is the same always, so the kernel may keep what a link says.
+//   - What the manifest alone says does not wait for the config for longer than a second (bare.go). Its time, which is in the config,
+//     may change then, so its attributes have timeout 0.
 //   - Whether an image has some file may be unknown, because its manifest or config cannot be read (unread.go). Then looking for it
 //     is an error, which the kernel does not keep, a listing leaves it out, and the directory's time moves when that is known.
 //   - What is computed from an image and the catalog is computed for each state of the catalog in which somebody asks. Its

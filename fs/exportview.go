@@ -94,7 +94,11 @@ layers/NN/info.json says why. A damaged layer is an error where it is read.
 
 func (v exportView) at(ctx context.Context, n node) (*image, *rendered, ino, error) {
 	img := v.f.image(n.image())
-	r, err := img.render(ctx)
+	render := img.render
+	if n.entry() == exportDir || n.entry() == exportReadme {
+		render = img.renderBare
+	}
+	r, err := render(ctx)
 	if err != nil {
 		return nil, nil, 0, err
 	}
@@ -128,7 +132,9 @@ func (v exportView) attr(ctx context.Context, n node, cheap bool) (attr, error) 
 	case exportDir:
 		return dirAttr(i, r.created, r.damaged), nil
 	case exportReadme:
-		return fileAttr(i, int64(len(exportText(r.facts.Kind))), r.created), nil
+		a := fileAttr(i, int64(len(exportText(r.facts.Kind))), r.created)
+		a.live = r.damaged
+		return a, nil
 	case exportRootfs:
 		t, err := img.rootfsTar(ctx)
 		if err != nil {

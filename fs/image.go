@@ -24,6 +24,9 @@ type image struct {
 	ino   ino
 	entry atomic.Pointer[imgsrc.Entry] // nil when no source has the image any more
 
+	rendering atomic.Int32             // how many renderings are being made
+	bare      atomic.Pointer[rendered] // without the config, for which the rendering that is being made waits
+
 	mu        sync.Mutex
 	listing   time.Time // when the directory's listing last changed while mounted; zero if it has not
 	names     time.Time // when the names last changed, as far as it is known
@@ -212,17 +215,18 @@ func liveText(e *imgsrc.Entry) string {
 	return s
 }
 
-// created is the modification time of what is computed from the image: its creation time, 0 where it has none.
-func (img *image) created(ctx context.Context) (time.Time, error) {
+// created is the modification time of what is computed from the image: its creation time, 0 where it has none. Not sure if that is
+// not known as yet.
+func (img *image) created(ctx context.Context) (t time.Time, sure bool, err error) {
 	img.mu.Lock()
 	known := img.createdAt
 	img.mu.Unlock()
 	if known != nil {
-		return *known, nil
+		return *known, true, nil
 	}
-	r, err := img.render(ctx)
+	r, err := img.renderBare(ctx)
 	if err != nil {
-		return time.Time{}, err
+		return time.Time{}, false, err
 	}
-	return r.created, nil
+	return r.created, !r.damaged, nil
 }

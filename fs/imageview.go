@@ -36,7 +36,7 @@ func (v imageView) attr(ctx context.Context, n node, cheap bool) (attr, error) {
 		return img.controlAttr(row, e, i), nil
 	case row.lastError:
 		text, t := img.lastError()
-		created, err := img.created(ctx)
+		created, _, err := img.created(ctx)
 		if err != nil {
 			return attr{}, err
 		}
@@ -47,7 +47,7 @@ func (v imageView) attr(ctx context.Context, n node, cheap bool) (attr, error) {
 	if cheap && !img.isRendered() {
 		return attr{}, errCostly
 	}
-	r, err := img.render(ctx)
+	r, err := img.renderFor(ctx, row)
 	if err != nil {
 		return attr{}, err
 	}
@@ -94,12 +94,12 @@ func (img *image) dirAttr(ctx context.Context, cheap bool) (attr, error) {
 	if known == nil && cheap {
 		return attr{}, errCostly
 	}
-	created, err := img.created(ctx)
+	created, _, err := img.created(ctx)
 	if err != nil {
 		return attr{}, err
 	}
 	if _, ok := img.remote(); ok && !cheap {
-		r, err := img.render(ctx)
+		r, err := img.renderBare(ctx)
 		if err != nil {
 			return attr{}, err
 		}
@@ -198,14 +198,6 @@ func (v imageView) lookup(ctx context.Context, dir node, name string) (found, er
 		return found{}, orNoEntry(err)
 	}
 	return img.found(r, row), nil
-}
-
-// renderFor renders the image if that decides what the row is.
-func (img *image) renderFor(ctx context.Context, row *row) (*rendered, error) {
-	if row.control || row.lastError || row.live != nil {
-		return nil, nil
-	}
-	return img.render(ctx)
 }
 
 // found is the row's node. The kernel may keep all these names: it is told when one of them goes.
@@ -342,7 +334,7 @@ func (v imageView) read(ctx context.Context, n node, dest []byte, off int64) (fu
 	case row.control:
 		return readBytes(nil, dest, off), nil
 	}
-	r, err := img.render(ctx)
+	r, err := img.renderFor(ctx, row)
 	if err != nil {
 		return nil, err
 	}

@@ -29,7 +29,7 @@ type layerFile struct {
 
 func (v layersView) at(ctx context.Context, n node) (layerFile, error) {
 	img := v.f.image(n.image())
-	r, err := img.render(ctx)
+	r, err := img.renderBare(ctx)
 	if err != nil {
 		return layerFile{}, err
 	}
@@ -52,6 +52,22 @@ func (v layersView) at(ctx context.Context, n node) (layerFile, error) {
 		l.row = &layerTable[id-1]
 		l.ino = l.ino.nth(uint64(id))
 	}
+	return l.of(ctx, l.row)
+}
+
+// of is the file with all that is needed to say what is in a row.
+func (l layerFile) of(ctx context.Context, row *layerRow) (layerFile, error) {
+	if row == nil || row.bare {
+		return l, nil
+	}
+	r, err := l.img.render(ctx)
+	if err != nil {
+		return layerFile{}, err
+	}
+	if l.n >= len(r.facts.Layers) {
+		return layerFile{}, syscall.ENOENT
+	}
+	l.r = r
 	return l, nil
 }
 
@@ -116,6 +132,10 @@ func (l layerFile) has(ctx context.Context, row *layerRow) (bool, error) {
 		}
 		row = &layerTable[0]
 	}
+	l, err := l.of(ctx, row)
+	if err != nil {
+		return false, err
+	}
 	if row.diffID && l.r.facts.LacksDiffIDs() {
 		p, err := l.img.probe(ctx, l.r, l.n, contentDiff)
 		return p.ok && !p.missing, err
@@ -138,7 +158,7 @@ func (l layerFile) has(ctx context.Context, row *layerRow) (bool, error) {
 	if row.info {
 		return true, nil
 	}
-	_, err := row.body(l.r.facts, l.n)
+	_, err = row.body(l.r.facts, l.n)
 	return err == nil, ignoreAbsent(asUnread(err))
 }
 
@@ -155,17 +175,22 @@ func (v layersView) attr(ctx context.Context, n node, cheap bool) (attr, error) 
 		}
 		return dirAttr(l.ino, l.img.mended(l.r.created), l.r.damaged || remote), nil
 	case l.row.title:
-		return linkAttr(l.ino, len(blobName), l.r.created), nil
+		a := linkAttr(l.ino, len(blobName), l.r.created)
+		a.live = l.r.damaged
+		return a, nil
 	case cheap && l.row.diffID && l.r.facts.LacksDiffIDs():
 		return attr{}, errCostly
 	case l.row.content != contentNone:
 		size, err := l.size(ctx, cheap)
-		return fileAttr(l.ino, size, l.r.created), l.r.byFacts(err)
+		a := fileAttr(l.ino, size, l.r.created)
+		a.live = l.r.damaged
+		return a, l.r.byFacts(err)
 	case l.row.changes && cheap && !l.img.knowsChanges(l.n):
 		return attr{}, errCostly
 	}
 	b, err := l.bytes(ctx)
 	a := fileAttr(l.ino, int64(len(b)), l.r.created)
+	a.live = l.r.damaged
 	if _, remote := l.img.remote(); remote && l.row.info { // what it says of the files is corrected if they cannot be had so
 		a = a.asLive()
 	}
@@ -223,6 +248,9 @@ func (v layersView) list(ctx context.Context, dir node, from uint64, emit func(d
 	}
 	if l.row != nil {
 		return syscall.ENOTDIR
+	}
+	if l, err = l.of(ctx, diffRow); err != nil { // a listing says all that is known
+		return err
 	}
 	for i := range layerTable {
 		row := &layerTable[i]

@@ -79,7 +79,7 @@ func (v linkDirView) links(ctx context.Context, n node) (*image, []imageLink, er
 	if err != nil {
 		return nil, nil, err
 	}
-	r, err := img.render(ctx)
+	r, err := img.renderBare(ctx)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -117,8 +117,10 @@ func (v linkDirView) attr(ctx context.Context, n node, cheap bool) (attr, error)
 	if err != nil {
 		return attr{}, err
 	}
-	created, err := img.created(ctx)
-	return linkAttr(v.ino(img).under(name), len(target), created), err
+	created, sure, err := img.created(ctx)
+	a := linkAttr(v.ino(img).under(name), len(target), created)
+	a.live = !sure
+	return a, err
 }
 
 func (v linkDirView) lookup(ctx context.Context, dir node, name string) (found, error) {

@@ -92,11 +92,13 @@ func (v manifestsView) attr(ctx context.Context, n node, cheap bool) (attr, erro
 	if err != nil {
 		return attr{}, err
 	}
-	created, err := img.created(ctx)
+	created, sure, err := img.created(ctx)
 	if err != nil {
 		return attr{}, err
 	}
-	return fileAttr(img.ino.under(h.Desc().Digest.String()), h.Desc().Size, created), nil
+	a := fileAttr(img.ino.under(h.Desc().Digest.String()), h.Desc().Size, created)
+	a.live = !sure
+	return a, nil
 }
 
 func (v manifestsView) read(ctx context.Context, n node, dest []byte, off int64) (fuse.ReadResult, error) {

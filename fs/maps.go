@@ -20,7 +20,7 @@ func labelsOf(r *rendered) ([]keyed, *row) { return r.labels, rowByView[viewLabe
 
 func (v mapView) keys(ctx context.Context, n node) (*image, *rendered, []keyed, *row, error) {
 	img := v.f.image(n.image())
-	r, err := img.render(ctx)
+	r, err := img.renderFor(ctx, rowByView[n.view()])
 	if err != nil {
 		return nil, nil, nil, nil, err
 	}
@@ -41,7 +41,9 @@ func (v mapView) attr(ctx context.Context, n node, cheap bool) (attr, error) {
 		return dirAttr(dir, img.mended(r.created), r.damaged), nil
 	}
 	k := keys[n.entry()-1]
-	return fileAttr(dir.under(k.name), int64(len(k.value)), r.created), nil
+	a := fileAttr(dir.under(k.name), int64(len(k.value)), r.created)
+	a.live = r.damaged
+	return a, nil
 }
 
 func (v mapView) lookup(ctx context.Context, dir node, name string) (found, error) {

@@ -71,6 +71,11 @@ func (img *image) render(ctx context.Context) (*rendered, error) {
 }
 
 func (img *image) doRender(ctx context.Context) (*rendered, error) {
+	img.rendering.Add(1)
+	defer func() {
+		img.bare.Store(nil)
+		img.rendering.Add(-1)
+	}()
 	e, err := img.current()
 	if err != nil {
 		return nil, err

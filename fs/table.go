@@ -27,25 +27,26 @@ type row struct {
 	images  bool // with derived: every image has it, and neither an index of its own nor an artifact
 	dated   bool // with derived: it is of the image's creation until it changes
 	own     bool // an index has it itself; every other file of an index is its platform's
+	bare    bool // the config has no say in it
 	diffIDs bool // with body: of an image whose config has no diff ids, the layers are asked for them
 	control bool // takes writes; with live, that is what it says, otherwise it is empty
 }
 
 var table = []row{
-	{name: "manifest.json", id: 1, body: manifestJSON, sure: true, doc: "the manifest's exact bytes: sha256sum gives the image digest"},
+	{name: "manifest.json", id: 1, bare: true, body: manifestJSON, sure: true, doc: "the manifest's exact bytes: sha256sum gives the image digest"},
 	{name: "config.json", id: 2, body: configJSON, sure: true, doc: "the config's exact bytes: sha256sum gives the id"},
 	{name: "config.oci.json", id: 3, body: imgsrc.ConfigOCI, sure: true, diffIDs: true, doc: "the config as an OCI image config"},
 	{name: "config.docker.json", id: 4, body: imgsrc.ConfigDocker, sure: true, diffIDs: true, doc: "the config as a Docker schema 2 config"},
 	{name: "history", id: 5, body: imgsrc.HistoryText, doc: "how it was made, oldest first, each step with its layer"},
 	{name: "history.json", id: 6, body: imgsrc.HistoryJSON, doc: "the same as JSON"},
-	{name: "annotations.json", id: 7, own: true, body: imgsrc.AnnotationsJSON, doc: "the manifest's annotations"},
-	{name: "annotations", id: 8, own: true, view: viewAnnotations, doc: "a file for each annotation"},
+	{name: "annotations.json", id: 7, bare: true, own: true, body: imgsrc.AnnotationsJSON, doc: "the manifest's annotations"},
+	{name: "annotations", id: 8, bare: true, own: true, view: viewAnnotations, doc: "a file for each annotation"},
 	{name: "labels.json", id: 9, body: imgsrc.LabelsJSON, doc: "the config's labels"},
 	{name: "labels", id: 10, view: viewLabels, doc: "a file for each label"},
-	{name: "layers", id: 11, view: viewLayers, doc: "the layers, base first: layers/00, layers/01, ..."},
-	{name: "index.json", id: 12, own: true, body: indexJSON, sure: true, doc: "the exact bytes, if this is an index of images for several platforms"},
-	{name: "id", id: 13, own: true, body: imgsrc.IDText, doc: "the image's id"},
-	{name: "digest", id: 14, own: true, body: imgsrc.DigestText, doc: "the manifest's digest"},
+	{name: "layers", id: 11, bare: true, view: viewLayers, doc: "the layers, base first: layers/00, layers/01, ..."},
+	{name: "index.json", id: 12, bare: true, own: true, body: indexJSON, sure: true, doc: "the exact bytes, if this is an index of images for several platforms"},
+	{name: "id", id: 13, bare: true, own: true, body: imgsrc.IDText, doc: "the image's id"},
+	{name: "digest", id: 14, bare: true, own: true, body: imgsrc.DigestText, doc: "the manifest's digest"},
 	{name: "names", id: 15, own: true, live: namesText, doc: "the names, one a line"},
 	{name: "repo-digests", id: 16, own: true, live: repoDigestsText, doc: "the names by digest, one a line"},
 	{name: "containers", id: 17, own: true, live: containersText, doc: "the ids of containers made from it, one a line"},
@@ -55,8 +56,8 @@ var table = []row{
 	{name: "architecture", id: 21, body: imgsrc.Architecture, doc: "the processor, in Go's words (amd64)"},
 	{name: "os", id: 22, body: imgsrc.OS, doc: "the operating system, in Go's words (linux)"},
 	{name: "variant", id: 23, body: imgsrc.Variant, doc: "the processor's variant (v8)"},
-	{name: "size", id: 24, body: imgsrc.SizeText, doc: "bytes of the config and the layers as the manifest gives them"},
-	{name: "media-type", id: 25, own: true, body: imgsrc.MediaTypeText, doc: "the manifest's media type"},
+	{name: "size", id: 24, bare: true, body: imgsrc.SizeText, doc: "bytes of the config and the layers as the manifest gives them"},
+	{name: "media-type", id: 25, bare: true, own: true, body: imgsrc.MediaTypeText, doc: "the manifest's media type"},
 	{name: "user", id: 26, body: imgsrc.User, doc: "the user that it runs as"},
 	{name: "env", id: 27, body: imgsrc.Env, doc: "the environment, one variable a line"},
 	{name: "entrypoint", id: 28, body: imgsrc.Entrypoint, doc: "the entry point, one word a line"},
@@ -74,13 +75,13 @@ var table = []row{
 	{name: "children", id: 40, derived: childrenText, doc: "the ids of the images that were made from this one so, one a line"},
 	{name: "inspect.json", id: 41, images: true, derived: inspectJSON, doc: "what podman image inspect shows of it"},
 	{name: "info.json", id: 42, own: true, sure: true, derived: infoJSON, doc: "what is known of it, as JSON"},
-	{name: "live.json", id: 43, own: true, sure: true, derived: liveJSON, doc: "what this mount knows: where it is from, whose layers it shares"},
-	{name: "platforms", id: 44, own: true, view: viewPlatforms, doc: "an index: the image for each platform"},
-	{name: "referrers", id: 45, own: true, view: viewReferrers, doc: "what refers to it: signatures, lists of components"},
-	{name: "artifact-type", id: 46, own: true, body: imgsrc.ArtifactTypeText, doc: "what kind of artifact it is"},
-	{name: "subject", id: 47, own: true, body: imgsrc.SubjectText, doc: "the digest of the manifest that it is about"},
-	{name: "SHA256SUMS", id: 48, own: true, sure: true, dated: true, derived: sha256Sums, doc: "for sha256sum -c in this directory: manifest, config and layers"},
-	{name: "export", id: 49, own: true, view: viewExport, doc: "the image as one file: export/README says which"},
+	{name: "live.json", id: 43, bare: true, own: true, sure: true, derived: liveJSON, doc: "what this mount knows: where it is from, whose layers it shares"},
+	{name: "platforms", id: 44, bare: true, own: true, view: viewPlatforms, doc: "an index: the image for each platform"},
+	{name: "referrers", id: 45, bare: true, own: true, view: viewReferrers, doc: "what refers to it: signatures, lists of components"},
+	{name: "artifact-type", id: 46, bare: true, own: true, body: imgsrc.ArtifactTypeText, doc: "what kind of artifact it is"},
+	{name: "subject", id: 47, bare: true, own: true, body: imgsrc.SubjectText, doc: "the digest of the manifest that it is about"},
+	{name: "SHA256SUMS", id: 48, bare: true, own: true, sure: true, dated: true, derived: sha256Sums, doc: "for sha256sum -c in this directory: manifest, config and layers"},
+	{name: "export", id: 49, bare: true, own: true, view: viewExport, doc: "the image as one file: export/README says which"},
 }
 
 var (

@@ -54,5 +54,9 @@ func (f *Failures[K]) Put(key K, err error, begun time.Time) {
 		f.all = map[K]failure{}
 	}
 	now := time.Now()
-	f.all[key] = failure{err, now.Add(Kept(now.Sub(begun)))}
+	until := now.Add(Kept(now.Sub(begun)))
+	if known := f.all[key].until; known.After(until) {
+		until = known
+	}
+	f.all[key] = failure{err, until}
 }

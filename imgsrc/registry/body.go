@@ -152,13 +152,16 @@ func (b *body) connect() error {
 		all = all[len(all)-1:]
 	}
 	return b.client.eachOf(b.ctx, all, func(p place) error {
-		return b.client.retry(b.ctx, func() error { return b.connectTo(p) })
+		return b.client.retry(b.ctx, p.blobTrouble(), func(limit time.Duration) error { return b.connectTo(p, limit) })
 	})
 }
 
-func (b *body) connectTo(p place) error {
+func (b *body) connectTo(p place, limit time.Duration) error {
+	if limit == 0 {
+		limit = b.client.limits.stall
+	}
 	ctx, cancel := context.WithCancelCause(b.ctx)
-	stall := time.AfterFunc(b.client.limits.stall, func() { cancel(errStalled) })
+	stall := time.AfterFunc(limit, func() { cancel(errStalled) })
 	r := p.request(http.MethodGet, "/blobs/"+b.digest.String())
 	r.want = []int{http.StatusOK, http.StatusPartialContent}
 	if b.off > 0 && !b.plain {
@@ -243,18 +246,21 @@ func (b *body) accept(resp *http.Response) error {
 // imgsrc.ErrUnsupported if the server only sends blobs from their beginning.
 func (c *Client) BlobRange(ctx context.Context, repo string, d digest.Digest, offset, n int64) (part []byte, err error) {
 	err = c.each(ctx, repo, d.String(), func(p place) error {
-		return c.retry(ctx, func() error {
-			part, err = c.blobRange(ctx, p, d, offset, n)
+		return c.retry(ctx, p.blobTrouble(), func(limit time.Duration) error {
+			part, err = c.blobRange(ctx, p, d, offset, n, limit)
 			return err
 		})
 	})
 	return part, err
 }
 
-func (c *Client) blobRange(ctx context.Context, p place, d digest.Digest, offset, n int64) ([]byte, error) {
+func (c *Client) blobRange(ctx context.Context, p place, d digest.Digest, offset, n int64, limit time.Duration) ([]byte, error) {
+	if limit == 0 {
+		limit = c.limits.stall
+	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(context.Canceled)
-	stall := time.AfterFunc(c.limits.stall, func() { cancel(errStalled) })
+	stall := time.AfterFunc(limit, func() { cancel(errStalled) })
 	defer stall.Stop()
 	r := p.request(http.MethodGet, "/blobs/"+d.String())
 	r.header.Set("Range", fmt.Sprintf("bytes=%d-%d", offset, offset+n-1))

@@ -144,9 +144,7 @@ func (s *Source) Ask(ctx context.Context, index imgsrc.Desc, d digest.Digest) er
 	if err := s.lacks(childKey{of.image.repo, d}, absentTime); err != nil {
 		return failed(err)
 	}
-	ctx, cancel := context.WithTimeout(ctx, followTime)
-	defer cancel()
-	_, err := flight.Do(ctx, s.flights, flightKey{"child of " + of.image.repo, d}, func(ctx context.Context) (bool, error) {
+	_, err := inTime(ctx, s, flightKey{"child of " + of.image.repo, d}, func(ctx context.Context) (bool, error) {
 		return true, s.addChild(ctx, of.image.repo, d)
 	})
 	if err != nil {

@@ -36,6 +36,7 @@ type Client struct {
 	limits   limits
 	log      *slog.Logger
 	count    func(d digest.Digest, n int) // called with the bytes that come in
+	patient  bool                         // what has just failed is asked for as often and as long as anything else
 
 	mu        sync.Mutex
 	endpoints map[string]*endpoint // by host, and whether registries.conf calls it insecure
@@ -48,7 +49,9 @@ func NewClient(o Options) *Client {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
 	o.test = o.test.complete()
-	return newClient(o.Ref, o, nil)
+	c := newClient(o.Ref, o, nil)
+	c.patient = true // who pushes tries again by himself
+	return c
 }
 
 func newClient(host string, o Options, count func(digest.Digest, int)) *Client {
@@ -92,17 +95,31 @@ var defaultLimits = limits{
 // parallel is how many requests of one kind are made at a time.
 const parallel = 8
 
-// retry calls work again while its failure is a temporary one, a few times.
-func (c *Client) retry(ctx context.Context, work func() error) error {
+// retry calls work again while its failure is a temporary one, a few times, and as long as ctx leaves time for that; but once only
+// where others have just failed. Work gives the server no more than limit for its first byte, if that is not 0.
+func (c *Client) retry(ctx context.Context, t *trouble, work func(limit time.Duration) error) (err error) {
+	attempts := c.limits.attempts
+	limit, err := t.begin(c.limits.document / brief)
+	if err != nil {
+		return err
+	}
+	if limit > 0 {
+		attempts = 1
+	}
+	defer func(begun time.Time) { t.end(err, begun) }(time.Now())
 	delay := c.limits.backoff
 	for attempt := 1; ; attempt++ {
-		err := work()
+		err := work(limit)
 		var f *failure
-		if err == nil || ctx.Err() != nil || !errors.As(err, &f) || !f.temporary || attempt >= c.limits.attempts || f.after > c.limits.wait {
+		if err == nil || ctx.Err() != nil || !errors.As(err, &f) || !f.temporary || attempt >= attempts || f.after > c.limits.wait {
+			return err
+		}
+		wait := min(max(delay, f.after), c.limits.wait)
+		if end, ok := ctx.Deadline(); ok && time.Until(end) <= wait {
 			return err
 		}
 		c.log.Debug("asking again", "attempt", attempt, "error", err)
-		if err := sleep(ctx, min(max(delay, f.after), c.limits.wait)); err != nil {
+		if err := sleep(ctx, wait); err != nil {
 			return err
 		}
 		delay *= 2
@@ -122,10 +139,13 @@ func sleep(ctx context.Context, d time.Duration) error {
 
 // document sends a request and reads the answer, of at most max bytes, each attempt in the time that a document has.
 func (c *Client) document(ctx context.Context, p place, r *request, max int64) (header http.Header, body []byte, err error) {
-	err = c.retry(ctx, func() error {
-		limit := c.limits.document
-		if r.method == http.MethodPut {
+	err = c.retry(ctx, p.troubleOf(r), func(limit time.Duration) error {
+		switch {
+		case limit > 0:
+		case r.method == http.MethodPut:
 			limit = c.limits.stall // some registries look at everything that a manifest names before they answer
+		default:
+			limit = c.limits.document
 		}
 		ctx, cancel := context.WithTimeout(ctx, limit)
 		defer cancel()

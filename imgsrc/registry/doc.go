@@ -40,7 +40,8 @@
 //     beginning of it. And who asks for it (imgsrc.WithEarly), and reads a layer from its beginning on, gets that as it comes in,
 //     or while a file of the cache is hashed, but never the end, and hears what came of it.
 //   - Every answer is bounded, in bytes (manifests and configs 4 MiB, a blob what its descriptor says) and in time: ten
-//     seconds for a document, thirty without a byte for a blob. Requests are repeated a few times when a connection
+//     seconds for a document that somebody waits for, with all attempts, or for an attempt in a listing; thirty without a byte
+//     for a blob. A failure is the answer for a moment (see inTime), in which other requests are made but once (see trouble). Requests are repeated a few times when a connection
 //     breaks or the registry says 429 or 5xx, and not before the time that it asks for; when that is far, they fail.
 //   - A blob is fetched once, on the source's own context, whoever wants it and however many processes do; a reader who
 //     leaves does not stop it. A connection that breaks is replaced by another that goes on where it stopped, and what

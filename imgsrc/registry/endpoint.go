@@ -34,6 +34,9 @@ type endpoint struct {
 
 	pinging chan struct{} // holds one element while somebody asks for the scheme
 
+	// What has just failed there. A registry may answer for manifests and have lost its blobs.
+	documents, blobs trouble
+
 	mu         sync.Mutex
 	scheme     string // https or http; empty until the endpoint has answered
 	challenges []challenge
@@ -200,7 +203,8 @@ func (e *endpoint) waitQuiet(ctx context.Context, r *request) error {
 	if wait <= 0 {
 		return nil
 	}
-	if wait > e.client.limits.wait {
+	end, ends := ctx.Deadline()
+	if wait > e.client.limits.wait || ends && time.Until(end) <= wait {
 		return &failure{
 			text:      fmt.Sprintf("%s: not asked: the registry had too many requests, and wants none for another %s", r.doing(e), wait.Round(time.Second)),
 			status:    http.StatusTooManyRequests,

@@ -101,7 +101,7 @@ func conditionOf(err error) error {
 	var dns *net.DNSError
 	var timeout net.Error
 	switch {
-	case errors.Is(err, errStalled), errors.Is(err, context.DeadlineExceeded), errors.As(err, &timeout) && timeout.Timeout():
+	case errors.Is(err, errStalled), errors.Is(err, errLate), errors.Is(err, context.DeadlineExceeded), errors.As(err, &timeout) && timeout.Timeout():
 		return syscall.ETIMEDOUT
 	case errors.Is(err, context.Canceled):
 		return context.Canceled
@@ -115,6 +115,7 @@ func conditionOf(err error) error {
 
 var (
 	errStalled  = errors.New("no byte came for too long")
+	errLate     = errors.New("it did not answer in time")
 	errRedirect = errors.New("a redirect that is not followed")
 )
 

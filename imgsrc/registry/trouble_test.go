@@ -1,0 +1,178 @@
+package registry
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/imgfs/imgfs/imgsrc"
+	"github.com/imgfs/imgfs/imgsrc/flight"
+	"github.com/imgfs/imgfs/imgsrc/layer"
+)
+
+func TestTrouble(t *testing.T) { synctest.Test(t, testTrouble) }
+
+func testTrouble(t *testing.T) {
+	var r trouble
+	const limit = time.Second
+	want := func(when string, wait time.Duration, fails bool) {
+		t.Helper()
+		if got, err := r.begin(limit); got != wait || (err != nil) != fails || fails && !errors.Is(err, syscall.ETIMEDOUT) {
+			t.Errorf("%s: %s, %v", when, got, err)
+		}
+	}
+	late := &failure{text: "late", condition: syscall.ETIMEDOUT}
+	ill := &failure{text: "ill", status: http.StatusBadGateway, temporary: true}
+	want("at first", 0, false)
+	r.end(ill, time.Now())
+	want("after an answer of trouble", limit, false)
+	r.end(ill, time.Now())
+	r.end(ill, time.Now())
+	want("after three", limit, false)
+	r.end(&failure{status: http.StatusNotFound, condition: imgsrc.ErrNotFound}, time.Now())
+	want("after an answer", 0, false)
+	for range maxSilent - 1 {
+		r.end(late, time.Now().Add(-5*time.Second))
+		want("after one without", limit, false)
+	}
+	r.end(late, time.Now())
+	want("after three without", 0, true)
+	time.Sleep(5*time.Second + time.Nanosecond)
+	want("as long after as it took", 0, false)
+	r.end(late, time.Now())
+	want("after another one", limit, false)
+	r.end(context.Canceled, time.Now())
+	want("after one that nobody waited for", limit, false)
+	r.end(nil, time.Now())
+	want("when it is well", 0, false)
+}
+
+// A config of which the registry says nothing is waited for once, by all; and asked for anew when that is a moment ago.
+func TestSilentConfig(t *testing.T) {
+	srv := newServer(t)
+	img := big(t, srv)
+	_, m, _ := openBig(t, srv)
+	srv.front(func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+		if strings.Contains(r.URL.Path, "/blobs/") {
+			<-r.Context().Done()
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+	config := fmt.Sprintf("GET /v2/big/blobs/%s", m.desc.Config)
+	var readers sync.WaitGroup
+	for range 5 {
+		readers.Go(func() {
+			if _, err := m.Config(t.Context()); !errors.Is(err, syscall.ETIMEDOUT) {
+				t.Error(err)
+			}
+			if _, err := m.Files(t.Context(), 0); !errors.Is(err, syscall.ETIMEDOUT) {
+				t.Error(err)
+			}
+		})
+	}
+	readers.Wait()
+	if n := len(srv.requests(config)); n != 1 {
+		t.Errorf("it was asked for %d times", n)
+	}
+	if _, err := m.Manifest(t.Context()); err != nil {
+		t.Error(err)
+	}
+	srv.front(nil)
+	forget(m)
+	if b, err := m.Config(t.Context()); err != nil || digest.FromBytes(b) != m.desc.Config {
+		t.Error(err)
+	}
+	wantBlob(t, m, img)
+}
+
+// A registry that has lost its blobs is not asked for each as often as for the first.
+func TestLostBlobs(t *testing.T) {
+	srv := newServer(t)
+	var tars [][]byte
+	for n := range 20 {
+		tars = append(tars, tarOf(t, "f", fmt.Sprint(n)))
+	}
+	img := srv.image("many", "1", layer.Gzip, tars...)
+	o := newSetup(t, srv.host+"/many:1")
+	m := named(t, o.mustOpen(t), srv.host+"/many:1")
+	srv.front(func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+		if strings.Contains(r.URL.Path, "/blobs/") {
+			w.WriteHeader(http.StatusInternalServerError)
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+	srv.requests("")
+	for _, l := range img.layers {
+		if _, err := readBlob(t, m, l.Digest); err == nil {
+			t.Error("a blob was read")
+		}
+	}
+	if n := len(srv.requests("GET /v2/many/blobs/")); n != quick.attempts+len(img.layers)-1 {
+		t.Errorf("%d requests", n)
+	}
+	srv.front(nil)
+	for n := range img.layers { // at once
+		if _, err := readBlob(t, m, img.layers[n].Digest); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// A name of which the registry says nothing fails for a moment without being asked for; that somebody leaves says nothing of it.
+func TestSilentName(t *testing.T) {
+	srv := newServer(t)
+	srv.image("lib/a", "1", layer.Gzip, tarOf(t, "f", "a"))
+	o := newSetup(t, "")
+	o.configure(t)
+	f := NewFollowed(o.Options)
+	t.Cleanup(func() { _ = f.Close() })
+	srv.front(func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+		if strings.Contains(r.URL.Path, "/manifests/") {
+			<-r.Context().Done()
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+	left, leave := context.WithCancel(t.Context())
+	leave()
+	if _, err := f.Follow(left, srv.host+"/lib/a:1"); !errors.Is(err, context.Canceled) {
+		t.Errorf("who leaves: %v", err)
+	}
+	for range 3 {
+		if _, err := f.Follow(t.Context(), srv.host+"/lib/a:1"); !errors.Is(err, syscall.ETIMEDOUT) {
+			t.Errorf("who stays: %v", err)
+		}
+	}
+	if n := len(srv.requests("HEAD /v2/lib/a/manifests/1")); n != 1 {
+		t.Errorf("it was asked for %d times", n)
+	}
+	srv.front(nil)
+	for _, s := range f.sources() {
+		s.failures = flight.Failures[any]{}
+	}
+	if _, err := f.Follow(t.Context(), srv.host+"/lib/a:1"); err != nil {
+		t.Error(err)
+	}
+}
+
+// forget ends the moment for which a failure to read a config is the answer, and in which the server is in trouble.
+func forget(m *image) {
+	m.source.failures.Put(flightKey{"config of " + m.desc.Digest.String(), m.desc.Config}, nil, time.Now())
+	c := m.source.client
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, e := range c.endpoints {
+		e.blobs.end(nil, time.Now())
+	}
+}
