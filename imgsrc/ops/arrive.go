@@ -59,6 +59,7 @@ func (o *Ops) receive(ctx context.Context, a arrival) (id string, err error) {
 		var resolved types.ImageReference
 		sys := *a.sys // of the destination: which platform is wanted is checked there once more
 		options := &copy.Options{SourceCtx: a.sys, DestinationCtx: &sys, ReportResolvedReference: &resolved, PreserveDigests: a.exact}
+		options.RemoveSignatures = isLayout(a.to) // which has no place for them; the policy is asked of them all the same
 		if a.all {
 			options.ImageListSelection = copy.CopyAllImages
 		}
@@ -70,7 +71,7 @@ func (o *Ops) receive(ctx context.Context, a arrival) (id string, err error) {
 		}
 		if _, simple := to.(interface{ SimpleSigningOnly() }); simple && !here {
 			err := o.attempt(ctx, a.task, a.watch, func() (err error) {
-				options.RemoveSignatures, err = otherSignatures(ctx, a.ref, a.sys, plans) // of which the policy is asked all the same
+				options.RemoveSignatures, err = otherSignatures(ctx, a.ref, a.sys, plans)
 				return err
 			})
 			if err != nil {

@@ -29,7 +29,7 @@ func (o *Ops) chosen(ctx context.Context, src imgsrc.Source, list *imgsrc.Listin
 	if len(all) == 0 {
 		return nil, fail(imgsrc.ErrInvalid, "there is no image in it")
 	}
-	if !keepsArtifacts(to) {
+	if !isLayout(to) { // a store could make nothing of them
 		if all, err = o.withoutArtifacts(all, to); err != nil {
 			return nil, err
 		}
@@ -117,12 +117,6 @@ func isArtifactIn(ctx context.Context, img imgsrc.Image, list *imgsrc.Listing) (
 		there = true
 	}
 	return there, nil
-}
-
-// keepsArtifacts says whether a source can hold what is no image. A store could make nothing of it.
-func keepsArtifacts(to Receiver) bool {
-	_, isLayout := to.(*layoutReceiver)
-	return isLayout
 }
 
 // withoutArtifacts leaves the artifacts out, and says which. Error: imgsrc.ErrUnsupported if there is nothing else.

@@ -86,6 +86,12 @@ type layoutReceiver struct {
 	log *slog.Logger
 }
 
+// isLayout says whether what a source keeps is an OCI layout's: also what is no image, and no signatures apart from it.
+func isLayout(to Receiver) bool {
+	_, is := to.(*layoutReceiver)
+	return is
+}
+
 func (r *layoutReceiver) MayReceive() error {
 	err := unix.Access(r.LayoutDir(), unix.W_OK)
 	if errors.Is(err, unix.EROFS) {
