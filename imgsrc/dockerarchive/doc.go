@@ -12,8 +12,11 @@
 // An archive that has a whole OCI layout beside manifest.json, as today's docker save writes it, is package layout's: that
 // has the images' own manifests.
 //
-// An entry that cannot be made sense of (a config or a layer that is missing, another number of layers than of diff ids)
-// is listed as damaged if its config can be read, and is a problem of the listing otherwise.
+// A layer that is missing is in the manifest without a size, under the digest that its file's name says or else its diff id: who
+// reads it hears that it is missing, and the rest of the image is there.
+//
+// An entry that cannot be made sense of (a config that is missing, another number of layers than of diff ids) is listed as
+// damaged if its config can be read, and is a problem of the listing otherwise.
 //
 // # What must hold
 //

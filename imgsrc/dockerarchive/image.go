@@ -79,17 +79,60 @@ func (s *Source) makeManifest(ctx context.Context, it item, config manifest.Sche
 		return nil, fmt.Errorf("%w: manifest.json names %d layers, and the config %d", imgsrc.ErrDamaged, len(it.Layers), len(ids))
 	}
 	var layers []manifest.Schema2Descriptor
+	lacks := false
 	for i, file := range it.Layers {
 		if err := ids[i].Validate(); err != nil {
 			return nil, fmt.Errorf("%w: diff id %q: %w", imgsrc.ErrDamaged, ids[i], err)
 		}
 		l, err := s.describeLayer(ctx, file, ids[i], hashes)
+		if errors.Is(err, fs.ErrNotExist) {
+			l, err, lacks = s.missing(file, ids[i]), nil, true
+		}
 		if err != nil {
 			return nil, fmt.Errorf("layer %d: %w", i, err)
 		}
 		layers = append(layers, l)
 	}
+	if lacks {
+		return withoutSizes(config, layers)
+	}
 	return manifest.Schema2FromComponents(config, layers).Serialize()
+}
+
+// unknownSize stands for the size of a layer that is not there.
+const unknownSize = -1
+
+// missing describes a layer that the archive names and does not have, so that the image is there but for that: by the digest that
+// the file's name says, or as the uncompressed tar. Who reads it is told that the file is missing.
+func (s *Source) missing(file string, diffID digest.Digest) manifest.Schema2Descriptor {
+	d := cmp.Or(digestName(file), diffID)
+	if s.path(d) == "" { // another image may have it
+		s.lies(d, file)
+	}
+	return manifest.Schema2Descriptor{MediaType: manifest.DockerV2Schema2LayerMediaType, Size: unknownSize, Digest: d}
+}
+
+// withoutSizes is a manifest that does not say the sizes of layers that are not there: none is made up.
+func withoutSizes(config manifest.Schema2Descriptor, layers []manifest.Schema2Descriptor) ([]byte, error) {
+	type descriptor struct {
+		MediaType string        `json:"mediaType"`
+		Size      *int64        `json:"size,omitempty"`
+		Digest    digest.Digest `json:"digest"`
+	}
+	doc := struct {
+		SchemaVersion int          `json:"schemaVersion"`
+		MediaType     string       `json:"mediaType"`
+		Config        descriptor   `json:"config"`
+		Layers        []descriptor `json:"layers"`
+	}{2, manifest.DockerV2Schema2MediaType, descriptor{config.MediaType, &config.Size, config.Digest}, nil}
+	for i := range layers {
+		l := descriptor{MediaType: layers[i].MediaType, Digest: layers[i].Digest}
+		if layers[i].Size != unknownSize {
+			l.Size = &layers[i].Size
+		}
+		doc.Layers = append(doc.Layers, l)
+	}
+	return json.Marshal(doc)
 }
 
 // describeLayer looks at the beginning of a layer's file; at all of it, if it is compressed, its name does not say its

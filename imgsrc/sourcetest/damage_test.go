@@ -2,6 +2,8 @@ package sourcetest_test
 
 import (
 	"bytes"
+	"context"
+	"encoding/json"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
@@ -16,6 +18,7 @@ import (
 
 	"github.com/imgfs/imgfs/imgsrc"
 	"github.com/imgfs/imgfs/imgsrc/sourcetest"
+	"github.com/imgfs/imgfs/imgsrc/storage"
 	"github.com/imgfs/imgfs/test/images"
 	"github.com/imgfs/imgfs/test/servers"
 )
@@ -46,17 +49,18 @@ func TestDamaged(t *testing.T) {
 // TestSpoilt changes a byte of a layer where it lies, or takes the layer away, in all forms that are files and in a registry:
 // the layer is damaged then, and the rest of the image is not.
 func TestSpoilt(t *testing.T) {
-	manifests := []string{"oci", "oci-archive", "oci-archive, compressed", "docker-archive with a layout", "dir"}
+	files := []string{
+		"oci", "oci-archive", "oci-archive, compressed", "docker-archive with a layout", "dir", "docker-archive", "docker-archive with compressed layers",
+	}
 	for _, test := range []struct {
-		name  string
-		how   func([]byte) []byte
-		forms []string
+		name string
+		how  func([]byte) []byte
 	}{
-		{"rotten", rot, append(manifests, "docker-archive", "docker-archive with compressed layers")},
-		{"missing", func([]byte) []byte { return nil }, manifests}, // without a layer, no manifest can be made of what is there
+		{"rotten", rot},
+		{"missing", func([]byte) []byte { return nil }},
 	} {
 		for _, f := range forms {
-			if !slices.Contains(test.forms, f.name) {
+			if !slices.Contains(files, f.name) {
 				continue
 			}
 			t.Run(test.name+"/"+f.name, func(t *testing.T) {
@@ -66,6 +70,11 @@ func TestSpoilt(t *testing.T) {
 					sourcetest.RunSame(t, p.open, f.expect(p))
 				}
 			})
+		}
+		if test.name == "missing" { // what is rotten there are single files: see package storage
+			for _, driver := range []string{"overlay", "vfs"} {
+				t.Run("missing/containers-storage, "+driver, func(t *testing.T) { lostInStore(t, driver) })
+			}
 		}
 		t.Run(test.name+"/docker", func(t *testing.T) {
 			s, want := spoilt(t, test.how)
@@ -78,6 +87,46 @@ func TestSpoilt(t *testing.T) {
 				sourcetest.RunSame(t, p.open, f.expect(p))
 			}
 		})
+	}
+}
+
+// lostInStore takes a layer's files away from a store.
+func lostInStore(t *testing.T, driver string) {
+	s, want := spoilt(t, func([]byte) []byte { return nil })
+	sound, r := newApp(t), newStore(t, driver)
+	for _, img := range sound.images {
+		if err := r.take(t, img); err != nil {
+			t.Fatal(err)
+		}
+	}
+	text, err := os.ReadFile(filepath.Join(r.root, driver+"-layers", "layers.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var layers []struct {
+		ID     string
+		DiffID digest.Digest `json:"diff-digest"`
+	}
+	if err := json.Unmarshal(text, &layers); err != nil {
+		t.Fatal(err)
+	}
+	at := map[string]string{"overlay": filepath.Join(r.root, "overlay"), "vfs": filepath.Join(r.root, "vfs", "dir")}[driver]
+	lost := 0
+	for _, l := range layers {
+		if l.DiffID == want[0].Layers[2].DiffID {
+			lost++
+			if err := os.RemoveAll(filepath.Join(at, l.ID)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if lost != 1 {
+		t.Fatalf("%d layers with the diff id", lost)
+	}
+	o := storage.Options{GraphRoot: r.root, RunRoot: r.run, Driver: driver, Log: discard}
+	for _, p := range one(same(s.images, want), func(ctx context.Context) (*storage.Source, error) { return storage.Open(ctx, o) }) {
+		f := form{names: fullNames, unpacked: true, noSparse: true}
+		sourcetest.RunSame(t, p.open, f.expect(p))
 	}
 }
 

@@ -111,6 +111,7 @@ func dockerArchive(t *testing.T, all []*sourcetest.Image, compressed bool) (file
 			}
 			it.Layers = append(it.Layers, file)
 			switch first := seen[d]; {
+			case b == nil: // it is missing
 			case first == "":
 				seen[d] = file
 				p.add(file, b)

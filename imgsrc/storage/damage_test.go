@@ -3,11 +3,13 @@ package storage
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -167,7 +169,7 @@ func TestTarSplitIsDamaged(t *testing.T) {
 		"a directory": {func() error { return errors.Join(os.Remove(file), os.Mkdir(file, 0o700)) }, imgsrc.ErrDamaged},
 		"missing":     {func() error { return os.Remove(file) }, imgsrc.ErrAbsent},
 		"composefs":   {func() error { return os.Mkdir(filepath.Join(dir, "..", "composefs-data"), 0o700) }, imgsrc.ErrAbsent},
-		"layer gone":  {func() error { return os.Rename(filepath.Dir(dir), filepath.Dir(dir)+"-gone") }, imgsrc.ErrNotFound},
+		"layer gone":  {func() error { return os.Rename(filepath.Dir(dir), filepath.Dir(dir)+"-gone") }, imgsrc.ErrDamaged}, // the image is there
 	} {
 		if err := tt.damage(); err != nil {
 			t.Fatal(name, err)
@@ -312,5 +314,52 @@ func TestErrorsNameTheLayer(t *testing.T) {
 	chain, _ := s.chain(img.Image.(*image).at.layer)
 	if err == nil || !strings.Contains(err.Error(), chain[0].DiffID.String()) || !strings.Contains(err.Error(), `"victim"`) {
 		t.Errorf("the error is %q", err)
+	}
+}
+
+// Of a layer that the store has lost altogether it knows not even what was below: what is above can be read.
+func TestLayerIsLost(t *testing.T) {
+	r, s, _, _, _ := damaged(t, []byte("victim"))
+	below, above := t.TempDir(), t.TempDir()
+	write(t, []byte("below"), below, "below")
+	write(t, []byte("above"), above, "above")
+	r.commit(t, "localhost/above", "oci", below, above)
+	img := find(t, s, "localhost/above:latest")
+	chain, err := s.chain(img.Image.(*image).at.layer)
+	if err != nil || len(chain) != 2 {
+		t.Fatal(chain, err)
+	}
+	file := filepath.Join(s.layersDir(0), "layers.json")
+	text, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var layers []map[string]any
+	if err := json.Unmarshal(text, &layers); err != nil {
+		t.Fatal(err)
+	}
+	layers = slices.DeleteFunc(layers, func(l map[string]any) bool { return l["id"] == chain[0].ID })
+	if text, err = json.Marshal(layers); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(file, text, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	img = find(t, s, "localhost/above:latest")
+	if _, err := img.Diff(t.Context(), 0); !errors.Is(err, imgsrc.ErrDamaged) {
+		t.Errorf("the one that is lost: %v", err)
+	}
+	if _, err := img.Files(t.Context(), 0); !errors.Is(err, imgsrc.ErrDamaged) {
+		t.Errorf("its files: %v", err)
+	}
+	diff, err := img.Diff(t.Context(), 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if b, err := sourcetest.ReadAll(t.Context(), diff); err != nil || !bytes.Contains(b, []byte("above")) {
+		t.Errorf("the one above: %v", err)
+	}
+	if _, err := img.Diff(t.Context(), 2); !errors.Is(err, imgsrc.ErrAbsent) {
+		t.Errorf("one more than there are: %v", err)
 	}
 }

@@ -94,11 +94,11 @@ func (m *image) Blob(ctx context.Context, d digest.Digest) (imgsrc.Content, erro
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	chain, err := m.chain()
+	chain, err := m.chain(ctx)
 	if err != nil {
 		return nil, err
 	}
-	i := slices.IndexFunc(chain, func(l *layer) bool { return l.DiffID == d })
+	i := slices.IndexFunc(chain, func(l *layer) bool { return l != nil && l.DiffID == d })
 	if i < 0 && exists(filepath.Join(m.s.imagesDir(m.at.store), m.at.id)) { // without a look at the manifest
 		return nil, fmt.Errorf("opening layer %s of image %s: containers-storage keeps no compressed blobs: %w", d, m.desc.ID, imgsrc.ErrAbsent)
 	}
@@ -112,7 +112,11 @@ func (m *image) Blob(ctx context.Context, d digest.Digest) (imgsrc.Content, erro
 	}
 	for _, blob := range parsed.Layers {
 		if blob.Digest == d && i >= 0 {
-			return m.s.newDiff(chain[i], d)
+			c, err := m.s.newDiff(chain[i], d)
+			if err != nil {
+				return nil, m.lacks(chain[i], err)
+			}
+			return c, nil
 		}
 	}
 	return nil, fmt.Errorf("opening blob %s of image %s: the manifest names no such layer: %w", d, m.desc.ID, imgsrc.ErrAbsent)
@@ -129,28 +133,45 @@ func openLayer[T any](ctx context.Context, m *image, n int, open func(l *layer, 
 	if err := ctx.Err(); err != nil {
 		return none, err
 	}
-	chain, err := m.chain()
+	chain, err := m.chain(ctx)
 	if err != nil {
 		return none, err
 	}
 	if n < 0 || n >= len(chain) {
 		return none, fmt.Errorf("opening layer %d of image %s: it has %d: %w", n, m.desc.ID, len(chain), imgsrc.ErrAbsent)
 	}
+	if chain[n] == nil {
+		return none, fmt.Errorf("opening layer %d of image %s: the store has lost it, or one above it: %w", n, m.desc.ID, imgsrc.ErrDamaged)
+	}
 	opened, err := open(chain[n], m.diffID(ctx, n))
 	if err != nil {
-		return none, fmt.Errorf("opening layer %d of image %s: %w", n, m.desc.ID, err)
+		return none, fmt.Errorf("opening layer %d of image %s: %w", n, m.desc.ID, m.lacks(chain[n], err))
 	}
 	return opened, nil
 }
 
-// chain returns the image's layers, base first. A list of images has none of its own.
-func (m *image) chain() ([]*layer, error) {
+// lacks makes of a layer that is gone what that means: the image was removed, or it is not whole.
+func (m *image) lacks(l *layer, err error) error {
+	if !errors.Is(err, imgsrc.ErrNotFound) || !exists(filepath.Join(m.s.imagesDir(m.at.store), m.at.id)) {
+		return err
+	}
+	return fmt.Errorf("%w: the files of layer %s (%s) are missing in the store: %w", imgsrc.ErrDamaged, l.ID, l.DiffID, fs.ErrNotExist)
+}
+
+// chain returns the image's layers, base first; nil in the place of one that the store does not know any more, and of those below it.
+// A list of images has none of its own.
+func (m *image) chain(ctx context.Context) ([]*layer, error) {
 	if m.at.layer == "" || manifest.MIMETypeIsMultiImage(m.desc.MediaType) {
 		return nil, nil
 	}
 	chain, err := m.s.chain(m.at.layer)
 	if err != nil && !exists(filepath.Join(m.s.imagesDir(m.at.store), m.at.id)) {
-		err = fmt.Errorf("it has been removed: %w", imgsrc.ErrNotFound)
+		return nil, fmt.Errorf("opening the layers of image %s: it has been removed: %w", m.desc.ID, imgsrc.ErrNotFound)
+	}
+	if err != nil && len(chain) > 0 {
+		if lost := len(m.configDiffIDs(ctx)) - len(chain); lost > 0 {
+			return append(make([]*layer, lost), chain...), nil
+		}
 	}
 	if err != nil {
 		return nil, fmt.Errorf("opening the layers of image %s: %w", m.desc.ID, err)
@@ -160,12 +181,15 @@ func (m *image) chain() ([]*layer, error) {
 
 // DiffIDs implements [imgsrc.DiffIDer].
 func (m *image) DiffIDs(ctx context.Context) ([]digest.Digest, error) {
-	chain, err := m.chain()
+	chain, err := m.chain(ctx)
 	if err != nil {
 		return nil, err
 	}
 	ids := make([]digest.Digest, len(chain))
 	for i, l := range chain {
+		if l == nil {
+			return nil, fmt.Errorf("the store has lost layer %d: %w", i, imgsrc.ErrDamaged)
+		}
 		if l.DiffID == "" {
 			return nil, fmt.Errorf("the store does not know the diff id of layer %s: %w", l.ID, imgsrc.ErrAbsent)
 		}
@@ -176,15 +200,20 @@ func (m *image) DiffIDs(ctx context.Context) ([]digest.Digest, error) {
 
 // diffID is the diff id of layer n as the config has it, empty if that is not to be had.
 func (m *image) diffID(ctx context.Context, n int) digest.Digest {
+	if ids := m.configDiffIDs(ctx); n < len(ids) {
+		return ids[n]
+	}
+	return ""
+}
+
+// configDiffIDs are the diff ids of the layers as the config has them; none if they are not to be had.
+func (m *image) configDiffIDs(ctx context.Context) []digest.Digest {
 	if ids := m.diffIDs.Load(); ids != nil {
-		if n < len(*ids) {
-			return (*ids)[n]
-		}
-		return ""
+		return *ids
 	}
 	text, err := m.Config(ctx)
 	if err != nil {
-		return ""
+		return nil
 	}
 	var config struct {
 		RootFS struct {
@@ -192,11 +221,8 @@ func (m *image) diffID(ctx context.Context, n int) digest.Digest {
 		} `json:"rootfs"`
 	}
 	if json.Unmarshal(text, &config) != nil {
-		return ""
+		return nil
 	}
 	m.diffIDs.Store(&config.RootFS.DiffIDs)
-	if n >= len(config.RootFS.DiffIDs) {
-		return ""
-	}
-	return config.RootFS.DiffIDs[n]
+	return config.RootFS.DiffIDs
 }

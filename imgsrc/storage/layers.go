@@ -89,7 +89,7 @@ func isName(id string) bool {
 	return id != "" && id != "." && filepath.IsLocal(id) && filepath.Base(id) == id
 }
 
-// chain returns the layers below and including top, base first.
+// chain returns the layers below and including top, base first. With the error that one is missing it returns those above that.
 func (s *Source) chain(top string) ([]*layer, error) {
 	t, err := s.layerTable()
 	if err != nil {
@@ -99,7 +99,8 @@ func (s *Source) chain(top string) ([]*layer, error) {
 	for id := top; id != ""; {
 		l := t.byID[id]
 		if l == nil {
-			return nil, fmt.Errorf("layer %s is not in the store: %w", id, imgsrc.ErrDamaged)
+			slices.Reverse(chain)
+			return chain, fmt.Errorf("layer %s is not in the store: %w", id, imgsrc.ErrDamaged)
 		}
 		if len(chain) == len(t.byID) {
 			return nil, fmt.Errorf("layer %s is its own parent: %w", id, imgsrc.ErrDamaged)
@@ -121,7 +122,8 @@ type layerIndex struct {
 }
 
 // locate finds a layer's tar-split file and the directory with its files. Errors: [imgsrc.ErrAbsent] if its tar cannot
-// be put together, with the directory if its files can be found there; [imgsrc.ErrNotFound] if the layer is gone.
+// be put together, with the directory if its files can be found there; [imgsrc.ErrNotFound] if the layer is gone:
+// what that means for an image, image.lacks says.
 func (s *Source) locate(l *layer) (tarSplit, dir string, err error) {
 	// A store with a separate image store spreads a layer over both.
 	for _, i := range append([]int{l.store}, indices(len(s.stores), l.store)...) {
