@@ -170,26 +170,3 @@ func TestPrintJobs(t *testing.T) {
 		t.Errorf("%q", out)
 	}
 }
-
-func TestJobProgress(t *testing.T) {
-	for _, test := range []struct{ fields, want string }{
-		{`"state":"queued","bytes":0,"total":null`, "queued"},
-		{`"state":"running","bytes":0,"total":null`, "0 B"},
-		{`"state":"running","bytes":1048576,"total":null,"rate":2048`, "1.0 MiB  2.0 KiB/s"},
-		{`"state":"running","bytes":1048576,"total":3145728,"rate":1048576`, "1.0 MiB / 3.0 MiB  1.0 MiB/s  3s left"},
-		{`"state":"running","bytes":1048576,"total":3145728,"rate":20000`, "1.0 MiB / 3.0 MiB  19.5 KiB/s  1m45s left"},
-		{`"state":"running","bytes":1,"total":3145728,"rate":1`, "1 B / 3.0 MiB  1 B/s"},
-		{`"state":"running","bytes":0,"total":3145728,"rate":0`, "0 B / 3.0 MiB"},
-		{`"state":"running","bytes":1048576,"total":1048576,"rate":1048576`, "1.0 MiB  1.0 MiB/s"},
-	} {
-		f := newFakeJobs(t)
-		f.set(1, "%s", test.fields)
-		jobs, err := (&jobReader{only: f.dir, all: true}).read(t.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
-		if got := jobs[0].progress(); got != test.want {
-			t.Errorf("%s: %q, want %q", test.fields, got, test.want)
-		}
-	}
-}
