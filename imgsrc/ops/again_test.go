@@ -3,6 +3,7 @@ package ops
 import (
 	"bytes"
 	"errors"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"strconv"
@@ -13,6 +14,7 @@ import (
 	"time"
 
 	imgspecv1 "github.com/opencontainers/image-spec/specs-go/v1"
+	"go.podman.io/image/v5/docker"
 
 	"github.com/imgfs/imgfs/imgsrc"
 )
@@ -141,6 +143,31 @@ func TestAskAgain(t *testing.T) {
 		if n := refused.Load(); n < 3 {
 			t.Errorf("%s: asked %d times", words, n)
 		}
+	}
+}
+
+// A registry that stops once it has given its manifest was there a moment ago, and is asked again. A store has the config read
+// before anything is said to arrive.
+func TestManifestIsAnAnswer(t *testing.T) {
+	img := smallImage(t)
+	host := startEmbedded(t, func(next http.Handler) http.Handler { return next })
+	from, _ := newOps(t, Options{}, img)
+	if err := from.Do(t.Context(), pushTo(img, host+"/web:1")); err != nil {
+		t.Fatal(err)
+	}
+	ref, err := docker.ParseReference("//" + host + "/web:1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	watch := &watchdog{}
+	src, err := (&plannedSource{ref, &planner{watch: watch}}).NewImageSource(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer src.Close()
+	refused := &net.OpError{Op: "dial", Err: syscall.ECONNREFUSED}
+	if !temporary(refused, watch.reached.Load()) || temporary(refused, (&watchdog{}).reached.Load()) {
+		t.Error("not tried again, or also when nothing has ever answered")
 	}
 }
 

@@ -151,6 +151,7 @@ func (s *plannedSource) NewImageSource(ctx context.Context, sys *types.SystemCon
 	if err != nil {
 		return nil, err
 	}
+	s.watch.reached.Store(true) // for the manifest
 	plan, err := s.look(ctx, src, sys)
 	if err != nil {
 		_ = src.Close()
