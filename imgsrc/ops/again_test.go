@@ -15,6 +15,7 @@ import (
 
 	imgspecv1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"go.podman.io/image/v5/docker"
+	"go.podman.io/image/v5/types"
 
 	"github.com/imgfs/imgfs/imgsrc"
 )
@@ -160,7 +161,7 @@ func TestManifestIsAnAnswer(t *testing.T) {
 		t.Fatal(err)
 	}
 	watch := &watchdog{}
-	src, err := (&plannedSource{ref, &planner{watch: watch}}).NewImageSource(t.Context(), nil)
+	src, err := (&plannedSource{ref, &planner{watch: watch}}).NewImageSource(t.Context(), &types.SystemContext{DockerInsecureSkipTLSVerify: types.OptionalBoolTrue})
 	if err != nil {
 		t.Fatal(err)
 	}
