@@ -68,7 +68,7 @@ func (o *Ops) copyImage(ctx context.Context, p pushJob) (err error) {
 		}
 	}
 	sys := o.system(p.line)
-	to, err := p.line.dest.stage(ctx, staging{sys: sys, blobs: blobs, verify: o.verify(p.line), insecure: o.opt.Insecure, openStore: o.openStore, log: o.log})
+	to, err := p.line.dest.stage(ctx, staging{sys: sys, blobs: blobs, verify: o.verify(p.line), insecure: o.opt.Insecure, openStore: o.openStore, openLayout: o.openLayout, log: o.log})
 	if to.discard != nil {
 		defer to.discard()
 	}
@@ -91,18 +91,17 @@ func (o *Ops) copyImage(ctx context.Context, p pushJob) (err error) {
 	if err != nil {
 		return err
 	}
-	if kind == registryKind {
-		err = o.attempt(ctx, p.task, watch, func() error { return c.run(ctx, p.task, watch) })
-	} else {
-		err = c.run(ctx, p.task, watch)
+	run := func() error { return c.run(ctx, p.task, watch) }
+	switch {
+	case kind == registryKind:
+		return o.attempt(ctx, p.task, watch, run)
+	case to.commit != nil:
+		return copyWhole(run, func() error { return to.commit(ctx) })
 	}
-	if err != nil && kind == daemonKind && ctx.Err() == nil {
+	if err = run(); err != nil && kind == daemonKind && ctx.Err() == nil {
 		err = engineGone(err)
 	}
-	if err != nil || to.commit == nil {
-		return err
-	}
-	return to.commit(ctx)
+	return err
 }
 
 // A copying is what the library is told of a push.
@@ -139,6 +138,10 @@ func (o *Ops) shape(ctx context.Context, c *copying, p pushJob, watch *watchdog,
 		// What is built in a store names the layers as they lie there, for want of others: they are compressed like those that
 		// were pulled, as every tool does it.
 		desired = new(types.PreserveOriginal) // uncompressed blobs too: their digests are the image's
+	}
+	if to, ok := c.to.(*layoutRef); ok {
+		c.options.ForceCompressionFormat = false // it would have nothing reused; to sees to it
+		to.required = p.line.compression
 	}
 	done = func() {}
 	d, isRegistry := p.line.dest.(*registry)

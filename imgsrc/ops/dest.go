@@ -39,8 +39,9 @@ type staging struct {
 
 	insecure func(host string) bool // registries that need no certificate where verify says nothing
 
-	openStore receiverOpener
-	log       *slog.Logger
+	openStore  receiverOpener
+	openLayout func(ctx context.Context, dir string, blobs []digest.Digest) *present
+	log        *slog.Logger
 }
 
 // staged is a destination that is ready to be copied to.

@@ -42,7 +42,7 @@
 // offered as the uncompressed tar of its diff id, and the manifest is rewritten to say so. No lock of a store is held and
 // no temporary file is made for a layer on the way.
 //
-// A registry is not sent what it has: see upload. A push to one whose failure may go away is tried again a few times, and so
+// A registry is not sent what it has: see upload; nor is a layout: see present. A push to one whose failure may go away is tried again a few times, and so
 // is a pull. Where not all images of an index are asked for, the one for the mount's platform is pushed.
 //
 // A push that signs does so before the manifest is stored: with the program gpg, because the library's own OpenPGP cannot

@@ -6,12 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 
-	"github.com/opencontainers/go-digest"
 	imgspecv1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"go.podman.io/image/v5/oci/layout"
 	"golang.org/x/sys/unix"
@@ -21,14 +21,11 @@ import (
 )
 
 // A layoutDir is a name in an OCI layout that may have other images in it.
-type layoutDir struct {
-	path, name string
-	present    *present // the blobs that are there already; nil: none is taken as it is
-}
+type layoutDir struct{ path, name string }
 
 func parseLayout(rest string, resolve pathResolver) (destination, error) {
 	path, name, err := parseNamed(rest, resolve)
-	return &layoutDir{path: path, name: name}, err
+	return &layoutDir{path, name}, err
 }
 
 func (d *layoutDir) kind() *kind           { return layoutKind }
@@ -55,44 +52,38 @@ func (d *layoutDir) check() error {
 	return nil
 }
 
-// stage makes a layout of its own inside the directory, on the same file system as its blobs, and links into it those
-// blobs that are there already and will be copied as they are.
-func (d *layoutDir) stage(_ context.Context, s staging) (_ staged, err error) {
+// stage makes a layout of its own inside the directory, on the same file system as its blobs. Those that are there already,
+// and would be copied as they are, stay where they are.
+func (d *layoutDir) stage(ctx context.Context, s staging) (staged, error) {
+	return d.stageWith(s.openLayout(ctx, d.path, s.blobs), s.log)
+}
+
+// stageWith is stage where some blobs are there already; there is nil if none is.
+func (d *layoutDir) stageWith(there *present, log *slog.Logger) (_ staged, err error) {
 	made := os.Mkdir(d.path, 0o755) == nil
-	own, clean, err := stageIn(d.path, s.log)
+	own, clean, err := stageIn(d.path, log)
 	discard := func() {
 		clean()
+		there.close()
 		if made {
 			_ = os.Remove(d.path) // if it is empty: nothing was pushed here
 		}
 	}
 	if err != nil {
-		if made {
-			_ = os.Remove(d.path)
-		}
+		discard()
 		return staged{}, err
 	}
-	for _, blob := range s.blobs {
-		at := blobPath(blob)
-		if os.MkdirAll(filepath.Join(own, filepath.Dir(at)), 0o755) == nil {
-			_ = os.Link(filepath.Join(d.path, at), filepath.Join(own, at)) // what cannot be linked is copied
-		}
-	}
 	ref, err := layout.NewReference(own, d.name)
-	if d.present != nil && err == nil {
-		ref = &layoutRef{ref, d.present}
+	if err == nil && there != nil {
+		ref = &layoutRef{ImageReference: ref, present: there}
 	}
-	return staged{ref, func(ctx context.Context) error { return d.merge(ctx, own) }, discard}, err
-}
-
-// blobPath is where a layout has a blob, relative to its directory.
-func blobPath(d digest.Digest) string {
-	return filepath.Join(imgspecv1.ImageBlobsDir, d.Algorithm().String(), d.Encoded())
+	return staged{ref, func(ctx context.Context) error { return d.merge(ctx, own, there) }, discard}, err
 }
 
 // merge moves the image of the layout own into this one. The index is replaced in one step, last of all; a reader sees
-// it with the image or without, and what other programs write to it at the same time is not lost.
-func (d *layoutDir) merge(ctx context.Context, own string) error {
+// it with the image or without, and what other programs write to it at the same time is not lost. Error: errGone if what
+// the image counts on is not there any more.
+func (d *layoutDir) merge(ctx context.Context, own string, there *present) error {
 	added, err := os.ReadFile(filepath.Join(own, imgspecv1.ImageIndexFile))
 	if err != nil {
 		return err
@@ -109,7 +100,7 @@ func (d *layoutDir) merge(ctx context.Context, own string) error {
 		text, err = d.withImages(was, added)
 		return was, text, err
 	}, func() error {
-		if err := d.present.still(ctx); err != nil {
+		if err := there.still(ctx); err != nil {
 			return err
 		}
 		return d.moveIn(own)

@@ -332,7 +332,7 @@ func TestPushKeepsWhatOthersWrite(t *testing.T) {
 		}
 		written <- os.WriteFile(filepath.Join(dir, "index.json"), []byte(`{"manifests":[{"digest":"sha256:theirs"}]}`), 0o644)
 	}()
-	if err := d.merge(t.Context(), own); err != nil {
+	if err := d.merge(t.Context(), own, nil); err != nil {
 		t.Fatal(err)
 	}
 	if err := <-written; err != nil {

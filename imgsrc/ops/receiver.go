@@ -120,8 +120,8 @@ func (r *layoutReceiver) Receive(ctx context.Context, name, _ string, copy func(
 	if _, err := layout.NewReference("/", name); err != nil {
 		return fail(imgsrc.ErrInvalid, "%s cannot be the name of an image in a layout", quote(name))
 	}
-	to := &layoutDir{path: dir, name: name, present: &present{layout: r, log: r.log}}
-	made, err := to.stage(ctx, staging{log: r.log})
+	to := &layoutDir{dir, name}
+	made, err := to.stageWith(&present{layout: r, log: r.log}, r.log)
 	if made.discard != nil {
 		defer made.discard()
 	}

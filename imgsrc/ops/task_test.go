@@ -18,6 +18,7 @@ import (
 	imgspecv1 "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/imgfs/imgfs/imgsrc"
+	"github.com/imgfs/imgfs/imgsrc/layout"
 )
 
 // jobOf returns what jobs/ shows of a job.
@@ -261,7 +262,10 @@ func TestPushedJob(t *testing.T) {
 		layers := [][]byte{tarOf("a", noise(30_000)), tarOf("b", noise(50_000))}
 		img := newImage(t, imgspecv1.MediaTypeImageManifest, blobs, "x", layers...)
 		dir := t.TempDir()
-		o, _ := newOps(t, Options{}, img)
+		opens := func(ctx context.Context, place string) (imgsrc.Source, error) {
+			return layout.Open(ctx, layout.Options{Dir: strings.TrimPrefix(place, "oci:")})
+		}
+		o, _ := newOps(t, Options{Open: opens}, img)
 		for _, name := range []string{"a", "b"} {
 			if err := o.Do(t.Context(), pushTo(img, "oci:"+dir+":"+name)); err != nil {
 				t.Fatal(err)

@@ -109,7 +109,7 @@ func (d *uploadDestination) PutBlob(ctx context.Context, stream io.Reader, info 
 
 // TryReusingBlob looks for the blob, unless it is to have another compression, and for what it is when it is compressed.
 func (d *uploadDestination) TryReusingBlob(ctx context.Context, info types.BlobInfo, cache types.BlobInfoCache, canSubstitute bool) (bool, types.BlobInfo, error) {
-	if d.fits(info) {
+	if fits(info, d.required) {
 		if ok, got, err := d.reuse(ctx, info, cache); ok || err != nil {
 			return ok, got, err
 		}
@@ -134,13 +134,14 @@ func (d *uploadDestination) TryReusingBlob(ctx context.Context, info types.BlobI
 	return false, types.BlobInfo{}, nil
 }
 
-// fits says whether a blob can stay as it is: it has the compression that is asked for, or is nothing that is compressed.
-func (d *uploadDestination) fits(info types.BlobInfo) bool {
-	if has := info.CompressionAlgorithm; d.required != nil && has != nil {
-		return has.Name() == d.required.Name() || has.BaseVariantName() == d.required.Name()
+// fits says whether a blob can stay as it is: it has the compression that is required, or is nothing that is compressed. A
+// nil one is none.
+func fits(info types.BlobInfo, required *compressiontypes.Algorithm) bool {
+	if has := info.CompressionAlgorithm; required != nil && has != nil {
+		return has.Name() == required.Name() || has.BaseVariantName() == required.Name()
 	}
 	noLayer := info.CompressionOperation == types.PreserveOriginal && info.MediaType != ""
-	return d.required == nil || noLayer
+	return required == nil || noLayer
 }
 
 // algorithm is what layers are compressed with.
