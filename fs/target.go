@@ -32,9 +32,24 @@ type targetWalk struct {
 }
 
 // imageOf returns the id of the image that a target means in a link that stands in directory dir, a path below the
-// mountpoint. It leads to an image's directory in this mount, or ends in the id of one. Errors: imgsrc.ErrNotFound,
-// imgsrc.ErrInvalid if it leads to something else, and what following it brings.
+// mountpoint. It leads to an image's directory in this mount, seen from there or else from the mountpoint, or ends in the id
+// of one. Errors: imgsrc.ErrNotFound, imgsrc.ErrInvalid if it leads to something else, and what following it brings.
 func (f *FS) imageOf(ctx context.Context, dir, target string) (id string, err error) {
+	starts := []string{dir, ""}
+	if strings.HasPrefix(target, "/") {
+		starts = starts[1:] // it is all the same
+	}
+	for _, start := range starts {
+		id, err := f.imageFrom(ctx, start, target)
+		if !errors.Is(err, imgsrc.ErrNotFound) && !errors.Is(err, syscall.ENOENT) {
+			return id, err
+		}
+	}
+	return f.imageByEnd(target)
+}
+
+// imageFrom returns the id of the image to whose directory a target leads, seen from dir.
+func (f *FS) imageFrom(ctx context.Context, dir, target string) (id string, err error) {
 	w := &targetWalk{f: f, outside: "/"}
 	if !strings.HasPrefix(target, "/") {
 		w.inside = []node{rootNode}
@@ -44,11 +59,11 @@ func (f *FS) imageOf(ctx context.Context, dir, target string) (id string, err er
 		}
 	}
 	w.push(target)
-	switch err := w.walk(ctx); {
-	case errors.Is(err, imgsrc.ErrNotFound), errors.Is(err, syscall.ENOENT), err == nil && len(w.inside) == 0:
-		return f.imageByEnd(target)
-	case err != nil:
+	if err := w.walk(ctx); err != nil {
 		return "", err
+	}
+	if len(w.inside) == 0 {
+		return "", imgsrc.ErrNotFound
 	}
 	n := w.inside[len(w.inside)-1]
 	img := f.image(n.image())
@@ -76,7 +91,7 @@ func (f *FS) imageByEnd(target string) (string, error) {
 			return e.ID, nil
 		}
 	}
-	return "", fmt.Errorf("%w: %q leads to no image of this mount: link to ids/ID or images/NAME, seen from the link's own directory", imgsrc.ErrNotFound, target)
+	return "", fmt.Errorf("%w: %q leads to no image of this mount: link to ids/ID or images/NAME, seen from the link's own directory or from the mountpoint", imgsrc.ErrNotFound, target)
 }
 
 func (w *targetWalk) push(p string) { w.rest = append(strings.Split(p, "/"), w.rest...) }

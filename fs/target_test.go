@@ -34,6 +34,13 @@ func TestTargets(t *testing.T) {
 		{dir: "images/localhost", target: "//mnt/../mnt/./images/images/localhost/web:1", want: id},
 		{dir: "images/localhost", target: "../../../images/ids/" + id[:8], want: id}, // out of the mount and in again
 		{dir: "images/localhost", target: "../../../../../../../mnt/images/ids/" + id[:8], want: id},
+		{dir: "images/localhost", target: "images/localhost/web:1", want: id}, // from the mountpoint
+		{dir: "images/localhost", target: "ids/" + id[:8], want: id},
+		{dir: "images", target: "./images/quay.io/x/y:2", want: id},
+		{dir: "images", target: "localhost/web:1", want: id},
+		{dir: "images/localhost", target: "../images/images/localhost/web:1", want: id}, // /mnt/images is called images
+		{dir: "images/localhost", target: "images/localhost", err: imgsrc.ErrInvalid},
+		{dir: "images/localhost", target: "images/localhost/none:1", err: imgsrc.ErrNotFound},
 		{dir: "images/localhost", target: id, want: id},
 		{dir: "images/localhost", target: id[:12], want: id},
 		{dir: "images/localhost", target: id[:8], err: imgsrc.ErrNotFound},
