@@ -70,6 +70,7 @@ type Facts struct {
 	v1Config     []byte          // of schema 1: see schema1.config
 	schema1      bool            // there is no config because the manifest is of Docker's schema 1
 	givenDiffIDs []digest.Digest // of schema 1, when they have been found out
+	sketched     bool            // these are a sketch's: what is not here, the image may have
 
 	cfg        configDoc
 	cfgErr     error          // why cfg says nothing
@@ -166,6 +167,9 @@ func (f *Facts) Created() (time.Time, bool) {
 
 // absent is the error for a value that the image does not have.
 func (f *Facts) absent(what string) error {
+	if f.sketched {
+		return fmt.Errorf("the %s of image %s: %w", what, f.ID, ErrUnsure)
+	}
 	return fmt.Errorf("image %s has no %s: %w", f.ID, what, ErrAbsent)
 }
 

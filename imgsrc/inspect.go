@@ -267,6 +267,9 @@ func (f *Facts) platform() *Platform {
 
 // size is the sum of the config's and the layers' sizes, as the manifest says them.
 func (f *Facts) size() (int64, error) {
+	if f.sketched {
+		return 0, f.untold("size")
+	}
 	if f.ManifestErr != nil {
 		return 0, f.ManifestErr
 	}

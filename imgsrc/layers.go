@@ -17,12 +17,12 @@ type LayerState struct {
 
 func (f *Facts) layer(n int) (*LayerFacts, error) {
 	switch {
+	case n >= 0 && n < len(f.Layers):
+		return &f.Layers[n], nil
 	case f.ManifestErr != nil:
 		return nil, f.ManifestErr
-	case n < 0 || n >= len(f.Layers):
-		return nil, f.absent(fmt.Sprintf("layer %d", n))
 	}
-	return &f.Layers[n], nil
+	return nil, f.absent(fmt.Sprintf("layer %d", n))
 }
 
 // LayerDigest returns the digest of layer n in the manifest.
@@ -30,6 +30,9 @@ func LayerDigest(f *Facts, n int) ([]byte, error) {
 	l, err := f.layer(n)
 	if err != nil {
 		return nil, err
+	}
+	if l.Digest == "" && f.sketched {
+		return nil, f.untold(fmt.Sprintf("digest of layer %d", n))
 	}
 	return text(string(l.Digest)), nil
 }

@@ -35,6 +35,8 @@ func (f *Facts) decode(what string, raw json.RawMessage, noDoc error, v any) err
 		return noDoc
 	case !given(raw):
 		return f.absent(what)
+	case f.sketched && string(raw) == withheld:
+		return f.untold(what)
 	}
 	if err := json.Unmarshal(raw, v); err != nil {
 		return f.damaged(what, err)
@@ -69,7 +71,10 @@ func (f *Facts) setValue(what string, raw json.RawMessage, noDoc error) ([]byte,
 
 // DigestText returns the manifest's digest.
 func DigestText(f *Facts) ([]byte, error) {
-	if f.Digest == "" {
+	switch {
+	case f.Digest == "" && f.sketched:
+		return nil, f.untold("digest")
+	case f.Digest == "":
 		return nil, f.absent("digest")
 	}
 	return text(string(f.Digest)), nil
@@ -85,7 +90,10 @@ func IDText(f *Facts) ([]byte, error) {
 
 // MediaTypeText returns the manifest's media type: its own, else the source's, else the one whose fields it has.
 func MediaTypeText(f *Facts) ([]byte, error) {
-	if f.mediaType == "" {
+	switch {
+	case f.mediaType == "" && f.sketched:
+		return nil, f.untold("media type")
+	case f.mediaType == "":
 		return nil, f.absent("media type")
 	}
 	return text(f.mediaType), nil

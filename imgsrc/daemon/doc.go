@@ -8,9 +8,24 @@
 // or with the containerd image store the digest of its manifest or index. Names are written in full: what docker calls
 // web:1 is docker.io/library/web:1.
 //
+// # What is told
+//
+// From that inspection an image has a sketch (imgsrc.Sketch), until its bytes are here: when it was made, its diff ids, and those
+// values of its config that the inspection gives to the byte. Seen with Docker 20.10 and 29, with both image stores:
+//
+//   - What is empty there ("", null, [], {}, or left out) may be absent from the config or empty in it, so it is not told.
+//   - Created is written anew: 00:00:00.120Z becomes 00:00:00.12Z, +00:00 becomes Z, no time may be the year 1. The moment is
+//     right always; the text is told if it has all nine digits.
+//   - Os is the engine's own if the config has none. It is told with the architecture, without which no image is made.
+//   - Comment is the last step's if the config has none; of a health check an engine leaves out what it does not know. Of these
+//     it is told at most that there is one. So it is with the history, of which the API has neither digits nor authors.
+//
+// The API of podman's service shows other things where a config is unusual: of its images nothing is told. A config with another
+// notation of the time, or without a system, is found when it has been saved; package fs then shows what that says.
+//
 // # Saving
 //
-// Of an image's manifest, config and layers the API gives nothing but by "docker save", all at once. So the first one
+// Of an image's manifest, config and layers the API gives the exact bytes by "docker save" only, all at once. So the first one
 // who wants any of them causes one save, on the source's own context: whoever leaves does not stop it, and whoever comes
 // meanwhile waits for the same one. The engine's answer goes into a file without a name, in the cache's directory. From
 // there the layers go into the cache of package layer, which verifies each against its diff id; then the file is gone.
@@ -37,7 +52,7 @@
 // # What must hold
 //
 //   - Listing, inspecting and watching save nothing.
-//   - No byte is returned that was not verified: a config against the id, or against the manifest that the id leads to
+//   - No byte is returned that was not verified, but for a sketch, which is the engine's word: a config against the id, or against the manifest that the id leads to
 //     (containerd image store); a layer against the config's diff id.
 //   - What the engine sends is bounded: entries, JSON files (4 MiB), what a compressed layer expands to, and the room
 //     that a save leaves on the disk. Nothing that is named in an archive becomes a path on this machine.

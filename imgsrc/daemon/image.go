@@ -20,16 +20,25 @@ import (
 type image struct {
 	source *Source
 	desc   imgsrc.Desc
-	layers []string    // diff ids; nil if the engine did not say
-	gone   atomic.Bool // it was not in the last listing
+	layers []string                      // diff ids; nil if the engine did not say
+	gone   atomic.Bool                   // it was not in the last listing
+	sketch atomic.Pointer[imgsrc.Sketch] // nil once a save has said more
 }
 
-var _ imgsrc.Image = (*image)(nil)
+var _ imgsrc.Sketcher = (*image)(nil)
 
 func (m *image) Desc() imgsrc.Desc { return m.desc }
 
 // document returns what a save says of the image: this process's, an earlier one's, or a new one's.
 func (m *image) document(ctx context.Context) (*document, error) {
+	d, err := m.findDocument(ctx)
+	if err == nil {
+		m.sketch.Store(nil)
+	}
+	return d, err
+}
+
+func (m *image) findDocument(ctx context.Context) (*document, error) {
 	s, id := m.source, m.desc.ID
 	if err := ctx.Err(); err != nil {
 		return nil, err

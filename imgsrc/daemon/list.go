@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"crypto/sha256"
@@ -38,8 +39,13 @@ type state struct {
 type fingerprint [sha256.Size]byte
 
 func (s *Source) inspect(ctx context.Context, ref string) (client.ImageInspectResult, error) {
+	return s.inspectRaw(ctx, ref, nil)
+}
+
+// inspectRaw also returns the engine's own words, if raw is not nil.
+func (s *Source) inspectRaw(ctx context.Context, ref string, raw *bytes.Buffer) (client.ImageInspectResult, error) {
 	return call(ctx, s.engine, callTimeout, func(ctx context.Context) (client.ImageInspectResult, error) {
-		return s.engine.api.ImageInspect(ctx, ref)
+		return s.engine.api.ImageInspect(ctx, ref, client.ImageInspectWithRawResponse(raw))
 	})
 }
 
@@ -194,13 +200,14 @@ func (s *Source) describe(ctx context.Context, st *state, l *imgsrc.Listing) (ma
 		}
 	}
 	classic := len(fresh) > 0 && s.isClassic(ctx)
+	docker := len(fresh) > 0 && s.isDocker(ctx)
 	problems := make([]error, len(fresh))
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(inspectors)
 	for i, m := range fresh {
 		g.Go(func() error {
 			var err error
-			problems[i], err = m.learn(gctx, classic)
+			problems[i], err = m.learn(gctx, classic, docker)
 			return err
 		})
 	}
@@ -234,8 +241,9 @@ func (s *Source) isClassic(ctx context.Context) bool {
 
 // learn fills in what the engine knows of an image, and what an earlier save has said. The first error is this image's;
 // the second that the engine is gone.
-func (m *image) learn(ctx context.Context, classic bool) (problem, err error) {
-	info, err := m.source.inspect(ctx, digest.SHA256.String()+":"+m.desc.ID)
+func (m *image) learn(ctx context.Context, classic, docker bool) (problem, err error) {
+	var raw bytes.Buffer
+	info, err := m.source.inspectRaw(ctx, digest.SHA256.String()+":"+m.desc.ID, &raw)
 	if ctx.Err() != nil || errors.Is(err, errNoEngine) {
 		return nil, err
 	}
@@ -251,6 +259,8 @@ func (m *image) learn(ctx context.Context, classic bool) (problem, err error) {
 	}
 	if d := m.source.records.load(m.desc.ID); d != nil {
 		m.desc.Digest, m.desc.Size, m.desc.MediaType, m.desc.Config = d.digest, int64(len(d.manifest)), d.mediaType, d.configDigest
+	} else if docker {
+		m.sketch.Store(sketchOf(raw.Bytes(), m.hasHistory(ctx)))
 	}
 	return nil, nil
 }

@@ -256,6 +256,9 @@ func TestRealPodman(t *testing.T) {
 	}
 	s := openSource(t, Options{Host: host})
 	img := find(t, s, "localhost/web:1")
+	if sketch := img.Image.(imgsrc.Sketcher).Sketch(); sketch != nil { // what its service shows is not always what a config has
+		t.Errorf("of podman's image is told %s", sketch.Config)
+	}
 	raw, err := img.Manifest(t.Context())
 	if want := needs.Run(t, "skopeo", "inspect", "--raw", "--daemon-host", host, "docker-daemon:localhost/web:1"); err != nil || string(raw) != want {
 		t.Errorf("%v, the manifest is\n%s\nand skopeo's\n%s", err, raw, want)
