@@ -24,6 +24,9 @@ func (img *image) renderBare(ctx context.Context) (*rendered, error) {
 	if r := img.bare.Load(); r != nil && img.rendering.Load() > 0 {
 		return r, nil
 	}
+	if img.isSketched() { // its config comes with its manifest
+		return img.render(ctx)
+	}
 	waiting, cancel := context.WithTimeout(ctx, configPatience)
 	defer cancel()
 	r, err := img.render(waiting)
@@ -48,11 +51,16 @@ type bareImage struct{ imgsrc.Image }
 
 func (bareImage) Config(context.Context) ([]byte, error) { return nil, errLate }
 
-// renderFor renders the image if that decides what the row is.
+// renderFor returns what decides what the row is: the sketch of an image that has not been read, if that tells, or its
+// rendering; nil if neither does.
 func (img *image) renderFor(ctx context.Context, row *row) (*rendered, error) {
-	switch {
-	case row.control, row.lastError, row.live != nil:
+	if row.control || row.lastError || row.live != nil {
 		return nil, nil
+	}
+	r := img.sketch()
+	switch {
+	case r != nil && r.tells(row):
+		return r, nil
 	case row.bare:
 		return img.renderBare(ctx)
 	}

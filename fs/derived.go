@@ -60,7 +60,7 @@ func (img *image) derive(ctx context.Context, r *rendered, row *row) (derivedFil
 	s := img.f.state.Load()
 	key := derivedKey{img.slot, row.id}
 	_, passing := img.remote() // what has been fetched changes meanwhile
-	passing = passing || r.damaged
+	passing = passing || r.damaged || r.sketched
 	if d, ok := img.f.derived.get(key); ok && d.generation == s.snap.Generation && d.entry == e && !passing {
 		return d, d.err
 	}

@@ -96,7 +96,7 @@ func (v exportView) at(ctx context.Context, n node) (*image, *rendered, ino, err
 	img := v.f.image(n.image())
 	render := img.render
 	if n.entry() == exportDir || n.entry() == exportReadme {
-		render = img.renderBare
+		render = img.knownBare
 	}
 	r, err := render(ctx)
 	if err != nil {
@@ -157,7 +157,8 @@ func (v exportView) lookup(ctx context.Context, dir node, name string) (found, e
 	if name == exportReadmeName {
 		return found{node: makeNode(dir.image(), viewExport, exportReadme)}, nil
 	}
-	img, r, _, err := v.at(ctx, dir)
+	img := v.f.image(dir.image())
+	r, err := img.render(ctx)
 	if err != nil {
 		return found{}, err
 	}

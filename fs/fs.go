@@ -75,6 +75,7 @@ type FS struct {
 	spaces   [spaces]*nameSpace
 	targets  interner // of links in images' directories: a name and where it leads
 	rendered *renderedCache
+	sketches *renderedCache
 	contents *openCache[imgsrc.Content]
 	files    *openCache[imgsrc.Files]
 	trees    *memo[treeKey, *tree]
@@ -125,6 +126,7 @@ func New(o Options) *FS {
 		started:       time.Now(),
 		gone:          newGoneQueue(),
 		rendered:      newRenderedCache(renderedBytes),
+		sketches:      newRenderedCache(sketchBytes),
 		contents:      newOpenCache[imgsrc.Content](openLimit(openFiles())),
 		files:         newOpenCache[imgsrc.Files](openLimit(openFiles())),
 		trees:         newMemo[treeKey, *tree](treeBytes),

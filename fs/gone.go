@@ -8,11 +8,12 @@ import (
 
 // goneEntry is a name in a directory that the kernel may have cached for good and that is there no more.
 type goneEntry struct {
-	dir   node
-	name  string
-	moved *moved        // the link that was moved there; nil if none was
-	done  chan struct{} // instead of a name: closed when it is its turn
-	lent  node          // instead of a name: a file whose attributes the kernel may have
+	dir    node
+	name   string
+	moved  *moved        // the link that was moved there; nil if none was
+	done   chan struct{} // instead of a name: closed when it is its turn
+	lent   node          // instead of a name: a file whose attributes the kernel may have
+	spoilt node          // instead of a name: a file of which it has something else than what is in it
 }
 
 // A goneQueue is what the kernel is to be told, in its order.
@@ -118,6 +119,8 @@ func (f *FS) forgetNames(ctx context.Context) {
 			case server == nil:
 			case g.lent != 0:
 				server.InodeNotify(uint64(g.lent), -1, 0) // the attributes alone: its pages may be another's read
+			case g.spoilt != 0:
+				go server.InodeNotify(uint64(g.spoilt), 0, 0) // it waits for reads of the file that are under way
 			default:
 				f.gone.wait(ctx)
 				server.EntryNotify(uint64(g.dir), g.name)

@@ -43,6 +43,9 @@ type image struct {
 	damagedShape string          // what the image had when something of it could not be read; empty if all could
 	unreadSaid   map[string]bool // the reasons for that which are in the log; nil if there are none
 	lineage      *imgsrc.Lineage // once known
+
+	sketchShape string // what the image had when it was listed by a sketch; empty if it was not
+	kinSketched bool   // it was listed while an image that may be its parent or child was not read
 }
 
 func newImage(f *FS, e *imgsrc.Entry, listed time.Time) *image {
@@ -218,15 +221,26 @@ func liveText(e *imgsrc.Entry) string {
 // created is the modification time of what is computed from the image: its creation time, 0 where it has none. Not sure if that is
 // not known as yet.
 func (img *image) created(ctx context.Context) (t time.Time, sure bool, err error) {
-	img.mu.Lock()
-	known := img.createdAt
-	img.mu.Unlock()
-	if known != nil {
-		return *known, true, nil
+	if t, ok := img.knownCreated(); ok {
+		return t, true, nil
 	}
 	r, err := img.renderBare(ctx)
 	if err != nil {
 		return time.Time{}, false, err
 	}
 	return r.created, !r.damaged, nil
+}
+
+// knownCreated is likewise, if it is known without reading the image.
+func (img *image) knownCreated() (t time.Time, ok bool) {
+	img.mu.Lock()
+	known := img.createdAt
+	img.mu.Unlock()
+	if known != nil {
+		return *known, true
+	}
+	if r := img.sketch(); r != nil {
+		return r.created, true
+	}
+	return time.Time{}, false
 }

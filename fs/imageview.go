@@ -44,7 +44,7 @@ func (v imageView) attr(ctx context.Context, n node, cheap bool) (attr, error) {
 	case row.live != nil:
 		return fileAttr(i, int64(len(row.live(e))), img.namesTime()).asLive(), nil
 	}
-	if cheap && !img.isRendered() {
+	if cheap && !img.isAtHand(row) {
 		return attr{}, errCostly
 	}
 	r, err := img.renderFor(ctx, row)
@@ -88,10 +88,7 @@ func (img *image) dirAttr(ctx context.Context, cheap bool) (attr, error) {
 	if _, err := img.current(); err != nil {
 		return attr{}, err
 	}
-	img.mu.Lock()
-	known := img.createdAt
-	img.mu.Unlock()
-	if known == nil && cheap {
+	if _, ok := img.knownCreated(); !ok && cheap {
 		return attr{}, errCostly
 	}
 	created, _, err := img.created(ctx)
@@ -111,13 +108,13 @@ func (img *image) dirAttr(ctx context.Context, cheap bool) (attr, error) {
 func (img *image) controlAttr(row *row, e *imgsrc.Entry, i ino) attr {
 	img.mu.Lock()
 	t := img.writes[row.id]
-	names, created := img.names, img.createdAt
+	names := img.names
 	img.mu.Unlock()
 	size := int64(0)
 	if row.live != nil {
 		size, t = int64(len(row.live(e))), latest(t, names)
-	} else if created != nil {
-		t = unlessZero(t, *created)
+	} else if created, ok := img.knownCreated(); ok {
+		t = unlessZero(t, created)
 	}
 	return img.f.controlAttr(i, size, t)
 }
@@ -226,10 +223,11 @@ func (v imageView) list(ctx context.Context, dir node, from uint64, emit func(di
 	if err != nil {
 		return err
 	}
-	r, err := img.render(ctx)
+	r, err := img.known(ctx)
 	if err != nil {
 		return err
 	}
+	img.listedEarly(r, e)
 	for i := range table {
 		row := &table[i]
 		if uint64(row.id) <= from {
@@ -271,6 +269,9 @@ func (img *image) has(ctx context.Context, r *rendered, row *row) (bool, error) 
 	if _, ok := r.link(row); ok {
 		return img.platformHas(ctx, r, func(child *image, cr *rendered) (bool, error) { return child.has(ctx, cr, row) })
 	}
+	if !r.tells(row) {
+		return r.lists(row), nil
+	}
 	switch row.view {
 	case 0:
 	case viewAnnotations:
@@ -284,7 +285,7 @@ func (img *image) has(ctx context.Context, r *rendered, row *row) (bool, error) 
 	case viewPlatforms:
 		return len(r.facts.Children) > 0, r.noManifest()
 	case viewExport:
-		return r.facts.ManifestErr == nil, r.noManifest()
+		return r.facts.ManifestErr == nil || r.sketched, r.noManifest()
 	case viewReferrers:
 		return len(img.f.state.Load().snap.Referrers(e)) > 0, nil
 	}

@@ -29,7 +29,7 @@ type layerFile struct {
 
 func (v layersView) at(ctx context.Context, n node) (layerFile, error) {
 	img := v.f.image(n.image())
-	r, err := img.renderBare(ctx)
+	r, err := img.knownLayers(ctx)
 	if err != nil {
 		return layerFile{}, err
 	}
@@ -38,7 +38,7 @@ func (v layersView) at(ctx context.Context, n node) (layerFile, error) {
 		return l, nil
 	}
 	if l.n >= len(r.facts.Layers) {
-		return layerFile{}, syscall.ENOENT
+		return layerFile{}, orNoEntry(r.noManifest())
 	}
 	l.ino = l.ino.nth(uint64(l.n))
 	switch id := n.entry() & (1<<layerShift - 1); {
@@ -57,15 +57,19 @@ func (v layersView) at(ctx context.Context, n node) (layerFile, error) {
 
 // of is the file with all that is needed to say what is in a row.
 func (l layerFile) of(ctx context.Context, row *layerRow) (layerFile, error) {
-	if row == nil || row.bare {
+	if row == nil || l.r.sketched && row.diffID || !l.r.sketched && row.bare {
 		return l, nil
 	}
-	r, err := l.img.render(ctx)
+	render := l.img.render
+	if row.bare {
+		render = l.img.renderBare
+	}
+	r, err := render(ctx)
 	if err != nil {
 		return layerFile{}, err
 	}
 	if l.n >= len(r.facts.Layers) {
-		return layerFile{}, syscall.ENOENT
+		return layerFile{}, orNoEntry(r.noManifest())
 	}
 	l.r = r
 	return l, nil

@@ -91,7 +91,7 @@ func (s *standing) kin(ctx context.Context, key kinKey) (*kin, error) {
 
 // parent returns the id of the image that this one was made from in one step; empty if that is not here.
 func (s *standing) parent(ctx context.Context) (string, error) {
-	if s.facts.Kind != imgsrc.KindImage {
+	if s.facts.Kind != imgsrc.KindImage || s.r.sketched {
 		return "", nil
 	}
 	for _, layer := range s.snap.ParentLayers(s.e) {
@@ -115,6 +115,9 @@ func (s *standing) parent(ctx context.Context) (string, error) {
 
 // children returns the images that were made from this one in one step, sorted by id.
 func (s *standing) children(ctx context.Context) ([]*imgsrc.Entry, error) {
+	if s.r.sketched {
+		return nil, nil
+	}
 	is, err := s.kin(ctx, kinKey{layer: s.snap.TopLayer(s.e), children: true})
 	if err != nil || is == nil {
 		return nil, err
@@ -135,13 +138,17 @@ func (s *state) lineage(ctx context.Context, e *imgsrc.Entry) (l imgsrc.Lineage,
 	return img.lineageOf(ctx)
 }
 
-// lineageOf returns what the image was made of. It reads the image once.
+// lineageOf returns what the image was made of. It reads the image once, unless that costs as much as all of it: as long as
+// nobody has read such a one, it is nobody's kin.
 func (img *image) lineageOf(ctx context.Context) (l imgsrc.Lineage, whole bool, err error) {
 	img.mu.Lock()
 	known := img.lineage
 	img.mu.Unlock()
-	if known != nil {
+	switch {
+	case known != nil:
 		return *known, true, nil
+	case img.isSketched():
+		return imgsrc.Lineage{}, false, nil
 	}
 	facts, err := img.facts(ctx)
 	if err != nil {

@@ -22,6 +22,9 @@ func (t *ociTree) whyNot(ctx context.Context, s *standing) error {
 	var why error
 	for _, g := range groups {
 		for _, img := range g.held {
+			if sketchOf(img) != nil {
+				return nil // for this it is not read
+			}
 			facts := s.facts
 			if img != s.e.First().Image {
 				facts = nil

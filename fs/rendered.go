@@ -39,6 +39,7 @@ type rendered struct {
 	labels      []keyed
 	noKeys      map[uint16]error // why there are no annotations or labels, by view
 	damaged     bool             // some of it could not be had: not to be kept for long
+	sketched    bool             // it is of a sketch
 	until       time.Time
 	bytes       int
 	ahead       aheadOf // which files the kernel has been given
@@ -80,6 +81,7 @@ func (img *image) doRender(ctx context.Context) (*rendered, error) {
 	if err != nil {
 		return nil, err
 	}
+	sketch := img.sketch()
 	facts, err := loadFacts(ctx, img.firstOf(e))
 	if err != nil {
 		return nil, err
@@ -96,6 +98,9 @@ func (img *image) doRender(ctx context.Context) (*rendered, error) {
 	img.mend(r)
 	img.sayUnread(r)
 	img.f.rendered.put(img.slot, r)
+	if sketch != nil && !r.damaged {
+		img.wasRead(sketch, r, e)
+	}
 	return r, nil
 }
 
@@ -126,13 +131,7 @@ func isDamaged(facts *imgsrc.Facts) bool {
 
 // mend moves the time of the listing when an image of which something could not be read has other files now than then.
 func (img *image) mend(r *rendered) {
-	shape := fmt.Sprint(len(r.facts.Layers), len(r.annotations), len(r.labels), r.facts.Kind)
-	for i := range table {
-		if row := &table[i]; row.body != nil {
-			err := r.errs[row.id]
-			shape += fmt.Sprint(err == nil || row.sure && !errors.Is(err, imgsrc.ErrAbsent))
-		}
-	}
+	shape := r.shape()
 	img.mu.Lock()
 	defer img.mu.Unlock()
 	if was := img.damagedShape; was != "" && was != shape {

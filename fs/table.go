@@ -23,13 +23,14 @@ type row struct {
 	view      uint16                                           // a directory: the view below it
 	lastError bool                                             // the text of the image's last failed operation
 
-	sure    bool // with body: every image of the kind has it, so that it is listed even if it cannot be had; with derived: all have it
-	images  bool // with derived: every image has it, and neither an index of its own nor an artifact
-	dated   bool // with derived: it is of the image's creation until it changes
-	own     bool // an index has it itself; every other file of an index is its platform's
-	bare    bool // the config has no say in it
-	diffIDs bool // with body: of an image whose config has no diff ids, the layers are asked for them
-	control bool // takes writes; with live, that is what it says, otherwise it is empty
+	sure     bool // with body: every image of the kind has it, so that it is listed even if it cannot be had; with derived: all have it
+	images   bool // with derived: every image has it, and neither an index of its own nor an artifact
+	dated    bool // with derived: it is of the image's creation until it changes
+	own      bool // an index has it itself; every other file of an index is its platform's
+	bare     bool // the config has no say in it
+	sketched bool // with derived: an image of which there is a sketch is not read for it
+	diffIDs  bool // with body: of an image whose config has no diff ids, the layers are asked for them
+	control  bool // takes writes; with live, that is what it says, otherwise it is empty
 }
 
 var table = []row{
@@ -71,11 +72,11 @@ var table = []row{
 	{name: "push", id: 36, own: true, control: true, doc: "write a destination to copy the image there"},
 	{name: "error", id: 37, own: true, lastError: true, doc: "the text of this image's last failed operation"},
 	{name: "rootfs", id: 38, view: viewRootfs, doc: "all layers merged, as a container would see it"},
-	{name: "parent", id: 39, derived: parentText, doc: "the id of the image that this one was made from in one step"},
-	{name: "children", id: 40, derived: childrenText, doc: "the ids of the images that were made from this one so, one a line"},
+	{name: "parent", id: 39, sketched: true, derived: parentText, doc: "the id of the image that this one was made from in one step"},
+	{name: "children", id: 40, sketched: true, derived: childrenText, doc: "the ids of the images that were made from this one so, one a line"},
 	{name: "inspect.json", id: 41, images: true, derived: inspectJSON, doc: "what podman image inspect shows of it"},
 	{name: "info.json", id: 42, own: true, sure: true, derived: infoJSON, doc: "what is known of it, as JSON"},
-	{name: "live.json", id: 43, bare: true, own: true, sure: true, derived: liveJSON, doc: "what this mount knows: where it is from, whose layers it shares"},
+	{name: "live.json", id: 43, bare: true, own: true, sure: true, sketched: true, derived: liveJSON, doc: "what this mount knows: where it is from, whose layers it shares"},
 	{name: "platforms", id: 44, bare: true, own: true, view: viewPlatforms, doc: "an index: the image for each platform"},
 	{name: "referrers", id: 45, bare: true, own: true, view: viewReferrers, doc: "what refers to it: signatures, lists of components"},
 	{name: "artifact-type", id: 46, bare: true, own: true, body: imgsrc.ArtifactTypeText, doc: "what kind of artifact it is"},

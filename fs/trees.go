@@ -263,6 +263,7 @@ func readFull(ctx context.Context, files imgsrc.Files, b imgsrc.Body, p []byte, 
 // closeLayers lets go of the layers of an image that is gone, and of all that was computed from it.
 func (f *FS) closeLayers(slot uint32) {
 	f.rendered.forget(slot)
+	f.sketches.forget(slot)
 	f.derived.forget(func(k derivedKey) bool { return k.slot == slot })
 	f.contents.forget(slot)
 	f.files.forget(slot)

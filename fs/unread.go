@@ -27,12 +27,17 @@ func asUnread(err error) error {
 	return unread{err}
 }
 
-// noManifest is why the manifest says nothing; nil if it was read.
-func (r *rendered) noManifest() error { return asUnread(r.facts.ManifestErr) }
+// noManifest is why the manifest says nothing; nil if it was read, or need not be for what a sketch tells.
+func (r *rendered) noManifest() error {
+	if r.sketched {
+		return nil
+	}
+	return asUnread(r.facts.ManifestErr)
+}
 
 // noFacts is why the image's own bytes do not say all that they should; nil if they do.
 func (r *rendered) noFacts() error {
-	if isDamaged(r.facts) {
+	if !r.sketched && isDamaged(r.facts) {
 		return asUnread(errors.Join(r.facts.ManifestErr, ignoreAbsent(r.facts.ConfigErr)))
 	}
 	return nil

@@ -96,6 +96,8 @@ var commands = map[string]func(ts *testscript.TestScript, neg bool, args []strin
 	"sigstorekey": sigstoreKey,   // sigstorekey NAME [PASSPHRASE]: make NAME.key and NAME.pub
 	"stopengine":  stopEngine,    // stopengine: the engine stands still; with -go it goes on, with -kill it is killed
 	"engine":      startEngine,   // engine: a Docker engine of this script's own; sets $DOCKER_HOST
+	"countsaves":  countSaves,    // countsaves: what asks the engine from now on is counted
+	"saves":       saves,         // saves N: the engine was asked for N saves since the last look
 
 	"rootless": rootless, // rootless: an ordinary user of this script's own, with what podman needs, and his number as $USERID; then as LINE and asroot LINE run bash in his mount namespace
 

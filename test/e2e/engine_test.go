@@ -1,10 +1,18 @@
 package e2e
 
 import (
+	"context"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -19,6 +27,7 @@ import (
 type engine struct {
 	dir     string
 	process *exec.Cmd
+	counter *saveCounter // nil: nothing is counted
 }
 
 // startEngine starts one, which ends with the script.
@@ -37,7 +46,7 @@ func startEngine(ts *testscript.TestScript, neg bool, args []string) {
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	ts.Check(cmd.Start())
-	s.engines = append(s.engines, &engine{dir, cmd})
+	s.engines = append(s.engines, &engine{dir: dir, process: cmd})
 	ts.Setenv("DOCKER_HOST", host)
 	poll(ts, "dockerd to answer at "+host, func() bool { return exec.Command("docker", "-H", host, "version").Run() == nil })
 }
@@ -50,8 +59,62 @@ func stopEngine(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(unix.Kill(s.engines[len(s.engines)-1].process.Process.Pid, signal))
 }
 
+// A saveCounter is between an engine and those who ask it.
+type saveCounter struct {
+	proxy  http.Handler
+	server *httptest.Server
+	saves  atomic.Int64
+}
+
+// countSaves has the engine asked through a counter from now on.
+func countSaves(ts *testscript.TestScript, neg bool, args []string) {
+	s := of(ts)
+	usage(ts, neg, args, len(args) == 0 && len(s.engines) > 0, "countsaves")
+	e := s.engines[len(s.engines)-1]
+	socket := filepath.Join(e.dir, "counted")
+	l, err := net.Listen("unix", socket)
+	ts.Check(err)
+	to := filepath.Join(e.dir, "sock")
+	e.counter = &saveCounter{proxy: &httputil.ReverseProxy{
+		Rewrite: func(r *httputil.ProxyRequest) {
+			r.SetURL(&url.URL{Scheme: "http", Host: "engine"})
+		},
+		FlushInterval: -1,
+		Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "unix", to)
+		}},
+	}}
+	e.counter.server = httptest.NewUnstartedServer(e.counter)
+	ts.Check(e.counter.server.Listener.Close())
+	e.counter.server.Listener = l
+	e.counter.server.Start()
+	ts.Setenv("DOCKER_HOST", "unix://"+socket)
+}
+
+func (c *saveCounter) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if strings.HasSuffix(r.URL.Path, "/images/get") || strings.HasSuffix(r.URL.Path, "/get") && strings.Contains(r.URL.Path, "/images/") {
+		c.saves.Add(1)
+	}
+	c.proxy.ServeHTTP(w, r)
+}
+
+// saves wants an engine to have been asked for so many saves since the last look.
+func saves(ts *testscript.TestScript, neg bool, args []string) {
+	s := of(ts)
+	usage(ts, neg, args, len(args) == 1 && len(s.engines) > 0 && s.engines[len(s.engines)-1].counter != nil, "saves N")
+	want, err := strconv.ParseInt(args[0], 10, 64)
+	ts.Check(err)
+	if got := s.engines[len(s.engines)-1].counter.saves.Swap(0); got != want {
+		ts.Fatalf("the engine was asked for %d saves, and not for %d", got, want)
+	}
+}
+
 // stop ends the engine, which ends what it has started, and takes its directories away.
 func (e *engine) stop() {
+	if e.counter != nil {
+		e.counter.server.CloseClientConnections()
+		e.counter.server.Close()
+	}
 	_ = e.process.Process.Signal(syscall.SIGTERM)
 	killed := time.AfterFunc(20*time.Second, func() { _ = unix.Kill(-e.process.Process.Pid, unix.SIGKILL) })
 	_ = e.process.Wait()
