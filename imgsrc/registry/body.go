@@ -27,7 +27,8 @@ type body struct {
 	off    int64 // of the next byte
 	total  int64 // bytes of the whole blob; -1 until a server has said
 	begun  int64 // off at the beginning
-	failed int   // connections that broke
+	failed int   // connections that broke, but for those that are forgiven
+	mark   int64 // off when the last one did
 	plain  bool  // the server does not understand ranges
 	direct bool  // mirrors are left out
 
@@ -44,14 +45,15 @@ func (c *Client) Blob(ctx context.Context, repo string, d digest.Digest, offset 
 // blob is Blob for one whose size is known; -1 if it is not. Another size than that is imgsrc.ErrDamaged. With direct no
 // mirror is asked.
 func (c *Client) blob(ctx context.Context, repo string, d digest.Digest, offset, size int64, direct bool) (io.ReadCloser, error) {
-	b := &body{client: c, ctx: ctx, repo: repo, digest: d, off: offset, begun: offset, total: size, direct: direct}
+	b := &body{client: c, ctx: ctx, repo: repo, digest: d, off: offset, begun: offset, mark: offset, total: size, direct: direct}
 	if err := b.connect(); err != nil {
 		return nil, err
 	}
 	return b, nil
 }
 
-// bytesFor is how far a blob must come for another failure to be forgiven.
+// bytesFor is how far a blob must come for a failure to be forgiven. None is forgiven beforehand: a registry that goes away
+// in the middle of a large blob is given up as soon as in a small one.
 const bytesFor = 1 << 20
 
 func (b *body) Read(p []byte) (int, error) {
@@ -106,9 +108,10 @@ func (b *body) broken(err error) error {
 	if errors.Is(cause, errStalled) {
 		err = errStalled
 	}
-	b.failed++
+	b.failed = max(b.failed-int((b.off-b.mark)/bytesFor), 0) + 1
+	b.mark = b.off
 	doing := fmt.Sprintf("reading blob %s of %s/%s at %d", b.digest, b.client.host, b.repo, b.off)
-	if b.failed >= b.client.limits.attempts+int((b.off-b.begun)/bytesFor) {
+	if b.failed >= b.client.limits.attempts {
 		return sendFailure(doing, err, nil)
 	}
 	b.client.log.Debug("going on with another connection", "blob", b.digest, "offset", b.off, "error", sendFailure(doing, err, nil))
