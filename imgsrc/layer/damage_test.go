@@ -177,6 +177,33 @@ func TestSweep(t *testing.T) {
 	}
 }
 
+// What somebody goes on with stays, within the limit and for a week.
+func TestSweepResumed(t *testing.T) {
+	dir := t.TempDir()
+	testCache(t, dir, 0)
+	part := func(name string, age time.Duration) string {
+		path := filepath.Join(dir, version, partDir, ResumedPrefix+"sha256-"+name)
+		if err := os.WriteFile(path, payload(100_000), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		then := time.Now().Add(-age)
+		if err := os.Chtimes(path, then, then); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	part("old", resumedFor+time.Hour)
+	young, younger := part("young", time.Hour), part("younger", time.Minute)
+	testCache(t, dir, 250_000)
+	if left := files(t, dir, partDir); !slices.Equal(left, []string{young, younger}) {
+		t.Errorf("left: %v, want those of this week", left)
+	}
+	testCache(t, dir, 150_000)
+	if left := files(t, dir, partDir); !slices.Equal(left, []string{younger}) {
+		t.Errorf("left: %v, want the youngest", left)
+	}
+}
+
 func TestEvict(t *testing.T) {
 	dir := t.TempDir()
 	const size = 100000

@@ -67,7 +67,7 @@
 //	v1/tags-diff/..., v1/tags-blob/...   what is known of such a layer, also when it has been evicted
 //	v1/index-<form>/<algorithm>/<hex> an index, by its imgsrc.FilesKey: the layer's digest, or if there is a Place the
 //	                                  sha256 of the digest, a space and the Place
-//	v1/part/<kind>-<algorithm>-<hex>  a file that is being made
+//	v1/part/<kind>-<algorithm>-<hex>  a file that is being made; fetched-... is registry's, and is gone on with later
 //
 // Other directories there are other packages' (registry's blobs, and parts of blobs): they count, by what they occupy on the
 // disk, and are evicted as these are.
@@ -94,5 +94,6 @@
 // that is locked is evicted.
 //
 // A part file is written under an exclusive flock and renamed into place, so there are no lock files that could be left
-// behind: a part file that nobody has locked belongs to a process that died, and the next OpenCache removes it.
+// behind: a part file that nobody has locked belongs to a process that died, and the next OpenCache removes it;
+// but for those that somebody goes on with (ResumedPrefix), which stay for a week.
 package layer

@@ -5,11 +5,19 @@ import (
 	"io/fs"
 	"os"
 	"slices"
+	"strings"
 	"syscall"
 	"time"
 
 	"github.com/imgfs/imgfs/imgsrc/cachefile"
 )
+
+// ResumedPrefix begins the names of the part files that whoever makes them goes on with, also in another process. They count,
+// and are evicted, as if they were finished.
+const ResumedPrefix = "fetched-"
+
+// resumedFor is how long such a file waits for somebody who goes on with it.
+const resumedFor = 7 * 24 * time.Hour
 
 // sweep removes the part files of processes that died.
 func (c *Cache) sweep() {
@@ -19,8 +27,15 @@ func (c *Cache) sweep() {
 		return
 	}
 	for _, part := range parts {
-		c.removeUnlocked(partDir + "/" + part.Name())
+		if !strings.HasPrefix(part.Name(), ResumedPrefix) || isOld(part) {
+			c.removeUnlocked(partDir + "/" + part.Name())
+		}
 	}
+}
+
+func isOld(part fs.DirEntry) bool {
+	fi, err := part.Info()
+	return err == nil && time.Since(fi.ModTime()) > resumedFor
 }
 
 // evict removes files, the longest unused first, until the rest is within the limit and at least free bytes are gone.
@@ -37,9 +52,9 @@ func (c *Cache) evict(free int64) {
 	}
 	var files []file
 	var total int64
-	for _, kind := range c.kinds() {
+	for _, kind := range append(c.kinds(), partDir) {
 		err := fs.WalkDir(c.dir.FS(), kind, func(path string, d fs.DirEntry, err error) error {
-			if err != nil || d.IsDir() {
+			if err != nil || d.IsDir() || kind == partDir && !strings.HasPrefix(d.Name(), ResumedPrefix) {
 				return err
 			}
 			fi, err := d.Info()
@@ -48,7 +63,7 @@ func (c *Cache) evict(free int64) {
 			}
 			if err == nil {
 				size := occupied(fi)
-				files = append(files, file{path, kind == diffKind || kind == blobKind, size, fi.ModTime()})
+				files = append(files, file{path, kind == diffKind || kind == blobKind || kind == partDir, size, fi.ModTime()})
 				total += size
 			}
 			return err

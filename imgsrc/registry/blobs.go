@@ -14,10 +14,11 @@ import (
 
 	"github.com/imgfs/imgfs/imgsrc"
 	"github.com/imgfs/imgfs/imgsrc/cachefile"
+	"github.com/imgfs/imgfs/imgsrc/layer"
 )
 
 // blobs keeps layers as the registry has them, in files below the layer cache's directory, whose limit they share: that
-// cache removes what was not used for long from all directories there but part, and leaves alone what is locked.
+// cache removes what was not used for long from all directories there, and leaves alone what is locked.
 //
 //	v1/fetched/<algorithm>/<hex>         a blob, exactly its bytes
 //	v1/part/fetched-<algorithm>-<hex>    one that is coming in, or whose connection broke: the next attempt goes on there
@@ -69,7 +70,7 @@ func blobPath(d digest.Digest) string {
 }
 
 func partPath(d digest.Digest) string {
-	return partDir + "/" + fetchedDir + "-" + d.Algorithm().String() + "-" + d.Encoded()
+	return partDir + "/" + layer.ResumedPrefix + d.Algorithm().String() + "-" + d.Encoded()
 }
 
 // hasBlob says whether the blob is at hand, as a whole.

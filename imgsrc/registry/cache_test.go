@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -195,6 +196,30 @@ func TestCacheCannotBeWritten(t *testing.T) {
 		t.Errorf("%d bytes of a blob that cannot be stored", len(b))
 	}
 	wantDiff(t, m, img)
+}
+
+// Blobs count towards the cache's limit as they come, and not only when it is opened again.
+func TestFetchedWithinLimit(t *testing.T) {
+	const size = 300_000
+	srv := newServer(t)
+	var all []made
+	for n := range 5 {
+		all = append(all, srv.image("web", fmt.Sprint(n), layer.Gzip, tarOf(t, "f", noise(size+n))))
+	}
+	o := newSetup(t, srv.host+"/web")
+	var err error
+	if o.Cache, err = layer.OpenCache(o.CacheDir, 3*size, o.Log); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { o.Cache.Close() })
+	s := o.mustOpen(t)
+	for n, img := range all {
+		wantBlob(t, named(t, s, fmt.Sprintf("%s/web:%d", srv.host, n)), img)
+	}
+	here, err := filepath.Glob(filepath.Join(o.CacheDir, "v1", fetchedDir, "sha256", "*"))
+	if err != nil || len(here) < 1 || len(here) > 3 {
+		t.Errorf("%d of %d blobs are here, %v", len(here), len(all), err)
+	}
 }
 
 // Only what is decompressed is there: the layer is local all the same.

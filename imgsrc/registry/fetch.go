@@ -77,6 +77,7 @@ func (x *blob) fetchShared(ctx context.Context) error {
 		return err
 	}
 	x.take(f)
+	defer x.countWritten(f, fileSize(f))
 	part := partPath(x.digest)
 	if err := x.fill(ctx, f); err != nil {
 		if errors.Is(err, imgsrc.ErrDamaged) {
@@ -95,6 +96,21 @@ func (x *blob) fetchShared(ctx context.Context) error {
 	_ = cachefile.Flock(f, unix.LOCK_SH)
 	x.finish(f)
 	return nil
+}
+
+// countWritten tells the cache how much was added to a file, whatever came of it: the cache evicts what is above its bound.
+func (x *blob) countWritten(f *os.File, before int64) {
+	if n := fileSize(f) - before; n > 0 {
+		x.blobs.source.wrote(n)
+	}
+}
+
+func fileSize(f *os.File) int64 {
+	fi, err := f.Stat()
+	if err != nil {
+		return 0
+	}
+	return fi.Size()
 }
 
 func (x *blob) fetchPrivate(ctx context.Context) error {
