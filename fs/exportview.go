@@ -187,7 +187,7 @@ func (img *image) canExport(ctx context.Context, r *rendered, entry uint32) (boo
 		if !ok {
 			return false, nil
 		}
-		return img.platformHas(ctx, r, func(child *image, cr *rendered) (bool, error) { return child.canExport(ctx, cr, entry) })
+		return img.platformHas(ctx, r, (*image).render, func(child *image, cr *rendered) (bool, error) { return child.canExport(ctx, cr, entry) })
 	case f.Kind != imgsrc.KindImage:
 		return false, nil
 	case entry == exportRootfs:

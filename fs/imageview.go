@@ -267,7 +267,8 @@ func (img *image) has(ctx context.Context, r *rendered, row *row) (bool, error) 
 		return row.live(e) != nil, nil
 	}
 	if _, ok := r.link(row); ok {
-		return img.platformHas(ctx, r, func(child *image, cr *rendered) (bool, error) { return child.has(ctx, cr, row) })
+		render := func(child *image, ctx context.Context) (*rendered, error) { return child.renderFor(ctx, row) }
+		return img.platformHas(ctx, r, render, func(child *image, cr *rendered) (bool, error) { return child.has(ctx, cr, row) })
 	}
 	if !r.tells(row) {
 		return r.lists(row), nil

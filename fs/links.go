@@ -49,15 +49,15 @@ func (r *rendered) link(row *row) (target string, ok bool) {
 	return "platforms/" + r.platform.Name + "/" + row.name, true
 }
 
-// platformHas says whether the image that an index means is here, and has something.
-func (img *image) platformHas(ctx context.Context, r *rendered, has func(child *image, cr *rendered) (bool, error)) (bool, error) {
+// platformHas says whether the image that an index means is here, and has something. It is rendered as far as render does.
+func (img *image) platformHas(ctx context.Context, r *rendered, render func(*image, context.Context) (*rendered, error), has func(child *image, cr *rendered) (bool, error)) (bool, error) {
 	s := img.f.state.Load()
 	e := s.snap.ByDigest(r.platform.Digest)
 	if e == nil || s.byID[e.ID] == nil {
 		return false, nil
 	}
 	child := s.byID[e.ID]
-	cr, err := child.render(ctx)
+	cr, err := render(child, ctx)
 	if err != nil {
 		return false, err
 	}
