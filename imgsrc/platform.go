@@ -58,6 +58,21 @@ func (p Platform) variants() []string {
 	return []string{p.Variant, ""}
 }
 
+// Runs says whether an image for another platform runs on p. What one of them does not say is no difference.
+func (p Platform) Runs(image Platform) bool {
+	same := func(a, b string) bool { return a == "" || b == "" || a == b }
+	return same(p.OS, image.OS) && same(p.Architecture, image.Architecture) && (p.Variant == "" || slices.Contains(p.variants(), image.Variant))
+}
+
+// String is "os/architecture" or "os/architecture/variant".
+func (p Platform) String() string {
+	text := p.OS + "/" + p.Architecture
+	if p.Variant != "" {
+		text += "/" + p.Variant
+	}
+	return text
+}
+
 // A Child is one entry of an index.
 type Child struct {
 	Digest       digest.Digest

@@ -87,3 +87,33 @@ func TestChildNames(t *testing.T) {
 		}
 	}
 }
+
+func TestPlatformRuns(t *testing.T) {
+	for _, test := range []struct {
+		on, image string
+		want      bool
+	}{
+		{"linux/amd64", "linux/amd64", true},
+		{"linux/amd64", "linux/amd64/v2", true},
+		{"linux/amd64", "linux/arm64", false},
+		{"linux/amd64", "windows/amd64", false},
+		{"linux/arm64", "linux/arm64/v8", true},
+		{"linux/arm64/v8", "linux/arm64", true},
+		{"linux/arm/v7", "linux/arm/v6", true},
+		{"linux/arm/v6", "linux/arm/v7", false},
+		{"linux/arm64", "/", true}, // it does not say
+		{"linux/arm64", "linux/", true},
+		{"linux/arm64", "/amd64", false},
+	} {
+		parse := func(text string) (p Platform) {
+			parts := append(strings.Split(text, "/"), "")
+			return Platform{OS: parts[0], Architecture: parts[1], Variant: parts[2]}
+		}
+		if got := parse(test.on).Runs(parse(test.image)); got != test.want {
+			t.Errorf("%s on %s: %v", test.image, test.on, got)
+		}
+		if text := parse(test.on).String(); text != test.on {
+			t.Errorf("%s is %s", test.on, text)
+		}
+	}
+}

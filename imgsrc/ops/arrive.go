@@ -28,6 +28,7 @@ type arrival struct {
 	id    string // by which it is put there without a name
 	ref   types.ImageReference
 	sys   *types.SystemContext // of the place that it comes from
+	only  *imgsrc.Platform     // a single image must be for it; nil: for any
 	all   bool                 // with all images of the index that it is
 	exact bool                 // as it is, to the byte
 	known *blobPlan            // of several images, of which it is one, as the task has been told; nil: it is the only one
@@ -63,7 +64,7 @@ func (o *Ops) receive(ctx context.Context, a arrival) (id string, err error) {
 		if a.all {
 			options.ImageListSelection = copy.CopyAllImages
 		}
-		plans := &planner{task: a.task, watch: a.watch, all: a.all, known: a.known}
+		plans := &planner{task: a.task, watch: a.watch, only: a.only, all: a.all, known: a.known}
 		from, into := types.ImageReference(&plannedSource{a.ref, plans}), types.ImageReference(&plannedDestination{to, plans})
 		_, here := a.ref.(*source) // its readers count the bytes, and it tells what there will be
 		if here {
@@ -233,9 +234,12 @@ func unknown(err error) bool {
 
 // arrivalHint says what to do about an error of fetching from the registry host.
 func arrivalHint(err error, host string) string {
+	var other *otherPlatform
 	switch c := condition(err); {
 	case rejected(err):
 		return "the signature policy (policy.json) does not let this image in"
+	case errors.As(err, &other): // which says it
+		return ""
 	case errors.Is(c, imgsrc.ErrNotFound) && strings.Contains(err.Error(), "no image found in "):
 		return "name one of the platforms that it has with platform=os/architecture"
 	case errors.Is(c, imgsrc.ErrNotFound):

@@ -61,14 +61,20 @@ func (o *Ops) loadPlace(ctx context.Context, p pullLine, to Receiver, t *task) e
 	if err != nil {
 		return err
 	}
-	plan := o.planLoad(ctx, images, to, t)
+	if err := o.areFor(ctx, images, p.platform); err != nil {
+		return err
+	}
+	if p.dryRun {
+		return o.mayLoad(ctx, images)
+	}
+	plan := o.planLoad(ctx, images, p.platform, to, t)
 	for _, img := range images {
 		if err := verified(ctx, img); err != nil {
 			return fmt.Errorf("nothing was loaded: %w", err)
 		}
 	}
 	for i, img := range images {
-		id, err := o.loadOne(ctx, img, plan, to, t)
+		id, err := o.loadOne(ctx, img, p.platform, plan, to, t)
 		if id != "" { // also where it has come without all of its names
 			t.came(id, p.text)
 		}
@@ -155,7 +161,7 @@ func (l *loadable) source(t *task) *source {
 }
 
 // loadOne loads one image under all its names. The id that it returns is that of an image that is there, also with an error.
-func (o *Ops) loadOne(ctx context.Context, img loadable, plan *blobPlan, to Receiver, t *task) (id string, err error) {
+func (o *Ops) loadOne(ctx context.Context, img loadable, platform *imgsrc.Platform, plan *blobPlan, to Receiver, t *task) (id string, err error) {
 	src := img.source(t)
 	if id = img.Desc().ID; o.has(ctx, to, id) {
 		// The same config and the same layers, by their digests: another manifest of them would only change the digest that
@@ -167,7 +173,7 @@ func (o *Ops) loadOne(ctx context.Context, img loadable, plan *blobPlan, to Rece
 	}
 	a := arrival{to: to, id: id, ref: src, sys: &types.SystemContext{BlobInfoCacheDir: os.DevNull}, known: plan, task: t, watch: new(watchdog)}
 	a.all, a.exact = img.artifact, img.artifact
-	o.choose(a.sys, nil)
+	o.choose(a.sys, platform)
 	if a.text, err = original(ctx, img); err != nil {
 		return "", err
 	}

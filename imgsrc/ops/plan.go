@@ -9,6 +9,8 @@ import (
 	"go.podman.io/image/v5/manifest"
 	"go.podman.io/image/v5/pkg/blobinfocache/none"
 	"go.podman.io/image/v5/types"
+
+	"github.com/imgfs/imgfs/imgsrc"
 )
 
 // A planner tells a task what there is to read before the library begins to: the library names a blob when it begins with
@@ -20,6 +22,7 @@ import (
 type planner struct {
 	task   *task
 	watch  *watchdog
+	only   *imgsrc.Platform           // an image that is not of an index must be for it; nil: for any
 	all    bool                       // all images of an index are copied
 	known  *blobPlan                  // of several images, of which this is one, as the task has been told; nil: this is all
 	images map[digest.Digest]blobPlan // those of an index that have been looked at
@@ -62,7 +65,7 @@ func (p *planner) look(ctx context.Context, src types.ImageSource, sys *types.Sy
 		return blobPlan{}, nil //nolint:nilerr // the copy asks the source, which has it, for the same
 	}
 	if !manifest.MIMETypeIsMultiImage(mediaType) {
-		return p.offered(ctx, src, nil, planOf(text, mediaType)), nil
+		return p.offered(ctx, src, nil, planOf(text, mediaType)), isFor(ctx, src, sys, p.only)
 	}
 	list, err := manifest.ListFromBlob(text, mediaType)
 	if err != nil {
@@ -182,9 +185,9 @@ func (d *plannedDestination) NewImageDestination(ctx context.Context, sys *types
 
 // planLoad tells the task what there is to read of all images, but for those that are here. What cannot be read is left for
 // loading to say.
-func (o *Ops) planLoad(ctx context.Context, images []loadable, to Receiver, t *task) *blobPlan {
+func (o *Ops) planLoad(ctx context.Context, images []loadable, platform *imgsrc.Platform, to Receiver, t *task) *blobPlan {
 	plan, sys := &blobPlan{whole: true}, new(types.SystemContext)
-	o.choose(sys, nil)
+	o.choose(sys, platform)
 	for _, img := range images {
 		if o.has(ctx, to, img.Desc().ID) {
 			continue

@@ -152,10 +152,14 @@ func (o *Ops) pullOne(ctx context.Context, p pullLine, named reference.Named, to
 	if err != nil {
 		return err
 	}
-	if p.dryRun {
-		return shorter(o.attempt(ctx, t, watch, func() error { return o.askWhether(ctx, ref, sys) }), ref)
+	only := p.platform
+	if p.all {
+		only = nil
 	}
-	a := arrival{to: to, name: name, ref: ref, sys: sys, task: t, watch: watch}
+	if p.dryRun {
+		return shorter(o.attempt(ctx, t, watch, func() error { return o.askWhether(ctx, ref, sys, only) }), ref)
+	}
+	a := arrival{to: to, name: name, ref: ref, sys: sys, only: only, task: t, watch: watch}
 	var id string
 	if into, apart := to.(indexReceiver); p.all && apart {
 		id, err = o.pullAll(ctx, a, into, named)
@@ -168,37 +172,6 @@ func (o *Ops) pullOne(ctx context.Context, p pullLine, named reference.Named, to
 	}
 	t.came(o.show(ctx, to, id, name), named.String())
 	return nil
-}
-
-// choose makes the library take a platform's image of an index.
-func (o *Ops) choose(sys *types.SystemContext, platform *imgsrc.Platform) {
-	if platform == nil {
-		platform = &o.opt.Platform
-	}
-	sys.OSChoice, sys.ArchitectureChoice, sys.VariantChoice = platform.OS, platform.Architecture, platform.Variant
-}
-
-// askWhether asks whether an image could be pulled: for its manifest, and whether the signature policy lets it in.
-func (o *Ops) askWhether(ctx context.Context, ref types.ImageReference, sys *types.SystemContext) error {
-	return o.withIndex(ctx, ref, sys, func(src types.ImageSource, policy *signature.PolicyContext, text []byte, mediaType string) error {
-		if !manifest.MIMETypeIsMultiImage(mediaType) {
-			return nil
-		}
-		list, err := manifest.ListFromBlob(text, mediaType)
-		if err != nil {
-			return fail(imgsrc.ErrDamaged, "reading the index: %s", err)
-		}
-		instance, err := list.ChooseInstance(sys)
-		if err != nil {
-			return err
-		}
-		unparsed := image.UnparsedInstance(src, &instance)
-		if _, err := policy.IsRunningImageAllowed(ctx, unparsed); err != nil {
-			return err
-		}
-		_, _, err = unparsed.Manifest(ctx)
-		return err
-	})
 }
 
 // withIndex calls do with the manifest or index that ref means, if the policy allows it.
