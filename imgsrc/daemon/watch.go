@@ -49,6 +49,9 @@ func (s *Source) Watch(ctx context.Context, changed func()) error {
 // errEventsEnded: the engine has closed the connection.
 var errEventsEnded = errors.New("the engine's events have ended")
 
+// Changed says that somebody has changed what the engine has: the next listing asks it, whether or not its events have come.
+func (s *Source) Changed() { s.stamp.Add(1) }
+
 // follow reads events until they end, and says why.
 func (s *Source) follow(ctx context.Context, notify func()) error {
 	ctx, cancel := context.WithCancel(ctx)

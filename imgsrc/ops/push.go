@@ -44,7 +44,7 @@ func (o *Ops) push(ctx context.Context, r Request) error {
 		run := func(ctx context.Context, t *task) error {
 			if name, here := nameHere(line.dest); here { // which may be a source of this mount, too
 				defer o.others.hold(name)()
-				defer o.showPushed(ctx, r.Image, name)
+				defer o.showPushed(ctx, r.Image, line.dest, name)
 			}
 			return t.work(ctx, func() error { return o.copy(ctx, pushJob{line, snapshot, entry, entry.First(), t}) })
 		}
@@ -74,8 +74,15 @@ func nameHere(dest destination) (name string, here bool) {
 }
 
 // showPushed makes visible in the tree what was pushed into one of its own sources, as this mount's doing.
-func (o *Ops) showPushed(ctx context.Context, id, name string) {
+func (o *Ops) showPushed(ctx context.Context, id string, dest destination, name string) {
 	o.others.own(id, name)
+	if _, isEngine := dest.(*engine); isEngine {
+		for _, src := range o.opt.Catalog.Sources() {
+			if told, ok := src.(interface{ Changed() }); ok { // it knows of what others do by events alone, which come later
+				told.Changed()
+			}
+		}
+	}
 	if _, err := o.opt.Catalog.Refresh(context.WithoutCancel(ctx)); err != nil {
 		o.log.Warn("listing after pushing", "image", id, "error", redact(err.Error()))
 	}
