@@ -78,8 +78,13 @@ func (s *Source) lacks(k childKey, within time.Duration) error {
 
 // Lacks implements [imgsrc.Asker].
 func (s *Source) Lacks(index imgsrc.Desc, d digest.Digest) bool {
-	of, _ := s.held(index.Digest)
-	return of == nil || s.lacks(childKey{of.repo, d}, absentInLists) != nil
+	var repos []string
+	s.mu.Lock()
+	if s.state != nil && s.state.entries[index.Digest] != nil {
+		repos = s.state.reposOf(index.Digest)
+	}
+	s.mu.Unlock()
+	return !slices.ContainsFunc(repos, func(repo string) bool { return s.lacks(childKey{repo, d}, absentInLists) == nil })
 }
 
 // unaskedChildren are the entries of an index that are listed without being asked for: the one for the platform, and
@@ -123,34 +128,50 @@ func (w *walk) wantedChildren(e *entry) []imgsrc.Child {
 	return all
 }
 
-// Ask implements [imgsrc.Asker].
+// Ask implements [imgsrc.Asker]. What one repository with the index lacks another may have.
 func (s *Source) Ask(ctx context.Context, index imgsrc.Desc, d digest.Digest) error {
-	failed := func(err error) error {
-		return fmt.Errorf("asking %s for image %s of index %s: %w", s.client.host, d, index.Digest, err)
-	}
-	s.mu.Lock()
-	var of *entry
+	var repos []string
 	there := false
-	if s.state != nil {
-		of, there = s.state.entries[index.Digest], s.state.entries[d] != nil
+	s.mu.Lock()
+	if st := s.state; st != nil && st.entries[index.Digest] != nil && slices.Contains(index.Lists, d) {
+		repos = st.reposOf(index.Digest)
+		there = st.entries[d] != nil
 	}
 	s.mu.Unlock()
-	switch {
-	case of == nil, !slices.Contains(of.image.desc.Lists, d):
-		return failed(imgsrc.ErrNotFound)
-	case there:
+	if there {
 		return nil
 	}
-	if err := s.lacks(childKey{of.image.repo, d}, absentTime); err != nil {
-		return failed(err)
+	err := imgsrc.ErrNotFound
+	for _, repo := range repos {
+		if err = s.askIn(ctx, repo, d); !errors.Is(err, imgsrc.ErrNotFound) {
+			break
+		}
 	}
-	_, err := inTime(ctx, s, flightKey{"child of " + of.image.repo, d}, func(ctx context.Context) (bool, error) {
-		return true, s.addChild(ctx, of.image.repo, d)
-	})
 	if err != nil {
-		return failed(err)
+		return fmt.Errorf("asking %s for image %s of index %s: %w", s.client.host, d, index.Digest, err)
 	}
 	return nil
+}
+
+// reposOf are the repositories that have a manifest which is listed, as far as the listing knows.
+func (st *state) reposOf(d digest.Digest) []string {
+	repos := []string{st.entries[d].image.repo}
+	for _, t := range st.refs {
+		if t.Digest == d && !slices.Contains(repos, t.Repo) {
+			repos = append(repos, t.Repo)
+		}
+	}
+	return repos
+}
+
+func (s *Source) askIn(ctx context.Context, repo string, d digest.Digest) error {
+	if err := s.lacks(childKey{repo, d}, absentTime); err != nil {
+		return err
+	}
+	_, err := inTime(ctx, s, flightKey{"child of " + repo, d}, func(ctx context.Context) (bool, error) {
+		return true, s.addChild(ctx, repo, d)
+	})
+	return err
 }
 
 // addChild asks for a manifest that an index lists, and for what a listing has of it, if it is an index.

@@ -144,6 +144,36 @@ func TestAskAbsent(t *testing.T) {
 	}
 }
 
+// What one repository lacks another may have.
+func TestAskElsewhere(t *testing.T) {
+	srv := newServer(t)
+	_, children := index(srv, "a", "1")
+	index(srv, "b", "1")
+	lost := "/manifests/" + children[0].Digest.String()
+	srv.front(func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+		if r.URL.Path == "/v2/a"+lost {
+			w.WriteHeader(http.StatusNotFound)
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+	for name, ask := range map[string]func(*Source, imgsrc.Desc) error{
+		"one": func(s *Source, desc imgsrc.Desc) error { return s.Ask(t.Context(), desc, children[0].Digest) },
+		"all": func(s *Source, _ imgsrc.Desc) error { return s.AskAll(t.Context()) },
+	} {
+		s := newSetup(t, srv.host).mustOpen(t)
+		desc := list(t, s).Images[0].Desc()
+		if err := ask(s, desc); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		l := list(t, s)
+		i := slices.IndexFunc(l.Images, func(l imgsrc.Listed) bool { return l.Desc().Digest == children[0].Digest })
+		if i < 0 || l.Images[i].Image.(*image).repo != "b" {
+			t.Errorf("%s: listed: %v", name, digestsOf(l))
+		}
+	}
+}
+
 // An index that comes after all were asked for is listed with what it lists.
 func TestAskAllLater(t *testing.T) {
 	srv := newServer(t)

@@ -229,10 +229,16 @@ func (w *walk) read(ctx context.Context, level []wantedManifest) error {
 		g, gctx := errgroup.WithContext(ctx)
 		g.SetLimit(parallel)
 		var fresh []wantedManifest
+		elsewhere := map[digest.Digest][]wantedManifest{} // the same, by the index of another repository
 		for _, m := range level {
-			if _, ok := w.state.entries[m.digest]; !ok && (depth == 0 || w.source.lacks(childKey{m.repo, m.digest}, absentInLists) == nil) {
+			if depth > 0 && w.source.lacks(childKey{m.repo, m.digest}, absentInLists) != nil {
+				continue
+			}
+			if e, ok := w.state.entries[m.digest]; !ok {
 				w.state.entries[m.digest] = nil
 				fresh = append(fresh, m)
+			} else if e == nil {
+				elsewhere[m.digest] = append(elsewhere[m.digest], m)
 			}
 		}
 		entries := make([]*entry, len(fresh))
@@ -267,11 +273,14 @@ func (w *walk) read(ctx context.Context, level []wantedManifest) error {
 				if !errors.Is(bad, imgsrc.ErrNotFound) {
 					w.unknown = bad
 				}
+				level = append(level, elsewhere[m.digest]...)
 				continue
 			}
 			w.state.entries[m.digest] = e
 			for _, c := range w.wantedChildren(e) {
-				level = append(level, wantedManifest{m.repo, c.Digest, c.MediaType})
+				for _, in := range append([]wantedManifest{m}, elsewhere[m.digest]...) {
+					level = append(level, wantedManifest{in.repo, c.Digest, c.MediaType})
+				}
 			}
 		}
 	}
