@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
 	"time"
 
@@ -33,7 +34,9 @@ func earlySetup(t *testing.T) (o *setup, img made, letGo func()) {
 	})
 	o = newSetup(t, srv.host+"/big:1")
 	o.test.limits.stall = time.Minute
-	return o, img, func() { close(held) }
+	letGo = sync.OnceFunc(func() { close(held) })
+	t.Cleanup(letGo) // a test that fails before it lets go would have the server wait for that for ever
+	return o, img, letGo
 }
 
 // A heldWriter waits after some bytes.
