@@ -142,6 +142,35 @@ func isArtifact(err error) bool {
 	return errors.As(err, &artifact)
 }
 
+// A sourceError is a failure to read from the image's own source, which nothing at the other end will mend. A registry that
+// is the source repeats by itself what may succeed a little later.
+type sourceError struct{ error }
+
+func (e *sourceError) Unwrap() error { return e.error }
+
+// hintFor says what to do about an error; empty if that is not known. What the operation's other end would have one do is not
+// the answer to a failure of the source.
+func (op operation) hintFor(err error) string {
+	if source := (*sourceError)(nil); errors.As(err, &source) {
+		return sourceHint(err)
+	}
+	if op.hint == nil {
+		return ""
+	}
+	return op.hint(err)
+}
+
+// sourceHint says what to do about an image that cannot be read.
+func sourceHint(err error) string {
+	switch c := condition(err); {
+	case errors.Is(c, syscall.ECONNREFUSED), errors.Is(c, syscall.EHOSTUNREACH), errors.Is(c, syscall.ETIMEDOUT):
+		return "the image is read from there: try again when it answers"
+	case errors.Is(c, imgsrc.ErrDamaged):
+		return "the image is damaged where it is read: get it anew"
+	}
+	return roomHint(err)
+}
+
 // registryHint says what to do about an error of a push to the registry host; empty if that is not known.
 func registryHint(err error, host string) string {
 	var record tls.RecordHeaderError

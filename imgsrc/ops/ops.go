@@ -254,10 +254,8 @@ func (o *Ops) done(op operation, err error) error {
 	}
 	cond := condition(err)
 	text := prefix + ": " + err.Error()
-	if op.hint != nil {
-		if hint := op.hint(err); hint != "" {
-			text += ": " + hint
-		}
+	if hint := op.hintFor(err); hint != "" {
+		text += ": " + hint
 	}
 	f := &failure{text: oneLine(text), condition: cond}
 	e := op.event()

@@ -100,9 +100,3 @@ func statusOf(err error) int {
 	}
 	return status
 }
-
-// A sourceError is a failure to read from the image's own source, which nothing at the other end will mend. A registry that
-// is the source repeats by itself what may succeed a little later.
-type sourceError struct{ error }
-
-func (e *sourceError) Unwrap() error { return e.error }

@@ -312,12 +312,12 @@ func (s *source) GetBlob(ctx context.Context, info types.BlobInfo, _ types.BlobI
 		content, err = s.blob(ctx, info.Digest)
 	}
 	if err != nil {
-		return nil, 0, err
+		return nil, 0, &sourceError{err}
 	}
 	size, err := content.Size(ctx)
 	if err != nil {
 		_ = content.Close()
-		return nil, 0, err
+		return nil, 0, &sourceError{err}
 	}
 	return s.task.blob(info.Digest, size).reader(&contentReader{ctx: ctx, content: content, reading: s.reading}), size, nil
 }

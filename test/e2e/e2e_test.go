@@ -104,6 +104,7 @@ var commands = map[string]func(ts *testscript.TestScript, neg bool, args []strin
 	"proxy":        startProxy,   // proxy [-user USER:PASSWORD] REGISTRY NAME: one that leads to a registry, whatever is asked for; sets $NAME to HOST:PORT
 	"proxied":      proxied,      // [!] proxied NAME TEXT: the proxy was asked for what has TEXT in it since the last look
 	"stopregistry": stopRegistry, // stopregistry NAME
+	"startagain":   startAgain,   // startagain NAME: a registry that was stopped, with what it had and at its address; nothing waits there any more
 	"held":         held,         // held NAME: wait until an upload or a download waits
 	"release":      release,      // release NAME: let all of them go on
 	"answers":      answers,      // answers NAME HOW: what requests for a part of a blob get from now on: right, stuck, none (416), whole (200), cut, busy (429), wrong, tokens

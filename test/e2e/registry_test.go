@@ -55,6 +55,23 @@ func (r *registryServer) stop() {
 	r.server.Close()
 }
 
+// again starts what was stopped, as it was and where it was. What is at a gate is not held a second time.
+func (r *registryServer) again(ts *testscript.TestScript) {
+	if r.process != nil {
+		old := r.process
+		r.process = exec.Command(old.Path, old.Args[1:]...)
+		r.process.Env = old.Env
+		ts.Check(r.process.Start())
+		return
+	}
+	l, err := net.Listen("tcp", r.server.Listener.Addr().String())
+	ts.Check(err)
+	server := httptest.NewUnstartedServer(r.server.Config.Handler)
+	ts.Check(server.Listener.Close())
+	server.Listener, r.server = l, server
+	server.Start()
+}
+
 func startRegistry(ts *testscript.TestScript, neg bool, args []string) {
 	s := of(ts)
 	kind, name, origin := "", "", ""
@@ -107,7 +124,13 @@ func startRegistry(ts *testscript.TestScript, neg bool, args []string) {
 	cmd.Env, cmd.Stdout, cmd.Stderr = s.env, output, output
 	ts.Check(cmd.Start())
 	s.registries[name] = &registryServer{process: cmd}
-	poll(ts, "docker-registry to answer at "+address, func() bool {
+	untilItAnswers(ts, address)
+	ts.Setenv(name, address)
+}
+
+// untilItAnswers waits for a registry.
+func untilItAnswers(ts *testscript.TestScript, address string) {
+	poll(ts, "a registry to answer at "+address, func() bool {
 		resp, err := http.Get("http://" + address + "/v2/")
 		if err != nil {
 			return false
@@ -115,7 +138,6 @@ func startRegistry(ts *testscript.TestScript, neg bool, args []string) {
 		_ = resp.Body.Close()
 		return true
 	})
-	ts.Setenv(name, address)
 }
 
 // stopRegistry stops a registry in the middle of a script.
@@ -123,7 +145,22 @@ func stopRegistry(ts *testscript.TestScript, neg bool, args []string) {
 	s := of(ts)
 	usage(ts, neg, args, len(args) == 1 && s.registries[args[0]] != nil, "stopregistry NAME")
 	s.registries[args[0]].stop()
+	if s.stopped == nil {
+		s.stopped = map[string]*registryServer{}
+	}
+	s.stopped[args[0]] = s.registries[args[0]]
 	delete(s.registries, args[0])
+}
+
+// startAgain starts one that was stopped.
+func startAgain(ts *testscript.TestScript, neg bool, args []string) {
+	s := of(ts)
+	usage(ts, neg, args, len(args) == 1 && s.stopped[args[0]] != nil && s.stopped[args[0]].proxy == nil, "startagain NAME")
+	r := s.stopped[args[0]]
+	r.again(ts)
+	delete(s.stopped, args[0])
+	s.registries[args[0]] = r
+	untilItAnswers(ts, ts.Getenv(args[0]))
 }
 
 // freeAddress is a port of the loopback interface that nobody listens on.

@@ -120,6 +120,7 @@ type script struct {
 	t          testscript.T
 	mounts     []string
 	registries map[string]*registryServer
+	stopped    map[string]*registryServer // registries that can be started again
 	engines    []*engine
 	servers    []*httptest.Server // of files
 	locks      map[string]*os.File
