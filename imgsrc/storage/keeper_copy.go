@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"strings"
 	"sync"
 	"sync/atomic"
 
@@ -48,9 +47,7 @@ func (k *keeper) receive(ctx context.Context, name, id string, text []byte, copy
 		return nil, err
 	}
 	if err := copy(to); err != nil {
-		if alone := k.alone(); alone != nil && strings.Contains(err.Error(), "insufficient UIDs") {
-			err = fmt.Errorf("%w: %w: %w", err, alone, imgsrc.ErrUnsupported)
-		}
+		err = foreignIDs(err, k.alone())
 		made, of := to.end(ctx, false)
 		if errors.Is(of, errKeeperEnded) {
 			err = of

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"regexp"
 	"slices"
 	"syscall"
 
@@ -75,4 +76,24 @@ func (k *keeper) denied(err error) error {
 	}
 	return fmt.Errorf("%w, also for root of a user namespace; that is so where /etc/subuid has other ids than the store was made with, and %s",
 		err, userns.AppArmorHint)
+}
+
+// insufficientIDs is what the library says of a file whose owner the user namespace does not have.
+var insufficientIDs = regexp.MustCompile(`insufficient UIDs or GIDs available in (?:the )?user namespace \(requested (\d+:\d+) for ([^)]*)\)`)
+
+// foreignIDs says of an error of receiving an image, if it is that the image has files of ids that the user namespace does not
+// have, in plain words. alone is why it has the user's own only; nil: it has more.
+func foreignIDs(err, alone error) error {
+	if err == nil {
+		return nil
+	}
+	found := insufficientIDs.FindStringSubmatch(err.Error())
+	if found == nil {
+		return err
+	}
+	why := "there are too few subordinate ids here: add to the user's line in /etc/subuid and /etc/subgid, run `podman system migrate`, and mount again"
+	if alone != nil {
+		why = alone.Error()
+	}
+	return imgsrc.Of(imgsrc.ErrUnsupported, fmt.Errorf("%s of the image belongs to user and group %s: %s", found[2], found[1], why))
 }

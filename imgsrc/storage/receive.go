@@ -112,7 +112,7 @@ func (s *Source) receive(ctx context.Context, name, id string, text []byte, copy
 		return nil, invalid(name, err)
 	}
 	err = copy(&destination{ref, temp, store})
-	return store.layers, err // nobody makes any more
+	return store.layers, foreignIDs(err, nil) // nobody makes any more
 }
 
 // AddIndex stores an index as podman stores a list of images: as an image of its own, without layers, that has the
