@@ -115,7 +115,7 @@ var rejectedText = regexp.MustCompile(`Running image \S+ is rejected by policy\.
 
 // shorter leaves out of an error's text what the operation says already.
 func shorter(err error, ref types.ImageReference) error {
-	if err == nil {
+	if err = saidOnce(err); err == nil {
 		return nil
 	}
 	text := spoolText.ReplaceAllString(err.Error(), "")
@@ -127,6 +127,25 @@ func shorter(err error, ref types.ImageReference) error {
 		return err
 	}
 	return &reworded{text, err}
+}
+
+// closingText is what the library says first of a destination that could not be closed, after a copy that has failed.
+var closingText = regexp.MustCompile(`^ ?\(dest: (.+?)\): `)
+
+// saidOnce leaves out what went wrong with closing a destination if that is what went wrong before: a full disk is full.
+func saidOnce(err error) error {
+	if err == nil {
+		return nil
+	}
+	text := err.Error()
+	closing := closingText.FindStringSubmatch(text)
+	if closing == nil {
+		return err
+	}
+	if rest := text[len(closing[0]):]; strings.Contains(rest, closing[1]) {
+		return &reworded{rest, err}
+	}
+	return err
 }
 
 // A reworded error is another one with a text of its own.

@@ -118,7 +118,7 @@ func (c *copying) run(ctx context.Context, t *task, watch *watchdog) error {
 	stop := drain(&options, t, watch)
 	defer stop()
 	_, err := copy.Image(ctx, c.policy, c.to, c.from, &options)
-	return err
+	return saidOnce(err)
 }
 
 // shape decides in which form layers are stored, which of them the destination need not be sent, and who signs. all says
