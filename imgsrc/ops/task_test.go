@@ -164,8 +164,20 @@ func TestJobIsKept(t *testing.T) {
 		if again, last, _ := o.Job(1, true); string(again) == string(running) || !last.After(later) || len(again) != len(running) {
 			t.Errorf("%s", again)
 		}
+		b.add(400)
+		b.finished()
+		task.sends(700) // in the moment before its end, of which nobody has asked
 		_ = task.end(nil)
-		_, before, _ := o.Job(1, true)
+		ended, before, _ := o.Job(1, false)
+		if !strings.Contains(string(ended), `"state":"done"`) || !strings.Contains(string(ended), `"bytes":900,`) || !strings.Contains(string(ended), `"sent":700,`) {
+			t.Errorf("it has not its last figures: %s", ended)
+		}
+		b.add(100)
+		task.sends(1)
+		time.Sleep(time.Minute)
+		if again, _, _ := o.Job(1, true); string(again) != string(ended) {
+			t.Errorf("it is not the last: %s", again)
+		}
 		if err := o.WriteJob(1, Request{Lines: [][]string{{"stop"}}}); !errors.Is(err, imgsrc.ErrInvalid) {
 			t.Error(err)
 		}
