@@ -123,7 +123,7 @@ func (s *source) LayerInfosForCopy(ctx context.Context, instance *digest.Digest)
 		}
 		blob, missing := s.hasBlob(ctx, img, l.Digest)
 		if missing != nil && !errors.Is(missing, imgsrc.ErrAbsent) {
-			return nil, missing
+			return nil, &sourceError{missing}
 		}
 		if blob && !s.plain && !s.recompressed {
 			continue
@@ -145,7 +145,7 @@ func (s *source) LayerInfosForCopy(ctx context.Context, instance *digest.Digest)
 		if err == nil {
 			infos[n], changed = info, true
 		} else if !blob {
-			return nil, err
+			return nil, &sourceError{err}
 		}
 	}
 	changed = s.annotate(infos) || changed
