@@ -188,6 +188,11 @@ func (x *blob) fillFrom(ctx context.Context, f *os.File, have int64, direct bool
 	if err := hashFile(ctx, f, sum, have); err != nil {
 		return &sinkError{err}
 	}
+	if have < x.size { // where it does not fit, whoever reads it early would lose what he has when the disk is full
+		if _, err := cachefile.Room(f, x.size-have); err != nil {
+			return &sinkError{err}
+		}
+	}
 	x.update(func() { x.arrived = have })
 	if have < x.size || x.size < 0 {
 		var err error
