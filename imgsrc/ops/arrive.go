@@ -31,6 +31,7 @@ type arrival struct {
 	only  *imgsrc.Platform     // a single image must be for it; nil: for any
 	all   bool                 // with all images of the index that it is
 	exact bool                 // as it is, to the byte
+	blobs bool                 // its layers there are blobs of the manifest's digests, compressed or not
 	known *blobPlan            // of several images, of which it is one, as the task has been told; nil: it is the only one
 	text  []byte               // its manifest there; nil: its own
 	task  *task
@@ -65,7 +66,12 @@ func (o *Ops) receive(ctx context.Context, a arrival) (id string, err error) {
 			options.ImageListSelection = copy.CopyAllImages
 		}
 		plans := &planner{task: a.task, watch: a.watch, only: a.only, all: a.all, known: a.known}
-		from, into := types.ImageReference(&plannedSource{a.ref, plans}), types.ImageReference(&plannedDestination{to, plans})
+		into := to
+		if a.blobs && isLayout(a.to) {
+			into = &recompressed{to, types.PreserveOriginal} // uncompressed ones too: their digests are the image's
+		}
+		var from types.ImageReference = &plannedSource{a.ref, plans}
+		into = &plannedDestination{into, plans}
 		_, here := a.ref.(*source) // its readers count the bytes, and it tells what there will be
 		if here {
 			from = a.ref

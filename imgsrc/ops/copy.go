@@ -39,7 +39,7 @@ func (o *Ops) copyImage(ctx context.Context, p pushJob) (err error) {
 	}()
 
 	src := &source{held: p.held, plain: kind.plain || p.line.plain, instance: p.instance, reading: watch.pause, several: p.line.all, judge: o.allowedMember, task: p.task}
-	src.recompressed = p.line.compression != nil
+	src.recompressed, src.toOCI = p.line.compression != nil, kind == layoutKind || kind == ociFileKind
 	policy, err := o.policy()
 	if err != nil {
 		return err

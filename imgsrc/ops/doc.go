@@ -68,7 +68,8 @@
 // out of a layout.
 //
 // A blob that the receiver has is not copied. A layout verifies it first, takes it as it lies, and is asked for it once more
-// right before the image is listed: it may have no name there yet, and somebody may clean up (present.go).
+// right before the image is listed: it may have no name there yet, and somebody may clean up (present.go). Nor does a layout
+// have blobs compressed: the digests of a registry's or an archive's layers are the image's, compressed or not.
 //
 // That nothing is left of an image that did not come is the Receiver's promise.
 //

@@ -185,6 +185,12 @@ func (o *Ops) loadOne(ctx context.Context, img loadable, platform *imgsrc.Platfo
 		}
 		a.id = src.held.Desc().ID
 	}
+	src.toOCI = isLayout(to)
+	if isLayout(to) && src.held.Unpacked == 0 { // see shape
+		if _, a.blobs, err = src.blobs(ctx); err != nil {
+			a.blobs = false
+		}
+	}
 	if id, err = o.receive(ctx, a); err != nil {
 		return "", err
 	}

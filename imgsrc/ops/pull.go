@@ -159,7 +159,7 @@ func (o *Ops) pullOne(ctx context.Context, p pullLine, named reference.Named, to
 	if p.dryRun {
 		return shorter(o.attempt(ctx, t, watch, func() error { return o.askWhether(ctx, ref, sys, only) }), ref)
 	}
-	a := arrival{to: to, name: name, ref: ref, sys: sys, only: only, task: t, watch: watch}
+	a := arrival{to: to, name: name, ref: ref, sys: sys, only: only, blobs: true, task: t, watch: watch}
 	var id string
 	if into, apart := to.(indexReceiver); p.all && apart {
 		id, err = o.pullAll(ctx, a, into, named)

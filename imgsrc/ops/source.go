@@ -30,6 +30,7 @@ type source struct {
 	judge    func(context.Context, imgsrc.Held) error                   // whether an image of the index that another source has may be copied; nil: it may
 	task     *task                                                      // is told what there is to read, and what has been read
 
+	toOCI        bool                                  // the manifest there will be OCI's, whatever this one is
 	recompressed bool                                  // layers will be stored in another form than they are offered
 	chunked      func(digest.Digest) map[string]string // the annotations of the zstd:chunked layer that it may become; nil: it will not
 
@@ -115,6 +116,7 @@ func (s *source) LayerInfosForCopy(ctx context.Context, instance *digest.Digest)
 	layers := m.LayerInfos()
 	infos := make([]types.BlobInfo, len(layers))
 	changed := false
+	asTold := !s.recompressed && !(s.toOCI && mediaType == manifest.DockerV2Schema2MediaType)
 	var ids []digest.Digest
 	for n, l := range layers {
 		infos[n] = l.BlobInfo
@@ -125,7 +127,7 @@ func (s *source) LayerInfosForCopy(ctx context.Context, instance *digest.Digest)
 		if missing != nil && !errors.Is(missing, imgsrc.ErrAbsent) {
 			return nil, &sourceError{missing}
 		}
-		if blob && !s.plain && !s.recompressed {
+		if blob && !s.plain && asTold {
 			continue
 		}
 		if ids == nil {
@@ -135,7 +137,7 @@ func (s *source) LayerInfosForCopy(ctx context.Context, instance *digest.Digest)
 		}
 		if blob && !s.plain {
 			// Archives of Docker call their layers compressed when they are not, and what is believed to be compressed already
-			// would be left alone.
+			// would be left alone, or be called so by a manifest that is made anew.
 			if n < len(ids) && ids[n] == l.Digest && !manifest.MIMETypeIsMultiImage(mediaType) {
 				infos[n].MediaType, changed = uncompressedType(mediaType), true
 			}
