@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+	imgspecv1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"go.podman.io/image/v5/copy"
 	"go.podman.io/image/v5/docker/reference"
 	"go.podman.io/image/v5/manifest"
@@ -39,7 +40,7 @@ func (o *Ops) copyImage(ctx context.Context, p pushJob) (err error) {
 	}()
 
 	src := &source{held: p.held, plain: kind.plain || p.line.plain, instance: p.instance, reading: watch.pause, several: p.line.all, judge: o.allowedMember, task: p.task}
-	src.recompressed, src.toOCI = p.line.compression != nil, kind == layoutKind || kind == ociFileKind
+	src.recompressed, src.toOCI = p.line.compression != nil, kind == layoutKind || kind == ociFileKind || p.line.format == imgspecv1.MediaTypeImageManifest
 	policy, err := o.policy()
 	if err != nil {
 		return err
