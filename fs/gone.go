@@ -21,6 +21,7 @@ type goneQueue struct {
 	mu   sync.Mutex
 	list []goneEntry
 	more chan struct{} // holds one element while there is something in the list
+	ids  int           // how many names in ids/ the kernel has not been told of
 
 	changes int           // requests under way whose callers hold the lock of a directory
 	quiet   chan struct{} // closed when there is none any more; nil if nobody waits for that
@@ -32,10 +33,30 @@ func (q *goneQueue) put(g goneEntry) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.list = append(q.list, g)
+	if g.dir == idsNode {
+		q.ids++
+	}
 	select {
 	case q.more <- struct{}{}:
 	default:
 	}
+}
+
+// told says that the kernel has been told of an entry.
+func (q *goneQueue) told(g goneEntry) {
+	if g.dir != idsNode {
+		return
+	}
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.ids--
+}
+
+// mayMislead says whether the kernel may still know an image that another has taken the place of.
+func (q *goneQueue) mayMislead() bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.ids > 0
 }
 
 // changing says that a request is under way whose caller holds the lock of a directory; the function that it returns, that
@@ -125,6 +146,7 @@ func (f *FS) forgetNames(ctx context.Context) {
 				f.gone.wait(ctx)
 				server.EntryNotify(uint64(g.dir), g.name)
 			}
+			f.gone.told(g)
 			if g.moved != nil {
 				f.arrived(g.moved)
 			}

@@ -296,7 +296,12 @@ func (v linksView) attr(ctx context.Context, n node, cheap bool) (attr, error) {
 	return linkAttr(v.inoOf(path), len(target), v.f.state.Load().names[v.n].time(path)), nil
 }
 
+// readlink is called when a link is followed for the first time. What a registry has said of the name meanwhile may have put
+// another image in the place of the one that the kernel knows, and the path goes on there.
 func (v linksView) readlink(ctx context.Context, n node) ([]byte, error) {
+	if v.f.gone.mayMislead() {
+		v.f.settle(ctx)
+	}
 	_, target, err := v.target(n)
 	return []byte(target), err
 }
