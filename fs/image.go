@@ -44,8 +44,10 @@ type image struct {
 	unreadSaid   map[string]bool // the reasons for that which are in the log; nil if there are none
 	lineage      *imgsrc.Lineage // once known
 
-	sketchShape string // what the image had when it was listed by a sketch; empty if it was not
-	kinSketched bool   // it was listed while an image that may be its parent or child was not read
+	sketchShape string                        // what the image had when it was listed by a sketch; empty if it was not
+	kinSketched bool                          // it was listed while an image that may be its parent or child was not read
+	told        atomic.Pointer[imgsrc.Sketch] // what the kernel may have answers from; nil if that is set right
+	read        atomic.Bool                   // it was rendered once, and the kernel told of it
 }
 
 func newImage(f *FS, e *imgsrc.Entry, listed time.Time) *image {

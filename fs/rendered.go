@@ -81,7 +81,6 @@ func (img *image) doRender(ctx context.Context) (*rendered, error) {
 	if err != nil {
 		return nil, err
 	}
-	sketch := img.sketch()
 	facts, err := loadFacts(ctx, img.firstOf(e))
 	if err != nil {
 		return nil, err
@@ -98,9 +97,7 @@ func (img *image) doRender(ctx context.Context) (*rendered, error) {
 	img.mend(r)
 	img.sayUnread(r)
 	img.f.rendered.put(img.slot, r)
-	if sketch != nil && !r.damaged {
-		img.wasRead(sketch, r, e)
-	}
+	img.noteRead(r, e)
 	return r, nil
 }
 

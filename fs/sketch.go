@@ -44,10 +44,34 @@ func (img *image) sketch() *rendered {
 	if r := img.f.sketches.get(img.slot); r != nil {
 		return r
 	}
-	r := img.renderFacts(s.Facts(first.Desc()))
-	r.created, r.sketched, r.damaged = s.Created, true, false
+	img.told.Store(s)
+	r := img.renderSketch(s, first.Desc())
 	img.f.sketches.put(img.slot, r)
 	return r
+}
+
+func (img *image) renderSketch(s *imgsrc.Sketch, d imgsrc.Desc) *rendered {
+	r := img.renderFacts(s.Facts(d))
+	r.created, r.sketched, r.damaged = s.Created, true, false
+	return r
+}
+
+// noteRead is called with each rendering of an image. The bytes may have been read before, for something else than a rendering, and
+// the source may have dropped its sketch then: what counts is whether the kernel was answered from one.
+func (img *image) noteRead(r *rendered, e *imgsrc.Entry) {
+	first := img.firstOf(e)
+	if _, ok := first.Image.(imgsrc.Sketcher); !ok || r.damaged {
+		return
+	}
+	told := img.told.Swap(nil)
+	if img.read.Swap(true) && told == nil {
+		return
+	}
+	sketch := img.f.sketches.get(img.slot)
+	if sketch == nil && told != nil {
+		sketch = img.renderSketch(told, first.Desc())
+	}
+	img.wasRead(sketch, r, e)
 }
 
 // tells says whether a rendering decides what a row is: a sketch's does not of all.
@@ -135,10 +159,27 @@ func (img *image) eachKin(e *imgsrc.Entry, do func(*image)) {
 	}
 }
 
-// wasRead is called when an image has been read of which there was a sketch. Listings that are longer now get another time.
-// Where the source has told something else than the image says, the kernel is told to ask again.
+// wasRead is called when an image has been read of which there was a sketch, nil if nobody has seen it. Listings that are longer now
+// get another time. Where the source has told something else than the image says, the kernel is told to ask again.
 func (img *image) wasRead(sketch, r *rendered, e *imgsrc.Entry) {
 	img.f.sketches.forget(img.slot)
+	if sketch != nil {
+		img.correct(sketch, r)
+	}
+	kin := false
+	img.eachKin(e, func(other *image) {
+		kin = kin || !other.isSketched()
+		other.longer(func() bool { return other.kinSketched })
+	})
+	img.longer(func() bool {
+		was := img.sketchShape
+		img.sketchShape = ""
+		return was != "" && was != r.shape() || kin && (was != "" || img.kinSketched)
+	})
+}
+
+// correct has the kernel ask again for what a sketch has told otherwise.
+func (img *image) correct(sketch, r *rendered) {
 	var wrong []string
 	for i := range table {
 		row := &table[i]
@@ -152,16 +193,6 @@ func (img *image) wasRead(sketch, r *rendered, e *imgsrc.Entry) {
 	if len(wrong) > 0 {
 		img.f.log.Warn("the source has told something else of an image than its config says, which holds", "image", img.id, "files", wrong)
 	}
-	kin := false
-	img.eachKin(e, func(other *image) {
-		kin = kin || !other.isSketched()
-		other.longer(func() bool { return other.kinSketched })
-	})
-	img.longer(func() bool {
-		was := img.sketchShape
-		img.sketchShape = ""
-		return was != "" && was != r.shape() || kin && (was != "" || img.kinSketched)
-	})
 }
 
 // longer moves the time of the listing if it may have become longer, which is asked with img.mu held.

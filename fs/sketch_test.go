@@ -222,6 +222,62 @@ func TestSketchThatIsWrong(t *testing.T) {
 	}
 }
 
+// What was listed and told before is set right also if something else than its own files has read the image, as an archive or a
+// push does: the source has no sketch any more when the first of them is asked for.
+func TestSketchReadElsewhere(t *testing.T) {
+	for _, evicted := range []bool{false, true} {
+		img := makeImage(t, "right", "one")
+		s := sketched(img, `{"author":"wrong","os":"linux"}`)
+		f, _, _ := newTree(t, named(s, "web:1"))
+		id := img.desc.ID
+		if _, text, err := lookUp(t, f, id, "author"); err != nil || text != "wrong\n" {
+			t.Errorf("before: %q, %v", text, err)
+		}
+		rowsOf(t, f, id)
+		f.gone.takeAll()
+		if evicted {
+			f.sketches = newRenderedCache(sketchBytes)
+		}
+		if _, err := imgsrc.Load(t.Context(), s); err != nil {
+			t.Fatal(err)
+		}
+		if !listingTime(t, f, id).After(createdAt) {
+			t.Errorf("evicted: %t: the directory has more files, and is of %s", evicted, listingTime(t, f, id))
+		}
+		if !slices.Contains(f.gone.takeAll(), goneEntry{spoilt: f.state.Load().byID[id].node(viewImage, rowByName["author"].id)}) {
+			t.Errorf("evicted: %t: the kernel is not told that it has another author", evicted)
+		}
+		was := listingTime(t, f, id)
+		f.rendered = newRenderedCache(renderedBytes)
+		if _, _, err := lookUp(t, f, id, "author"); err != nil || !listingTime(t, f, id).Equal(was) || len(f.gone.takeAll()) > 0 {
+			t.Errorf("evicted: %t: rendered again, %v, in a directory of %s", evicted, err, listingTime(t, f, id))
+		}
+	}
+}
+
+// An image that was read before anybody saw it is found as a parent by those who listed its children before.
+func TestSketchOfKinReadElsewhere(t *testing.T) {
+	base, web := makeImage(t, "", "one"), makeImage(t, "", "one", "two")
+	listedBase, listedWeb := layered(base, "base:1"), layered(web, "web:1")
+	s := sketched(web, string(web.config))
+	listedBase.Image, listedWeb.Image = sketched(base, string(base.config)), s
+	f, _, _ := newTree(t, listedBase, listedWeb)
+	if _, _, err := lookUp(t, f, base.desc.ID, "manifest.json"); err != nil {
+		t.Fatal(err)
+	}
+	rowsOf(t, f, base.desc.ID)
+	was := listingTime(t, f, base.desc.ID)
+	if _, err := imgsrc.Load(t.Context(), s); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := lookUp(t, f, web.desc.ID, "manifest.json"); err != nil {
+		t.Fatal(err)
+	}
+	if !listingTime(t, f, base.desc.ID).After(was) {
+		t.Error("the listing that has a child now is as old as before")
+	}
+}
+
 // An image that cannot be read keeps what was told of it.
 func TestSketchOfDamaged(t *testing.T) {
 	img := makeImage(t, "an author", "one")
