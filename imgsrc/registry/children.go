@@ -200,15 +200,36 @@ func (s *Source) extend(entries map[digest.Digest]*entry) {
 	st := &state{entries: entries}
 	if old := s.state; old != nil {
 		st.at, st.refs, st.problems = old.at, old.refs, old.problems
-		maps.Copy(st.entries, old.entries)
+		st.adopt(old)
 	}
 	s.state = st
 	s.moved()
 }
 
+// adopt takes from another listing what this one lacks, or could not read: what could be read is the same in both.
+func (st *state) adopt(other *state) {
+	for d, e := range other.entries {
+		if st.entries[d] == nil || isBetter(e, st.entries[d]) {
+			st.entries[d] = e
+		}
+	}
+}
+
+// isBetter says whether a could be read, and b, of the same digest, could not.
+func isBetter(a, b *entry) bool {
+	return a != nil && a.image.desc.Damaged == nil && b.image.desc.Damaged != nil
+}
+
 // keepChildren takes into a new listing what was asked for while it was made, which the one before that had not, and forgets what
 // no index lists any more. The caller holds s.mu.
 func (s *Source) keepChildren(st, before *state) {
+	if s.state != nil {
+		for d, e := range st.entries {
+			if isBetter(s.state.entries[d], e) { // an index that could not be read has lost all of its own
+				st.entries[d] = s.state.entries[d]
+			}
+		}
+	}
 	listed := map[digest.Digest]bool{}
 	for level := slices.Collect(maps.Values(st.entries)); len(level) > 0; {
 		e := level[0]
@@ -281,17 +302,23 @@ func (s *Source) addAll(ctx context.Context) error {
 		return err
 	}
 	for d, e := range w.state.entries {
-		if e == nil || old.entries[d] != nil {
+		if e == nil || e.image.desc.Damaged == nil || errors.Is(e.image.desc.Damaged, imgsrc.ErrDamaged) {
 			continue
 		}
-		if bad := e.image.desc.Damaged; bad != nil && !errors.Is(bad, imgsrc.ErrDamaged) {
-			return bad // it cannot be told what that is
+		if old.entries[d] == nil || isPassing(e.image.desc.Damaged) {
+			return e.image.desc.Damaged // it cannot be told what that is
 		}
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.extend(w.state.entries)
 	return nil
+}
+
+// isPassing says whether a request has failed in a way that the next one may not.
+func isPassing(err error) bool {
+	var f *failure
+	return errors.As(err, &f) && (f.temporary || f.status == 0)
 }
 
 // Ask asks the registry that has the index.

@@ -93,12 +93,12 @@ func (s *Source) look(ctx context.Context) (*state, error) {
 	for _, t := range s.asked { // meanwhile
 		if !slices.ContainsFunc(asked, t.same) {
 			st.refs = appendNew(st.refs, t)
-			maps.Copy(st.entries, s.state.entries)
+			st.adopt(s.state)
 		}
 	}
 	for _, change := range s.retags { // what was asked for may be from before
 		st.refs = change.apply(st.refs)
-		maps.Copy(st.entries, s.state.entries)
+		st.adopt(s.state)
 	}
 	s.keepChildren(st, old)
 	changed := old == nil || !st.equal(s.state)

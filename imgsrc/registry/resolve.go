@@ -3,7 +3,6 @@ package registry
 import (
 	"context"
 	"fmt"
-	"maps"
 	"slices"
 
 	"github.com/opencontainers/go-digest"
@@ -94,7 +93,7 @@ func (s *Source) add(ctx context.Context, t tagged) error {
 	st := &state{entries: w.state.entries}
 	if old := s.state; old != nil {
 		st.at, st.refs, st.problems = old.at, slices.Clone(old.refs), old.problems
-		maps.Copy(st.entries, old.entries)
+		st.adopt(old)
 	}
 	s.asked = appendNew(s.asked, found)
 	st.refs = appendNew(st.refs, found)
