@@ -3,6 +3,7 @@ package fs
 import (
 	"context"
 	"fmt"
+	"sync"
 	"syscall"
 	"time"
 
@@ -21,7 +22,8 @@ func (img *image) renderBare(ctx context.Context) (*rendered, error) {
 	if r := img.f.rendered.get(img.slot); r != nil {
 		return r, nil
 	}
-	if r := img.bare.Load(); r != nil && img.rendering.Load() > 0 {
+	r, turn := img.bare.get()
+	if r != nil {
 		return r, nil
 	}
 	if img.isSketched() { // its config comes with its manifest
@@ -33,17 +35,61 @@ func (img *image) renderBare(ctx context.Context) (*rendered, error) {
 	if err == nil || ctx.Err() != nil || waiting.Err() == nil {
 		return r, err
 	}
+	if r, err = img.renderWithoutConfig(ctx); err == nil {
+		img.bare.put(r, turn)
+	}
+	return r, err
+}
+
+func (img *image) renderWithoutConfig(ctx context.Context) (*rendered, error) {
 	e, err := img.current()
 	if err != nil {
 		return nil, err
 	}
-	facts, err := imgsrc.Load(ctx, bareImage{e.First().Image})
+	facts, err := imgsrc.Load(ctx, bareImage{img.firstOf(e).Image})
 	if err != nil {
 		return nil, err
 	}
-	r = img.renderFacts(facts)
-	img.bare.Store(r)
-	return r, nil
+	return img.renderFacts(facts), nil
+}
+
+// A bareRendering is the answer while a rendering is being made, for which somebody has waited long enough. It ends with that one:
+// the next may come in time.
+type bareRendering struct {
+	mu     sync.Mutex
+	making int // renderings
+	turn   int // how many have been made
+	r      *rendered
+}
+
+func (b *bareRendering) begin() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.making++
+}
+
+func (b *bareRendering) end() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.making--
+	b.turn++
+	b.r = nil
+}
+
+// get returns the answer, nil if there is none, and the turn to put one for.
+func (b *bareRendering) get() (r *rendered, turn int) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.r, b.turn
+}
+
+// put makes r the answer, unless the rendering that was waited for has ended meanwhile.
+func (b *bareRendering) put(r *rendered, turn int) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.making > 0 && b.turn == turn {
+		b.r = r
+	}
 }
 
 // A bareImage is an image whose config is not waited for.

@@ -24,8 +24,7 @@ type image struct {
 	ino   ino
 	entry atomic.Pointer[imgsrc.Entry] // nil when no source has the image any more
 
-	rendering atomic.Int32             // how many renderings are being made
-	bare      atomic.Pointer[rendered] // without the config, for which the rendering that is being made waits
+	bare bareRendering // without the config, for which the rendering that is being made waits
 
 	mu        sync.Mutex
 	listing   time.Time // when the directory's listing last changed while mounted; zero if it has not

@@ -72,11 +72,8 @@ func (img *image) render(ctx context.Context) (*rendered, error) {
 }
 
 func (img *image) doRender(ctx context.Context) (*rendered, error) {
-	img.rendering.Add(1)
-	defer func() {
-		img.bare.Store(nil)
-		img.rendering.Add(-1)
-	}()
+	img.bare.begin()
+	defer img.bare.end()
 	e, err := img.current()
 	if err != nil {
 		return nil, err
