@@ -10,25 +10,26 @@ import (
 	"go.podman.io/storage/pkg/chunked/toc"
 )
 
-// annotate gives layers that are to become zstd:chunked the annotations that they had when they did before: where a
-// registry has that blob, nobody else can say them. One that is compressed anew gets others.
+// annotate gives layers that have become others with annotations when they were compressed a map for them, for say to write
+// to. The others are left alone: for the least difference the library would make another manifest.
 func (s *source) annotate(infos []types.BlobInfo) (changed bool) {
-	if s.chunked == nil {
+	if s.became == nil || !s.recompressed {
 		return false
 	}
 	for i, info := range infos {
-		more := s.chunked(info.Digest)
-		if len(more) == 0 || strings.HasSuffix(info.MediaType, "zstd") {
-			continue // which would be taken for what it is to become
+		if info.Annotations == nil && len(s.became(info.Digest).annotations) > 0 {
+			infos[i].Annotations, changed = map[string]string{}, true
 		}
-		infos[i].Annotations = maps.Clone(info.Annotations)
-		if infos[i].Annotations == nil {
-			infos[i].Annotations = map[string]string{}
-		}
-		maps.Copy(infos[i].Annotations, more)
-		changed = true
 	}
 	return changed
+}
+
+// say replaces the annotations of a layer by those of the blob that is taken for it. The library keeps those of the layer as it
+// was offered, and lets no destination that stands in front of its own return others; but it reads them when the destination
+// has answered, from the same map.
+func say(info types.BlobInfo, annotations map[string]string) {
+	clear(info.Annotations)
+	maps.Copy(info.Annotations, annotations)
 }
 
 // offers returns the layers that were last asked for, as they are offered.
@@ -40,14 +41,14 @@ func (s *source) offers() []types.BlobInfo {
 
 // original returns what the manifest names for the layer of a diff id that is offered in its place, and how that is
 // compressed; otherwise nothing.
-func (s *source) original(diffID digest.Digest) (d digest.Digest, algorithm string) {
+func (s *source) original(diffID digest.Digest) (its compressed, algorithm string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	blob := s.diffs[diffID].blob
 	if blob.Digest.Validate() != nil {
-		return "", ""
+		return compressed{}, ""
 	}
-	return blob.Digest, algorithmOf(blob.MediaType, blob.Annotations)
+	return compressed{blob.Digest, blob.Annotations}, algorithmOf(blob.MediaType, blob.Annotations)
 }
 
 // algorithmOf is the name of what a layer is compressed with, as a manifest says; empty if it is not, or that is not known.

@@ -11,7 +11,6 @@ import (
 	"go.podman.io/image/v5/copy"
 	"go.podman.io/image/v5/docker/reference"
 	"go.podman.io/image/v5/manifest"
-	compressiontypes "go.podman.io/image/v5/pkg/compression/types"
 	"go.podman.io/image/v5/signature"
 	"go.podman.io/image/v5/types"
 
@@ -158,9 +157,7 @@ func (o *Ops) shape(ctx context.Context, c *copying, p pushJob, watch *watchdog,
 			ImageReference: c.to, host: host, repo: reference.Path(d.named), known: &o.known, from: repositories(p.entry, host),
 			source: c.from, required: p.line.compression, desired: desired, reached: &watch.reached, log: o.log,
 		}
-		if alg := p.line.compression; alg != nil && alg.Name() == compressiontypes.ZstdChunkedAlgorithmName {
-			c.from.chunked = func(d digest.Digest) map[string]string { return o.known.compressed(d, alg.Name()).annotations }
-		}
+		c.from.became = func(d digest.Digest) compressed { return o.known.compressed(d, u.algorithm().Name()) }
 		if o.opt.Registry != nil {
 			u.mounter = o.opt.Registry(host, p.line.authFile, verifyOf(p.line.tlsVerify))
 			done = u.mounter.Close

@@ -30,9 +30,9 @@ type source struct {
 	judge    func(context.Context, imgsrc.Held) error                   // whether an image of the index that another source has may be copied; nil: it may
 	task     *task                                                      // is told what there is to read, and what has been read
 
-	toOCI        bool                                  // the manifest there will be OCI's, whatever this one is
-	recompressed bool                                  // layers will be stored in another form than they are offered
-	chunked      func(digest.Digest) map[string]string // the annotations of the zstd:chunked layer that it may become; nil: it will not
+	toOCI        bool                           // the manifest there will be OCI's, whatever this one is
+	recompressed bool                           // layers will be stored in another form than they are offered
+	became       func(digest.Digest) compressed // what a layer was when it was compressed like this before; nil: nobody knows
 
 	mu        sync.Mutex
 	diffs     map[digest.Digest]diff         // what LayerInfosForCopy has put in the place of a blob
@@ -198,13 +198,10 @@ func (s *source) diffInfo(ctx context.Context, img imgsrc.Image, n int, ids []di
 	if err != nil {
 		return types.BlobInfo{}, fmt.Errorf("opening layer %d (%s): %w", n, ids[n], err)
 	}
-	info := types.BlobInfo{Digest: ids[n], Size: size, MediaType: uncompressedType(mediaType)}
+	info := types.BlobInfo{Digest: ids[n], Size: size, MediaType: uncompressedType(mediaType), Annotations: map[string]string{}}
 	for key, value := range blob.Annotations {
 		if _, ok := toc.ChunkedAnnotations[key]; ok {
 			continue // says where things are in the compressed blob
-		}
-		if info.Annotations == nil {
-			info.Annotations = map[string]string{}
 		}
 		info.Annotations[key] = value
 	}

@@ -118,15 +118,18 @@ func (d *uploadDestination) TryReusingBlob(ctx context.Context, info types.BlobI
 		return false, types.BlobInfo{}, nil
 	}
 	algorithm := d.algorithm()
-	candidates := []digest.Digest{d.known.compressed(info.Digest, algorithm.Name()).digest}
-	if original, its := d.source.original(info.Digest); its == algorithm.Name() && its != compressiontypes.ZstdChunkedAlgorithmName {
-		candidates = append(candidates, original) // of zstd:chunked the annotations would be missing
+	candidates := []compressed{d.known.compressed(info.Digest, algorithm.Name())}
+	if original, its := d.source.original(info.Digest); its == algorithm.Name() {
+		candidates = append(candidates, original)
 	}
-	for _, compressed := range candidates {
-		if compressed == "" || compressed == info.Digest {
+	for _, as := range candidates {
+		if as.digest == "" || as.digest == info.Digest || info.Annotations == nil && len(as.annotations) > 0 {
 			continue
 		}
-		if ok, got, err := d.reuse(ctx, types.BlobInfo{Digest: compressed, Size: -1}, cache); ok || err != nil {
+		if ok, got, err := d.reuse(ctx, types.BlobInfo{Digest: as.digest, Size: -1}, cache); ok || err != nil {
+			if ok {
+				say(info, as.annotations)
+			}
 			got.CompressionOperation, got.CompressionAlgorithm = types.Compress, &algorithm
 			return ok, got, err
 		}
@@ -145,11 +148,11 @@ func fits(info types.BlobInfo, required *compressiontypes.Algorithm) bool {
 }
 
 // algorithm is what layers are compressed with.
-func (d *uploadDestination) algorithm() compressiontypes.Algorithm {
-	if d.required == nil {
+func (u *upload) algorithm() compressiontypes.Algorithm {
+	if u.required == nil {
 		return compression.Gzip
 	}
-	return *d.required
+	return *u.required
 }
 
 // PutManifest remembers what the layers have become: they are in the order in which they were offered.
@@ -160,7 +163,7 @@ func (d *uploadDestination) PutManifest(ctx context.Context, text []byte, instan
 			if len(layers) != len(offered) || l.Digest == offered[i].Digest {
 				continue
 			}
-			d.known.became(offered[i].Digest, algorithmOf(l.MediaType, l.Annotations), compressed{l.Digest, chunkedAnnotations(l.Annotations)})
+			d.known.became(offered[i].Digest, algorithmOf(l.MediaType, l.Annotations), compressed{l.Digest, l.Annotations})
 		}
 	}
 	return d.ImageDestination.PutManifest(ctx, text, instance)
