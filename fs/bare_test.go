@@ -80,7 +80,7 @@ func TestBareThatComesLate(t *testing.T) {
 		}
 		f.rendered.forget(img.slot)
 		late.late.Store(int64(configPatience / 2))
-		go img.render(t.Context()) //nolint:errcheck // renderBare hears of it
+		go img.render(t.Context())
 		synctest.Wait()
 		if r, err := img.renderBare(t.Context()); err != nil || !r.created.Equal(createdAt) {
 			t.Errorf("it is of %s, %v", r.created, err)

@@ -18,8 +18,13 @@ func treeOf(t testing.TB, sources ...*fakeSource) *FS {
 	for _, s := range sources {
 		all = append(all, s)
 	}
+	return treeFrom(t, all...)
+}
+
+func treeFrom(t testing.TB, sources ...imgsrc.Source) *FS {
+	t.Helper()
 	f := New(Options{
-		Layers: layerCache(t), Catalog: imgsrc.NewCatalog(slog.New(slog.DiscardHandler), all...), Ops: &fakeOps{},
+		Layers: layerCache(t), Catalog: imgsrc.NewCatalog(slog.New(slog.DiscardHandler), sources...), Ops: &fakeOps{},
 		Log: slog.New(slog.DiscardHandler),
 	})
 	t.Cleanup(f.OnUnmount)

@@ -128,6 +128,9 @@ func (v topView) lookup(ctx context.Context, dir node, name string) (found, erro
 			return found{}, err
 		}
 	}
+	if img != nil && img.id == name { // it was asked for just now, and its id is its digest: an index, an artifact
+		return found{node: img.node(viewImage, 0)}, nil
+	}
 	if img != nil {
 		link := name + linkSeparator + img.id
 		v.f.sweepTargets()
