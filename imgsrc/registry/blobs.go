@@ -142,9 +142,11 @@ type blob struct {
 	err     error         // why the last work failed, until the next begins
 	changed chan struct{} // closed when any of these changes
 
-	turn *turn               // of the work that is under way, and nobody else's, like what follows; nil: it does not fetch
-	tell func(arrived int64) // nil: it has asked the registry for nothing yet
-	over func(error)
+	turn   *turn               // of the work that is under way, and nobody else's, like what follows; nil: it does not fetch
+	tell   func(arrived int64) // nil: it has asked the registry for nothing yet
+	over   func(error)
+	shared bool    // it has the lock of the part file, for which other processes wait
+	parked *parked // where it stopped when it gave way; nil: it did not
 }
 
 // use returns the blob of a digest, which the caller releases.

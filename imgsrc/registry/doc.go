@@ -47,7 +47,7 @@
 //     leaves does not stop it. A connection that breaks is replaced by another that goes on where it stopped, and what
 //     has come of a blob whose fetch failed is not fetched again. One that there is no room for in the cache comes into a
 //     temporary file from the beginning on. Six come in at a time: one that nobody waits for any more
-//     stops for one that somebody waits for, and goes on later (see turns).
+//     stops for one that somebody waits for, and goes on later (see turns); meanwhile another process may go on with it.
 //   - Credentials go to the registry and to the token server that it names, and to no server that either redirects to;
 //     over an open line only where registries.conf, --tls-verify=false or the loopback interface allow that. They appear
 //     in no error and no log, even if a server repeats them.

@@ -30,6 +30,9 @@ func isSinkError(err error) bool {
 
 var errThere = errors.New("another process has fetched it")
 
+// errGaveWay ends what a turn ended for which others have to wait: it goes on at the next.
+var errGaveWay = errors.New("another blob comes first")
+
 // stallTime is how long another process that fetches a blob may bring nothing before it is not waited for any more.
 const stallTime = time.Minute
 
@@ -40,7 +43,7 @@ func (x *blob) fetch(ctx context.Context) (err error) {
 		if x.over != nil {
 			x.over(err)
 		}
-		x.turn, x.tell, x.over = nil, nil, nil
+		x.turn, x.tell, x.over, x.parked = nil, nil, nil, nil
 	}()
 	if s.offline {
 		return errOffline
@@ -49,12 +52,12 @@ func (x *blob) fetch(ctx context.Context) (err error) {
 		return err
 	}
 	defer x.turn.leave()
-	err = x.fetchShared(ctx)
+	err = x.fetchInTurns(ctx)
 	if errors.Is(err, errThere) {
 		if found, err := x.bringFound(ctx); found || err != nil {
 			return err
 		}
-		err = x.fetchShared(ctx)
+		err = x.fetchInTurns(ctx)
 	}
 	if err == nil || !isSinkError(err) || ctx.Err() != nil {
 		return err
@@ -66,7 +69,20 @@ func (x *blob) fetch(ctx context.Context) (err error) {
 	return x.fetchPrivate(ctx)
 }
 
-// fetchShared fetches into the cache directory. What is there of an earlier attempt is not fetched again.
+// fetchInTurns is fetchShared, as often as it is the blob's turn. Between turns another process may go on with it.
+func (x *blob) fetchInTurns(ctx context.Context) error {
+	for {
+		if _, err := x.turn.wait(); err != nil {
+			return err
+		}
+		if err := x.fetchShared(ctx); !errors.Is(err, errGaveWay) {
+			return err
+		}
+	}
+}
+
+// fetchShared fetches into the cache directory. What is there of an earlier attempt is not fetched again. Errors: errThere;
+// errGaveWay; a sinkError; the registry's.
 func (x *blob) fetchShared(ctx context.Context) error {
 	b := x.blobs
 	if b.dir == nil {
@@ -74,14 +90,21 @@ func (x *blob) fetchShared(ctx context.Context) error {
 	}
 	f, err := x.lockPart(ctx)
 	if err != nil {
+		x.parked = nil
 		return err
 	}
-	x.take(f)
+	x.takeAgain(f)
 	defer x.countWritten(f, fileSize(f))
 	part := partPath(x.digest)
-	if err := x.fill(ctx, f); err != nil {
+	x.shared = true
+	err = x.fill(ctx, f)
+	x.shared = false
+	if err != nil {
 		if errors.Is(err, imgsrc.ErrDamaged) {
 			cachefile.Remove(b.dir, part, f, b.source.log)
+		}
+		if errors.Is(err, errGaveWay) {
+			x.park(f)
 		}
 		return err
 	}
@@ -161,15 +184,20 @@ func (x *blob) fill(ctx context.Context, f *os.File) error {
 	if err != nil {
 		return &sinkError{err}
 	}
-	have := fi.Size()
-	if x.size >= 0 && have > x.size || x.size < 0 {
-		have = 0
+	have, direct := fi.Size(), false
+	if p := x.parked; p != nil {
+		x.parked, have, direct = nil, p.off, p.direct
+		err = x.fillRest(ctx, f, p.sum, p.off, p.direct)
+	} else {
+		if x.size >= 0 && have > x.size || x.size < 0 {
+			have = 0
+		}
+		if have == 0 && x.size > 0 {
+			have = x.blobs.source.seed(ctx, x.digest, f)
+		}
+		err = x.fillFrom(ctx, f, have, false)
 	}
-	if have == 0 && x.size > 0 {
-		have = x.blobs.source.seed(ctx, x.digest, f)
-	}
-	err = x.fillFrom(ctx, f, have, false)
-	if errors.Is(err, imgsrc.ErrDamaged) && (have > 0 || x.blobs.source.client.hasMirrors(x.repo, x.digest)) {
+	if !direct && errors.Is(err, imgsrc.ErrDamaged) && (have > 0 || x.blobs.source.client.hasMirrors(x.repo, x.digest)) {
 		x.blobs.source.log.Warn("fetching blob again", "source", x.blobs.source.Name(), "blob", x.digest, "error", err)
 		err = x.fillFrom(ctx, f, 0, true)
 	}
@@ -194,6 +222,11 @@ func (x *blob) fillFrom(ctx context.Context, f *os.File, have int64, direct bool
 		}
 	}
 	x.update(func() { x.arrived = have })
+	return x.fillRest(ctx, f, sum, have, direct)
+}
+
+// fillRest is fillFrom where sum is that of what is there.
+func (x *blob) fillRest(ctx context.Context, f *os.File, sum hash.Hash, have int64, direct bool) error {
 	if have < x.size || x.size < 0 {
 		var err error
 		if have, err = x.receive(ctx, f, sum, have, direct); err != nil {
@@ -206,7 +239,8 @@ func (x *blob) fillFrom(ctx context.Context, f *os.File, have int64, direct bool
 	return nil
 }
 
-// receive appends what the registry sends from an offset, as often as it is the blob's turn.
+// receive appends what the registry sends from an offset, as often as it is the blob's turn; into a file for which others wait
+// until the turn ends. Errors: errGaveWay with what is to be gone on from; a sinkError; the registry's.
 func (x *blob) receive(ctx context.Context, f *os.File, sum hash.Hash, off int64, direct bool) (int64, error) {
 	if s := x.blobs.source; x.tell == nil && s.fetching != nil {
 		x.tell, x.over = s.fetching(s.Host()+"/"+x.repo, x.digest, x.size, false)
@@ -216,6 +250,10 @@ func (x *blob) receive(ctx context.Context, f *os.File, sum hash.Hash, off int64
 	}
 	x.tell(off)
 	for {
+		if x.shared && !x.turn.has() {
+			x.parked = &parked{sum: sum, off: off, direct: direct}
+			return off, errGaveWay
+		}
 		turn, err := x.turn.wait()
 		if err != nil {
 			return off, err

@@ -84,6 +84,18 @@ func (n *turn) wait() (context.Context, error) {
 	return nil, n.parent.Err()
 }
 
+// has says whether it is the blob's turn.
+func (n *turn) has() bool {
+	n.of.mu.Lock()
+	defer n.of.mu.Unlock()
+	select {
+	case <-n.begun:
+		return n.ctx.Err() == nil
+	default:
+		return false
+	}
+}
+
 // leave gives the place to the next.
 func (n *turn) leave() {
 	t := n.of
