@@ -99,11 +99,11 @@ const parallel = 8
 // where others have just failed. Work gives the server no more than limit for its first byte, if that is not 0.
 func (c *Client) retry(ctx context.Context, t *trouble, work func(limit time.Duration) error) (err error) {
 	attempts := c.limits.attempts
-	limit, err := t.begin(c.limits.document / brief)
+	once, limit, err := t.begin(c.limits.document / brief)
 	if err != nil {
 		return err
 	}
-	if limit > 0 {
+	if once {
 		attempts = 1
 	}
 	defer func(begun time.Time) { t.end(err, begun) }(time.Now())

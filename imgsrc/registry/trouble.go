@@ -15,8 +15,8 @@ import (
 
 // A trouble is that requests of one kind to a server have just failed for good: it was away, hung, or answered that it is not well,
 // each of them for as often as it was asked. An image of sixty layers is sixty such requests. So for a moment, which is as long as
-// it took to find out (flight.Kept), or until one succeeds, each further request is made once, and given little time; and after
-// three in a row without any answer none is made. The zero value is no trouble.
+// it took to find out (flight.Kept), or until one succeeds, each further request is made once; given little time, if one got no
+// answer at all; and after three such in a row none is made. A server that answers may be slow. The zero value is no trouble.
 type trouble struct {
 	mu     sync.Mutex
 	silent int // requests without an answer, one after the other
@@ -49,23 +49,26 @@ func (p place) blobTrouble() *trouble {
 	return &p.blobs
 }
 
-// begin returns how long a request may wait for an answer: 0 if as long as ever. Error: no request is to be made.
-func (t *trouble) begin(limit time.Duration) (time.Duration, error) {
+// begin returns whether a request is to be made only once, and how long it may wait for an answer: brief, or 0 if as long as ever.
+// Error: no request is to be made.
+func (t *trouble) begin(brief time.Duration) (once bool, limit time.Duration, err error) {
 	if t == nil {
-		return 0, nil
+		return false, 0, nil
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	switch {
 	case time.Now().After(t.until):
-		return 0, nil
+		return false, 0, nil
 	case t.silent >= maxSilent:
-		return 0, &failure{
+		return false, 0, &failure{
 			text:      fmt.Sprintf("not asked: it did not answer a moment ago: %s", t.last),
 			condition: syscall.ETIMEDOUT,
 		}
+	case t.silent > 0:
+		return true, brief, nil
 	}
-	return limit, nil
+	return true, 0, nil
 }
 
 // end takes note of what came of a request, with all its attempts.

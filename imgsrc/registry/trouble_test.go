@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -24,36 +25,36 @@ func TestTrouble(t *testing.T) { synctest.Test(t, testTrouble) }
 func testTrouble(t *testing.T) {
 	var r trouble
 	const limit = time.Second
-	want := func(when string, wait time.Duration, fails bool) {
+	want := func(when string, once bool, wait time.Duration, fails bool) {
 		t.Helper()
-		if got, err := r.begin(limit); got != wait || (err != nil) != fails || fails && !errors.Is(err, syscall.ETIMEDOUT) {
-			t.Errorf("%s: %s, %v", when, got, err)
+		if o, got, err := r.begin(limit); o != once || got != wait || (err != nil) != fails || fails && !errors.Is(err, syscall.ETIMEDOUT) {
+			t.Errorf("%s: %v, %s, %v", when, o, got, err)
 		}
 	}
 	late := &failure{text: "late", condition: syscall.ETIMEDOUT}
 	ill := &failure{text: "ill", status: http.StatusBadGateway, temporary: true}
-	want("at first", 0, false)
+	want("at first", false, 0, false)
 	r.end(ill, time.Now())
-	want("after an answer of trouble", limit, false)
+	want("after an answer of trouble", true, 0, false)
 	r.end(ill, time.Now())
 	r.end(ill, time.Now())
-	want("after three", limit, false)
+	want("after three", true, 0, false)
 	r.end(&failure{status: http.StatusNotFound, condition: imgsrc.ErrNotFound}, time.Now())
-	want("after an answer", 0, false)
+	want("after an answer", false, 0, false)
 	for range maxSilent - 1 {
 		r.end(late, time.Now().Add(-5*time.Second))
-		want("after one without", limit, false)
+		want("after one without", true, limit, false)
 	}
 	r.end(late, time.Now())
-	want("after three without", 0, true)
+	want("after three without", false, 0, true)
 	time.Sleep(5*time.Second + time.Nanosecond)
-	want("as long after as it took", 0, false)
+	want("as long after as it took", false, 0, false)
 	r.end(late, time.Now())
-	want("after another one", limit, false)
+	want("after another one", true, limit, false)
 	r.end(context.Canceled, time.Now())
-	want("after one that nobody waited for", limit, false)
+	want("after one that nobody waited for", true, limit, false)
 	r.end(nil, time.Now())
-	want("when it is well", 0, false)
+	want("when it is well", false, 0, false)
 }
 
 // A config of which the registry says nothing is waited for once, by all; and asked for anew when that is a moment ago.
@@ -125,6 +126,34 @@ func TestLostBlobs(t *testing.T) {
 	for n := range img.layers { // at once
 		if _, err := readBlob(t, m, img.layers[n].Digest); err != nil {
 			t.Error(err)
+		}
+	}
+}
+
+// A registry that answers slowly gives out its layers also when it has just answered that it cannot for one of them.
+func TestSlowBesideIll(t *testing.T) {
+	srv := newServer(t)
+	img := srv.image("slow", "1", layer.Gzip, tarOf(t, "f", "lost"), tarOf(t, "f", "a"), tarOf(t, "f", "b"))
+	o := newSetup(t, srv.host+"/slow:1")
+	o.test.limits.stall = time.Minute
+	m := named(t, o.mustOpen(t), srv.host+"/slow:1")
+	srv.front(func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+		switch {
+		case strings.HasSuffix(r.URL.Path, img.layers[0].Digest.String()):
+			w.WriteHeader(http.StatusInternalServerError)
+			return
+		case strings.Contains(r.URL.Path, "/blobs/"):
+			select {
+			case <-r.Context().Done(): // given up
+			case <-time.After(quick.document/brief + 100*time.Millisecond):
+			}
+		}
+		next.ServeHTTP(w, r)
+	})
+	for i := range img.layers {
+		b, err := readBlob(t, m, img.layers[i].Digest)
+		if i > 0 && (err != nil || !bytes.Equal(b, img.blobs[i])) {
+			t.Errorf("layer %d: %d bytes, %v", i, len(b), err)
 		}
 	}
 }
