@@ -68,9 +68,11 @@ func (o *Ops) copyImage(ctx context.Context, p pushJob) (err error) {
 		}
 	}
 	sys := o.system(p.line)
-	to, err := p.line.dest.stage(ctx, staging{sys: sys, blobs: blobs, verify: o.verify(p.line), insecure: o.opt.Insecure, openStore: o.openStore, openLayout: o.openLayout, log: o.log})
+	to, err := p.line.dest.stage(ctx, staging{
+		sys: sys, blobs: blobs, verify: o.verify(p.line), insecure: o.opt.Insecure, openStore: o.openStore, openLayout: o.openLayout, log: o.log,
+	})
 	if to.discard != nil {
-		defer to.discard()
+		defer func() { to.discard(err) }()
 	}
 	if err != nil {
 		return err

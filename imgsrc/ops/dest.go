@@ -48,7 +48,7 @@ type staging struct {
 type staged struct {
 	ref     types.ImageReference
 	commit  func(ctx context.Context) error // makes visible what was copied; nil where the copy does
-	discard func()                          // removes what is left over; nil where there is nothing
+	discard func(why error)                 // removes what is left over, of a copy that failed if why is not nil; nil where there is nothing
 }
 
 // A kind is what the destinations of one transport have in common.

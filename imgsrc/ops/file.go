@@ -96,7 +96,7 @@ func (d *dockerArchive) stage(_ context.Context, s staging) (staged, error) {
 	s.sys.BigFilesTemporaryDir = dir // for a layer of which the source cannot tell the size
 	file := filepath.Join(dir, "archive.tar")
 	ref, err := archive.NewReference(file, d.tag)
-	return staged{ref, func(context.Context) error { return moveNew(file, d.path) }, discard}, err
+	return staged{ref, func(context.Context) error { return moveNew(file, d.path) }, func(error) { discard() }}, err
 }
 
 // A plainDir is a directory with a manifest and its blobs.
@@ -136,7 +136,7 @@ func (d *plainDir) stage(_ context.Context, s staging) (staged, error) {
 			return errInWay(d.path)
 		}
 		return err
-	}, discard}, err
+	}, func(error) { discard() }}, err
 }
 
 // An ociArchive is an OCI layout in a tar file.
@@ -188,5 +188,5 @@ func (d *ociArchive) stage(_ context.Context, s staging) (staged, error) {
 			return err
 		}
 		return moveNew(file, d.path)
-	}, discard}, err
+	}, func(error) { discard() }}, err
 }

@@ -62,7 +62,7 @@ func (d *layoutDir) stage(ctx context.Context, s staging) (staged, error) {
 func (d *layoutDir) stageWith(there *present, log *slog.Logger) (_ staged, err error) {
 	made := os.Mkdir(d.path, 0o755) == nil
 	own, clean, err := stageIn(d.path, log)
-	discard := func() {
+	discard := func(error) {
 		clean()
 		there.close()
 		if made {
@@ -70,7 +70,7 @@ func (d *layoutDir) stageWith(there *present, log *slog.Logger) (_ staged, err e
 		}
 	}
 	if err != nil {
-		discard()
+		discard(err)
 		return staged{}, err
 	}
 	ref, err := layout.NewReference(own, d.name)

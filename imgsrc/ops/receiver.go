@@ -112,7 +112,7 @@ func (r *layoutReceiver) CheckName(name string) (string, error) {
 	return named.String(), nil
 }
 
-func (r *layoutReceiver) Receive(ctx context.Context, name, _ string, copy func(to types.ImageReference) error) error {
+func (r *layoutReceiver) Receive(ctx context.Context, name, _ string, copy func(to types.ImageReference) error) (err error) {
 	dir := r.LayoutDir()
 	if err := noColon(dir); err != nil {
 		return err
@@ -123,7 +123,7 @@ func (r *layoutReceiver) Receive(ctx context.Context, name, _ string, copy func(
 	to := &layoutDir{dir, name}
 	made, err := to.stageWith(&present{layout: r, log: r.log}, r.log)
 	if made.discard != nil {
-		defer made.discard()
+		defer func() { made.discard(err) }()
 	}
 	if err != nil {
 		return err

@@ -123,9 +123,14 @@ func (d *storeName) stage(ctx context.Context, s staging) (staged, error) {
 			return err
 		}
 		return staged{
-			ref:     ref,
-			commit:  func(context.Context) error { return end(nil) },
-			discard: func() { _ = end(context.Canceled) },
+			ref:    ref,
+			commit: func(context.Context) error { return end(nil) },
+			discard: func(why error) {
+				if why == nil { // and it was not committed
+					why = context.Canceled
+				}
+				_ = end(why) // on a full disk the store keeps nothing
+			},
 		}, nil
 	case err := <-received:
 		return staged{}, err
