@@ -69,7 +69,7 @@ func (o *Ops) copyImage(ctx context.Context, p pushJob) (err error) {
 	}
 	sys := o.system(p.line)
 	to, err := p.line.dest.stage(ctx, staging{
-		sys: sys, blobs: blobs, verify: o.verify(p.line), insecure: o.opt.Insecure, openStore: o.openStore, openLayout: o.openLayout, log: o.log,
+		sys: sys, blobs: blobs, verify: o.verify(p.line), insecure: o.opt.Insecure, openStore: o.openStore, guard: o.jobs.guard, openLayout: o.openLayout, log: o.log,
 	})
 	if to.discard != nil {
 		defer func() { to.discard(err) }()

@@ -40,6 +40,7 @@ type staging struct {
 	insecure func(host string) bool // registries that need no certificate where verify says nothing
 
 	openStore  receiverOpener
+	guard      func(ctx context.Context, run func(context.Context) error) error // see jobs.guard
 	openLayout func(ctx context.Context, dir string, blobs []digest.Digest) *present
 	log        *slog.Logger
 }

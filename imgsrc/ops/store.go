@@ -105,12 +105,13 @@ func (d *storeName) stage(ctx context.Context, s staging) (staged, error) {
 	}
 	refs, copied, received := make(chan types.ImageReference, 1), make(chan error, 1), make(chan error, 1)
 	go func() {
-		err := to.Receive(ctx, d.named.String(), "", func(ref types.ImageReference) error {
-			refs <- ref
-			return <-copied
+		received <- s.guard(ctx, func(ctx context.Context) error { // which whoever has started the push cannot catch
+			defer done()
+			return to.Receive(ctx, d.named.String(), "", func(ref types.ImageReference) error {
+				refs <- ref
+				return <-copied
+			})
 		})
-		done()
-		received <- err
 	}()
 	select {
 	case ref := <-refs:

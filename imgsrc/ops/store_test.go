@@ -1,6 +1,7 @@
 package ops
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"io"
@@ -15,6 +16,8 @@ import (
 
 	imgspecv1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"go.podman.io/image/v5/manifest"
+	"go.podman.io/image/v5/types"
+	cs "go.podman.io/storage"
 	"golang.org/x/sys/unix"
 
 	"github.com/imgfs/imgfs/imgsrc"
@@ -157,5 +160,35 @@ func TestPushToEngine(t *testing.T) {
 	t.Setenv("DOCKER_HOST", "unix://"+socket+".none")
 	if err := o.Do(t.Context(), pushTo(img, "docker-daemon:localhost/web:1")); err == nil || !strings.Contains(err.Error(), "docker-daemon") {
 		t.Error(err)
+	}
+}
+
+// panicking is a store of the mount in which the library panics.
+type panicking struct {
+	*receiving
+	late bool // when the image has been copied, not before
+}
+
+func (p *panicking) IsStore(cs.StoreOptions) bool { return true }
+
+func (p *panicking) Receive(ctx context.Context, name, id string, copy func(to types.ImageReference) error) error {
+	if p.late {
+		if err := p.receiving.Receive(ctx, name, id, copy); err != nil {
+			return err
+		}
+	}
+	panic("no such layer")
+}
+
+// A panic in a store ends the push and nothing else.
+func TestPushToPanickingStore(t *testing.T) {
+	img := smallImage(t)
+	for _, late := range []bool{false, true} {
+		src := &fakeSource{name: "oci:/srv/fake", images: []imgsrc.Listed{{Image: img}}}
+		o, log := newOpsOn(t, Options{}, src, &panicking{newReceiving(t), late})
+		err := o.Do(t.Context(), pushTo(img, "containers-storage:localhost/x:1"))
+		if err == nil || !strings.Contains(err.Error(), "internal error; the log has more") || !strings.Contains(log.String(), "no such layer") {
+			t.Errorf("late %v: %v, log %s", late, err, log)
+		}
 	}
 }
