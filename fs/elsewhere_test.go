@@ -1,6 +1,7 @@
 package fs
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -11,6 +12,7 @@ import (
 	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/imgfs/imgfs/imgsrc"
 )
@@ -136,6 +138,45 @@ func testDamage(t *testing.T) {
 	hit, _ := f.view(n).lookup(t.Context(), n, "config.json")
 	if _, err := f.view(hit.node).read(t.Context(), hit.node, make([]byte, 10), 0); err != nil {
 		t.Errorf("after the repair: %v", err)
+	}
+}
+
+// brokenManifest is an image whose manifest cannot be read.
+type brokenManifest struct{ *fakeImage }
+
+func (brokenManifest) Manifest(context.Context) ([]byte, error) { return nil, syscall.ECONNREFUSED }
+
+func (brokenManifest) Config(context.Context) ([]byte, error) { return nil, syscall.ECONNREFUSED }
+
+// What cannot be read is perhaps an index, unless its source says what it is.
+func TestPerhapsIndex(t *testing.T) {
+	for mediaType, want := range map[string]struct {
+		index, config error
+		listed        []string
+	}{
+		"":                        {syscall.ECONNREFUSED, syscall.ECONNREFUSED, []string{"manifest.json", "config.json"}},
+		v1.MediaTypeImageManifest: {syscall.ENOENT, syscall.ECONNREFUSED, []string{"manifest.json", "config.json"}},
+		v1.MediaTypeImageIndex:    {syscall.ECONNREFUSED, syscall.ECONNREFUSED, []string{"index.json"}},
+	} {
+		img := makeImage(t, "a")
+		img.desc.MediaType, img.desc.Config = mediaType, ""
+		f, _, _ := newTree(t, named(brokenManifest{img}, "localhost/x:1"))
+		for name, want := range map[string]error{"index.json": want.index, "config.json": want.config, "user": syscall.ECONNREFUSED} {
+			if _, _, err := lookUp(t, f, img.desc.ID, name); !errors.Is(err, want) {
+				t.Errorf("of type %q: %s: %v, want %v", mediaType, name, err, want)
+			}
+		}
+		var listed []string
+		dir := f.image(1).node(viewImage, 0)
+		err := f.view(dir).list(t.Context(), dir, 0, func(d dirent) bool {
+			if slices.Contains([]string{"index.json", "manifest.json", "config.json"}, d.name) {
+				listed = append(listed, d.name)
+			}
+			return true
+		})
+		if err != nil || !slices.Equal(listed, want.listed) {
+			t.Errorf("of type %q: listed are %q, %v", mediaType, listed, err)
+		}
 	}
 }
 

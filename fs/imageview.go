@@ -273,6 +273,9 @@ func (img *image) has(ctx context.Context, r *rendered, row *row) (bool, error) 
 	if !r.tells(row) {
 		return r.lists(row), nil
 	}
+	if err := r.noManifest(); err != nil && r.facts.Kind == imgsrc.KindIndex && !row.own {
+		return false, err // it may be its platform's
+	}
 	switch row.view {
 	case 0:
 	case viewAnnotations:
@@ -299,7 +302,7 @@ func (img *image) has(ctx context.Context, r *rendered, row *row) (bool, error) 
 			return false, err
 		}
 		return !errors.Is(err, imgsrc.ErrAbsent), nil
-	case row.sure:
+	case row.sure && !errors.Is(r.errs[row.id], errPerhapsIndex):
 		return !errors.Is(r.errs[row.id], imgsrc.ErrAbsent), nil
 	}
 	err = r.errs[row.id]

@@ -115,12 +115,12 @@ func (r *rendered) shows(row *row) bool {
 	case errors.Is(err, imgsrc.ErrUntold):
 		return row.sure || !errors.Is(err, imgsrc.ErrUnsure)
 	}
-	return row.sure && !errors.Is(err, imgsrc.ErrAbsent)
+	return row.sure && !errors.Is(err, imgsrc.ErrAbsent) && !errors.Is(err, errPerhapsIndex)
 }
 
 // shape is what a listing of the image's directory has, of what is computed from the image alone.
 func (r *rendered) shape() string {
-	shape := fmt.Sprint(len(r.facts.Layers), len(r.annotations), len(r.labels), r.facts.Kind)
+	shape := fmt.Sprint(len(r.facts.Layers), len(r.annotations), len(r.labels), r.facts.Kind, r.noManifest() != nil)
 	for i := range table {
 		if row := &table[i]; row.body != nil {
 			shape += fmt.Sprint(r.shows(row))

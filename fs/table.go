@@ -2,6 +2,7 @@ package fs
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -111,11 +112,23 @@ func manifestJSON(f *imgsrc.Facts) ([]byte, error) {
 	return f.Manifest, f.ManifestErr
 }
 
+// errPerhapsIndex: neither the manifest nor its source says whether it is an index.
+var errPerhapsIndex = errors.New("what kind of manifest it is cannot be told")
+
 func indexJSON(f *imgsrc.Facts) ([]byte, error) {
-	if f.Kind != imgsrc.KindIndex {
+	switch {
+	case isPerhapsIndex(f):
+		return nil, fmt.Errorf("%w: %w", errPerhapsIndex, f.ManifestErr)
+	case f.Kind != imgsrc.KindIndex:
 		return nil, imgsrc.ErrAbsent
 	}
 	return f.Manifest, f.ManifestErr
+}
+
+func isPerhapsIndex(f *imgsrc.Facts) bool {
+	err := f.ManifestErr
+	unread := err != nil && f.Manifest == nil && !errors.Is(err, imgsrc.ErrAbsent) && !errors.Is(err, imgsrc.ErrUntold)
+	return unread && f.MediaType == "" && f.Desc.Config == ""
 }
 
 func configJSON(f *imgsrc.Facts) ([]byte, error) { return f.Config, f.ConfigErr }

@@ -292,7 +292,7 @@ func (s *Source) addAll(ctx context.Context) error {
 	w := &walk{source: s, old: old, state: &state{entries: map[digest.Digest]*entry{}}}
 	var level []wantedManifest
 	for _, t := range old.refs {
-		level = append(level, wantedManifest{repo: t.Repo, digest: t.Digest})
+		level = append(level, wantedManifest{t.Repo, t.Digest, t.MediaType})
 	}
 	err := w.read(ctx, level)
 	if err == nil {

@@ -224,3 +224,24 @@ func isTimeout(err error) bool {
 	var e interface{ Timeout() bool }
 	return errors.Is(err, context.DeadlineExceeded) || errors.Is(err, syscall.ETIMEDOUT) || errors.As(err, &e) && e.Timeout()
 }
+
+// Of an index that cannot be read it is known that it is one: the registry has said so, also to a mount that is offline later.
+func TestIndexThatCannotBeRead(t *testing.T) {
+	srv := newServer(t)
+	index(srv, "multi", "1")
+	srv.front(func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+		if r.Method == http.MethodGet && strings.Contains(r.URL.Path, "/manifests/sha256:") {
+			w.WriteHeader(http.StatusForbidden)
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+	o := newSetup(t, srv.host+"/multi")
+	for _, offline := range []bool{false, true} {
+		o.Offline = offline
+		desc := list(t, o.mustOpen(t)).Images[0].Desc()
+		if desc.Damaged == nil || desc.MediaType != v1.MediaTypeImageIndex {
+			t.Errorf("offline: %t: it is of type %q, %v", offline, desc.MediaType, desc.Damaged)
+		}
+	}
+}

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"mime"
 	"net/http"
 	"slices"
 	"strconv"
@@ -184,6 +185,18 @@ type Document struct {
 	Size   int64
 	Bytes  []byte // nil with Head
 	sent   []byte // what the registry sent: other bytes where it is schema 1 with signatures
+
+	// MediaType is what the registry calls it, which need not be what the bytes say; empty if that is no manifest's type.
+	MediaType string
+}
+
+// typeSaid is the media type of a manifest that a registry's answer says; empty if it says none, or another thing's.
+func typeSaid(header http.Header) string {
+	said, _, err := mime.ParseMediaType(header.Get("Content-Type"))
+	if err != nil || !slices.Contains(strings.Split(accepted, ", "), said) {
+		return ""
+	}
+	return said
 }
 
 // Manifest returns the manifest of a tag or a digest, at most imgsrc.MaxManifest bytes, which are verified: against the
@@ -215,9 +228,9 @@ func newDocument(doing, ref string, header http.Header, body []byte) (Document, 
 		if payload == nil || want.Algorithm().FromBytes(payload) != want {
 			return Document{}, &failure{text: fmt.Sprintf("%s: the bytes are not %s but %s", doing, want, digest.FromBytes(body)), condition: imgsrc.ErrDamaged}
 		}
-		return Document{want, int64(len(payload)), payload, body}, nil
+		return Document{want, int64(len(payload)), payload, body, typeSaid(header)}, nil
 	}
-	return Document{want, int64(len(body)), body, body}, nil
+	return Document{want, int64(len(body)), body, body, typeSaid(header)}, nil
 }
 
 // signedPayload returns what is signed in a signed manifest of schema 1, without the signatures: that is what its digest
@@ -257,6 +270,7 @@ func (c *Client) Head(ctx context.Context, repo, ref string) (doc Document, err 
 		}
 		if err == nil {
 			if doc.Digest, err = digest.Parse(header.Get("Docker-Content-Digest")); err == nil {
+				doc.MediaType = typeSaid(header)
 				doc.Size, _ = strconv.ParseInt(header.Get("Content-Length"), 10, 64)
 				return nil
 			}

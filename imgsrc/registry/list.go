@@ -136,7 +136,7 @@ func (s *Source) newState(ctx context.Context, old *state, asked []tagged) (*sta
 	}
 	level := make([]wantedManifest, 0, len(st.refs))
 	for _, t := range st.refs {
-		level = append(level, wantedManifest{repo: t.Repo, digest: t.Digest})
+		level = append(level, wantedManifest{t.Repo, t.Digest, t.MediaType})
 	}
 	if err := w.read(ctx, level); err != nil {
 		return nil, err

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"mime"
 	"net/http"
 	"net/url"
 	"strings"
@@ -39,8 +38,7 @@ func (c *Client) original(ctx context.Context, repo string, d digest.Digest) (do
 	if doc, err = newDocument(r.doing(p.endpoint), d.String(), header, body); err != nil {
 		return doc, "", err
 	}
-	mediaType, _, err = mime.ParseMediaType(header.Get("Content-Type"))
-	if err != nil || !strings.Contains(accepted, mediaType) { // it does not say
+	if mediaType = doc.MediaType; mediaType == "" { // it does not say
 		mediaType = typeOf(body)
 	}
 	return doc, mediaType, nil

@@ -85,7 +85,7 @@ func (s *Source) add(ctx context.Context, t tagged) error {
 		return err
 	}
 	w := &walk{source: s, state: &state{entries: map[digest.Digest]*entry{}}}
-	if err := w.read(ctx, []wantedManifest{{repo: found.Repo, digest: found.Digest}}); err != nil {
+	if err := w.read(ctx, []wantedManifest{{found.Repo, found.Digest, found.MediaType}}); err != nil {
 		return err
 	}
 	s.mu.Lock()

@@ -334,6 +334,8 @@ type tagged struct {
 	Repo   string        `json:"repo"`
 	Tag    string        `json:"tag,omitempty"` // empty: by digest only
 	Digest digest.Digest `json:"digest"`        // empty: not known yet
+	// MediaType is what the registry calls it: all that is known of a manifest that cannot be read. Empty: unknown.
+	MediaType string `json:"mediaType,omitempty"`
 }
 
 func (t tagged) valid() bool {

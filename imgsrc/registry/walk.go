@@ -209,6 +209,7 @@ func (s *Source) resolve(ctx context.Context, t tagged) (tagged, error) {
 	if t.Tag != "" {
 		t.Digest = doc.Digest
 	}
+	t.MediaType = doc.MediaType
 	if doc.Bytes != nil {
 		s.docs.put(t.Digest, doc.Bytes)
 	}
@@ -219,7 +220,7 @@ func (s *Source) resolve(ctx context.Context, t tagged) (tagged, error) {
 type wantedManifest struct {
 	repo      string
 	digest    digest.Digest
-	mediaType string // by the index that lists it; empty: unknown
+	mediaType string // by the index that lists it, or the registry; empty: unknown
 }
 
 // read reads manifests, and those that belong to them: of an index the one for the platform. Each is met once, which
