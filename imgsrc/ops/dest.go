@@ -75,7 +75,7 @@ var (
 	dockFileKind = &kind{name: "docker-archive:", formats: dockerFormat, plain: true, file: true}
 	dirKind      = &kind{name: "dir:", formats: anyFormat, compresses: true, preserves: true, indexes: true, signs: true, file: true}
 	storeKind    = &kind{name: "containers-storage:", formats: anyFormat[:2]}
-	daemonKind   = &kind{name: "docker-daemon:", formats: dockerFormat, plain: true, remote: true, end: "the engine", alive: engineAnswers}
+	daemonKind   = &kind{name: "docker-daemon:", formats: dockerFormat, plain: true, remote: true, end: "the engine"}
 
 	anyFormat    = []string{imgspecv1.MediaTypeImageManifest, manifest.DockerV2Schema2MediaType, manifest.DockerV2Schema1SignedMediaType}
 	ociFormat    = anyFormat[:1]
@@ -102,7 +102,7 @@ func init() { // not in the table, because the parsers look at it
 	dockFileKind.parse = parseDockerArchive
 	dirKind.parse = parseDir
 	storeKind.parse = parseStore
-	daemonKind.parse = parseDaemon
+	daemonKind.parse, daemonKind.alive = parseDaemon, engineAnswers
 }
 
 // parseDestination parses [TRANSPORT:]DESTINATION.

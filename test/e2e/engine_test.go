@@ -10,6 +10,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -30,9 +32,11 @@ type engine struct {
 	counter *saveCounter // nil: nothing is counted
 }
 
-// startEngine starts one, which ends with the script.
+// startEngine starts one, which ends with the script. With -tls it also listens at $ENGINE_TLS for who has the certificates in
+// $ENGINE_CERTS.
 func startEngine(ts *testscript.TestScript, neg bool, args []string) {
-	usage(ts, neg, args, len(args) == 0, "engine")
+	tls := slices.Equal(args, []string{"-tls"})
+	usage(ts, neg, args, len(args) == 0 || tls, "engine [-tls]")
 	need(ts, false, []string{"dockerd", "docker"})
 	s := of(ts)
 	dir, err := os.MkdirTemp("", "imgfs-engine-")
@@ -43,12 +47,45 @@ func startEngine(ts *testscript.TestScript, neg bool, args []string) {
 	defer log.Close()
 	cmd := exec.Command("dockerd", "--iptables=false", "--ip-forward=false", "--bridge=none", "--exec-root", filepath.Join(dir, "exec"),
 		"--data-root", filepath.Join(dir, "data"), "-p", filepath.Join(dir, "pid"), "-H", host)
+	if tls {
+		cmd.Args = append(cmd.Args, "-H", "tcp://127.0.0.1:0", "--tlsverify")
+		for flag, file := range engineCertificates(ts, filepath.Join(dir, "certs")) {
+			cmd.Args = append(cmd.Args, "--"+flag, file)
+		}
+	}
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	ts.Check(cmd.Start())
 	s.engines = append(s.engines, &engine{dir: dir, process: cmd})
 	ts.Setenv("DOCKER_HOST", host)
 	poll(ts, "dockerd to answer at "+host, func() bool { return exec.Command("docker", "-H", host, "version").Run() == nil })
+	if tls {
+		text, err := os.ReadFile(filepath.Join(dir, "log"))
+		ts.Check(err)
+		listens := regexp.MustCompile(`API listen on (127[0-9.]*:[0-9]+)`).FindSubmatch(text)
+		if listens == nil {
+			ts.Fatalf("dockerd does not say where it listens: %s", text)
+		}
+		ts.Setenv("ENGINE_TLS", "tcp://"+string(listens[1]))
+		ts.Setenv("ENGINE_CERTS", filepath.Join(dir, "certs"))
+	}
+}
+
+// engineCertificates makes one certificate that is the authority's, the engine's and its clients', and returns its files by
+// the flags that they are for.
+func engineCertificates(ts *testscript.TestScript, dir string) map[string]string {
+	need(ts, false, []string{"openssl"})
+	ts.Check(os.Mkdir(dir, 0o755))
+	files := map[string]string{}
+	for flag, name := range map[string]string{"tlscacert": "ca.pem", "tlscert": "cert.pem", "tlskey": "key.pem"} {
+		files[flag] = filepath.Join(dir, name)
+	}
+	ts.Check(exec.Command("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=engine",
+		"-addext", "subjectAltName=IP:127.0.0.1", "-keyout", files["tlskey"], "-out", files["tlscert"]).Run())
+	text, err := os.ReadFile(files["tlscert"])
+	ts.Check(err)
+	ts.Check(os.WriteFile(files["tlscacert"], text, 0o644))
+	return files
 }
 
 // stopEngine makes the engine stand still, as one that hangs: what asks it waits. With -go it goes on, with -kill it is gone.
