@@ -65,7 +65,7 @@ func (o *Ops) receive(ctx context.Context, a arrival) (id string, err error) {
 		if a.all {
 			options.ImageListSelection = copy.CopyAllImages
 		}
-		plans := &planner{task: a.task, watch: a.watch, only: a.only, all: a.all, known: a.known}
+		plans := &planner{task: a.task, watch: a.watch, only: a.only, all: a.all, tars: !isLayout(a.to), known: a.known}
 		into := to
 		if a.blobs && isLayout(a.to) {
 			into = &recompressed{to, types.PreserveOriginal} // uncompressed ones too: their digests are the image's

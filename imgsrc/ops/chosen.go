@@ -6,8 +6,10 @@ import (
 	"slices"
 
 	"github.com/opencontainers/go-digest"
+	"go.podman.io/image/v5/manifest"
 
 	"github.com/imgfs/imgfs/imgsrc"
+	"github.com/imgfs/imgfs/imgsrc/layer"
 )
 
 // A loadable is one image of what is loaded, or an artifact.
@@ -15,7 +17,7 @@ type loadable struct {
 	imgsrc.Held
 	names    []string // as the receiver stores them
 	list     *imgsrc.Listing
-	artifact bool // it is one, or an index of nothing else
+	artifact bool // it is one, or what has layers that are no tars, or an index of nothing else
 }
 
 // chosen returns the images that are to be loaded, with the names that they get. An index counts as the image for the
@@ -103,7 +105,7 @@ func listed(ctx context.Context, src imgsrc.Source, list *imgsrc.Listing) ([]loa
 func isArtifactIn(ctx context.Context, img imgsrc.Image, list *imgsrc.Listing) (bool, error) {
 	facts, err := imgsrc.Load(ctx, img)
 	if err != nil || facts.Kind != imgsrc.KindIndex {
-		return err == nil && facts.Kind == imgsrc.KindArtifact, err
+		return err == nil && !unpackable(facts), err
 	}
 	there := len(facts.Children) == 0
 	for _, other := range list.Images {
@@ -111,12 +113,34 @@ func isArtifactIn(ctx context.Context, img imgsrc.Image, list *imgsrc.Listing) (
 			continue
 		}
 		facts, err := imgsrc.Load(ctx, other)
-		if err != nil || facts.Kind != imgsrc.KindArtifact {
+		if err != nil || unpackable(facts) {
 			return false, err
 		}
 		there = true
 	}
 	return there, nil
+}
+
+// unpackable says whether it is an image that can be unpacked. Signatures of sigstore have the config of an image, and the
+// layers of an encrypted one are no tars.
+func unpackable(facts *imgsrc.Facts) bool {
+	return facts.Kind != imgsrc.KindArtifact && !slices.ContainsFunc(facts.Layers, func(l imgsrc.LayerFacts) bool {
+		return layer.CheckMediaType(l.MediaType) != nil
+	})
+}
+
+// areTars fails with imgsrc.ErrUnsupported if one of the layers of a manifest is no tar: a store could not unpack it.
+func areTars(text []byte, mediaType string) error {
+	m, err := manifest.FromBlob(text, mediaType)
+	if err != nil {
+		return nil //nolint:nilerr // whoever copies it says what is wrong with it
+	}
+	for n, l := range m.LayerInfos() {
+		if err := layer.CheckMediaType(l.MediaType); err != nil {
+			return fmt.Errorf("layer %d is none of an image: %w; an OCI layout keeps it as it is", n, err)
+		}
+	}
+	return nil
 }
 
 // withoutArtifacts leaves the artifacts out, and says which. Error: imgsrc.ErrUnsupported if there is nothing else.

@@ -24,6 +24,7 @@ type planner struct {
 	watch  *watchdog
 	only   *imgsrc.Platform           // an image that is not of an index must be for it; nil: for any
 	all    bool                       // all images of an index are copied
+	tars   bool                       // only what has tars as its layers can be kept
 	known  *blobPlan                  // of several images, of which this is one, as the task has been told; nil: this is all
 	images map[digest.Digest]blobPlan // those of an index that have been looked at
 	to     types.ImageDestination     // nil: it has not been opened
@@ -65,6 +66,9 @@ func (p *planner) look(ctx context.Context, src types.ImageSource, sys *types.Sy
 		return blobPlan{}, nil //nolint:nilerr // the copy asks the source, which has it, for the same
 	}
 	if !manifest.MIMETypeIsMultiImage(mediaType) {
+		if err := p.keeps(text, mediaType); err != nil {
+			return blobPlan{}, err
+		}
 		return p.offered(ctx, src, nil, planOf(text, mediaType)), isFor(ctx, src, sys, p.only)
 	}
 	list, err := manifest.ListFromBlob(text, mediaType)
@@ -84,6 +88,9 @@ func (p *planner) look(ctx context.Context, src types.ImageSource, sys *types.Sy
 		one, known := p.images[d]
 		if !known {
 			text, mediaType, err := image.UnparsedInstance(src, &d).Manifest(ctx)
+			if err == nil {
+				err = p.keeps(text, mediaType)
+			}
 			if err != nil {
 				return blobPlan{}, err
 			}
@@ -93,6 +100,14 @@ func (p *planner) look(ctx context.Context, src types.ImageSource, sys *types.Sy
 		plan.add(one)
 	}
 	return plan, nil
+}
+
+// keeps fails if the image with this manifest cannot be kept, which is not left for unpacking to find out.
+func (p *planner) keeps(text []byte, mediaType string) error {
+	if !p.tars {
+		return nil
+	}
+	return areTars(text, mediaType)
 }
 
 func (p *planner) remember(d digest.Digest, plan blobPlan) {
