@@ -111,16 +111,25 @@ func Unnamed(prefix string) (*os.File, error) {
 // Room returns how many bytes may be written to f before asking again, at least least. Error: ENOSPC if its file system
 // has hardly more left than is kept free: a twentieth of it, at most 1 GiB.
 func Room(f *os.File, least int64) (int64, error) {
+	free, err := Free(f)
+	if err != nil {
+		return 0, err
+	}
+	if free < least {
+		return 0, &os.PathError{Op: "write", Path: f.Name(), Err: unix.ENOSPC}
+	}
+	return max(least, min(free, 64<<20)), nil
+}
+
+// Free returns how many bytes f's file system has left beside what is kept free, of which Room speaks; negative if others have taken
+// of that.
+func Free(f *os.File) (int64, error) {
 	var st unix.Statfs_t
 	if err := unix.Fstatfs(int(f.Fd()), &st); err != nil {
 		return 0, &os.PathError{Op: "statfs", Path: f.Name(), Err: err}
 	}
 	size := int64(st.Bsize)
-	free := int64(st.Bavail)*size - min(1<<30, int64(st.Blocks)*size/20)
-	if free < least {
-		return 0, &os.PathError{Op: "write", Path: f.Name(), Err: unix.ENOSPC}
-	}
-	return max(least, min(free, 64<<20)), nil
+	return int64(st.Bavail)*size - min(1<<30, int64(st.Blocks)*size/20), nil
 }
 
 // An Identity changes when somebody writes to a file.

@@ -201,7 +201,7 @@ func (c *Cache) removeSame(path string, f *os.File) { cachefile.Remove(c.dir, pa
 func (c *Cache) room(f *os.File) (int64, error) {
 	n, err := cachefile.Room(f, chunkSize)
 	if errors.Is(err, unix.ENOSPC) && c.dir != nil {
-		c.evict(64 << 20)
+		c.evict(evictAtOnce)
 		n, err = cachefile.Room(f, chunkSize)
 	}
 	return n, err

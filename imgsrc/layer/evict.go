@@ -38,41 +38,40 @@ func isOld(part fs.DirEntry) bool {
 	return err == nil && time.Since(fi.ModTime()) > resumedFor
 }
 
+// Room is [cachefile.Room] for a file that somebody else makes in the cache's directory: it evicts what is needed, and asks once more;
+// nothing if all of the cache would not be enough.
+func (c *Cache) Room(f *os.File, least int64) (int64, error) {
+	n, err := cachefile.Room(f, least)
+	if !errors.Is(err, syscall.ENOSPC) || c.dir == nil {
+		return n, err
+	}
+	free, err2 := cachefile.Free(f)
+	if _, total := c.evictable(); err2 != nil || least-free > total {
+		return n, err
+	}
+	c.evict(max(least-free, evictAtOnce))
+	return cachefile.Room(f, least)
+}
+
+// evictAtOnce is how many bytes at least go where the disk is full, so that it is not looked through for each chunk.
+const evictAtOnce = 64 << 20
+
+// An evictable is a file that may go, unless somebody has it open.
+type evictable struct {
+	path  string
+	bytes bool // a layer's bytes, and not what is known of them
+	size  int64
+	used  time.Time
+}
+
 // evict removes files, the longest unused first, until the rest is within the limit and at least free bytes are gone.
 // Those that somebody has open stay.
 func (c *Cache) evict(free int64) {
 	if c.dir == nil || c.limit <= 0 && free == 0 {
 		return
 	}
-	type file struct {
-		path  string
-		bytes bool // a layer's bytes, and not what is known of them
-		size  int64
-		used  time.Time
-	}
-	var files []file
-	var total int64
-	for _, kind := range append(c.kinds(), partDir) {
-		err := fs.WalkDir(c.dir.FS(), kind, func(path string, d fs.DirEntry, err error) error {
-			if err != nil || d.IsDir() || kind == partDir && !strings.HasPrefix(d.Name(), ResumedPrefix) {
-				return err
-			}
-			fi, err := d.Info()
-			if errors.Is(err, fs.ErrNotExist) {
-				return nil
-			}
-			if err == nil {
-				size := occupied(fi)
-				files = append(files, file{path, kind == diffKind || kind == blobKind || kind == partDir, size, fi.ModTime()})
-				total += size
-			}
-			return err
-		})
-		if err != nil {
-			c.log.Debug("evicting from cache", "error", err)
-		}
-	}
-	slices.SortFunc(files, func(a, b file) int {
+	files, total := c.evictable()
+	slices.SortFunc(files, func(a, b evictable) int {
 		if a.bytes != b.bytes { // indexes take little room and save much work
 			if a.bytes {
 				return -1
@@ -92,6 +91,31 @@ func (c *Cache) evict(free int64) {
 			c.log.Debug("evicted from cache", "path", f.path, "size", f.size)
 		}
 	}
+}
+
+// evictable are the cache's files, and how many bytes they take.
+func (c *Cache) evictable() (files []evictable, total int64) {
+	for _, kind := range append(c.kinds(), partDir) {
+		err := fs.WalkDir(c.dir.FS(), kind, func(path string, d fs.DirEntry, err error) error {
+			if err != nil || d.IsDir() || kind == partDir && !strings.HasPrefix(d.Name(), ResumedPrefix) {
+				return err
+			}
+			fi, err := d.Info()
+			if errors.Is(err, fs.ErrNotExist) {
+				return nil
+			}
+			if err == nil {
+				size := occupied(fi)
+				files = append(files, evictable{path, kind == diffKind || kind == blobKind || kind == partDir, size, fi.ModTime()})
+				total += size
+			}
+			return err
+		})
+		if err != nil {
+			c.log.Debug("evicting from cache", "error", err)
+		}
+	}
+	return files, total
 }
 
 // sweeps is how often the cache is looked through while as much is written as it may hold: what other processes write

@@ -217,7 +217,7 @@ func (x *blob) fillFrom(ctx context.Context, f *os.File, have int64, direct bool
 		return &sinkError{err}
 	}
 	if have < x.size { // where it does not fit, whoever reads it early would lose what he has when the disk is full
-		if _, err := cachefile.Room(f, x.size-have); err != nil {
+		if _, err := x.room(f, x.size-have); err != nil {
 			return &sinkError{err}
 		}
 	}
@@ -237,6 +237,14 @@ func (x *blob) fillRest(ctx context.Context, f *os.File, sum hash.Hash, have int
 		return fmt.Errorf("%w: the registry sent %d bytes that are %s", imgsrc.ErrDamaged, have, got)
 	}
 	return nil
+}
+
+// room is [cachefile.Room]; in the cache, what was not used for long makes room for what comes in.
+func (x *blob) room(f *os.File, least int64) (int64, error) {
+	if c := x.blobs.source.cache; c != nil && x.shared {
+		return c.Room(f, least)
+	}
+	return cachefile.Room(f, least)
 }
 
 // receive appends what the registry sends from an offset, as often as it is the blob's turn; into a file for which others wait
@@ -286,7 +294,7 @@ func (x *blob) receiveIn(ctx context.Context, f *os.File, sum hash.Hash, off int
 		if n > 0 {
 			if room < int64(n) {
 				var err error
-				if room, err = cachefile.Room(f, int64(len(buf))); err != nil {
+				if room, err = x.room(f, int64(len(buf))); err != nil {
 					return off, &sinkError{err}
 				}
 			}
