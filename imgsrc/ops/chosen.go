@@ -31,8 +31,12 @@ func (o *Ops) chosen(ctx context.Context, src imgsrc.Source, list *imgsrc.Listin
 	if len(all) == 0 {
 		return nil, fail(imgsrc.ErrInvalid, "there is no image in it")
 	}
+	leaveOut := o.leaveOut
+	if p.dryRun {
+		leaveOut = func(string, string, string) {}
+	}
 	if !isLayout(to) { // a store could make nothing of them
-		if all, err = o.withoutArtifacts(all, to); err != nil {
+		if all, err = withoutArtifacts(all, to, leaveOut); err != nil {
 			return nil, err
 		}
 	}
@@ -40,7 +44,7 @@ func (o *Ops) chosen(ctx context.Context, src imgsrc.Source, list *imgsrc.Listin
 	for i := range all {
 		l := &all[i]
 		if p.name == "" || l.artifact && len(all) > 1 {
-			l.names = o.storable(l.names, to)
+			l.names = storable(l.names, to, leaveOut)
 			continue
 		}
 		if named {
@@ -143,8 +147,14 @@ func areTars(text []byte, mediaType string) error {
 	return nil
 }
 
+// leaveOut says that an artifact or a name is not loaded with the rest, and why.
+func (o *Ops) leaveOut(what, which, why string) {
+	o.log.Warn("loading", what, which, "error", "left out: "+redact(why))
+	o.Record("load-warning", "", fmt.Sprintf("the %s %s was left out: %s", what, which, why))
+}
+
 // withoutArtifacts leaves the artifacts out, and says which. Error: imgsrc.ErrUnsupported if there is nothing else.
-func (o *Ops) withoutArtifacts(all []loadable, to Receiver) ([]loadable, error) {
+func withoutArtifacts(all []loadable, to Receiver, leaveOut func(what, which, why string)) ([]loadable, error) {
 	if images(all) == 0 {
 		what := "it is an artifact, and no image"
 		if len(all) > 1 {
@@ -156,24 +166,22 @@ func (o *Ops) withoutArtifacts(all []loadable, to Receiver) ([]loadable, error) 
 		if !l.artifact {
 			return false
 		}
-		what := string(l.Desc().Digest)
+		which := string(l.Desc().Digest)
 		if len(l.names) > 0 {
-			what = quote(l.names[0])
+			which = quote(l.names[0])
 		}
-		o.log.Warn("loading", "artifact", what, "error", "left out: "+to.Name()+" holds images alone")
-		o.Record("load-warning", "", fmt.Sprintf("the artifact %s was left out: %s holds images alone", what, to.Name()))
+		leaveOut("artifact", which, to.Name()+" holds images alone")
 		return true
 	}), nil
 }
 
 // storable returns names as they are stored. One that cannot be is left out: the image is loaded all the same.
-func (o *Ops) storable(names []string, to Receiver) []string {
+func storable(names []string, to Receiver, leaveOut func(what, which, why string)) []string {
 	var all []string
 	for _, name := range names {
 		full, err := to.CheckName(name)
 		if err != nil {
-			o.log.Warn("loading", "name", name, "error", redact(err.Error()))
-			o.Record("load-warning", "", fmt.Sprintf("the name %s was left out: %s", quote(name), err))
+			leaveOut("name", quote(name), err.Error())
 			continue
 		}
 		if !slices.Contains(all, full) {
