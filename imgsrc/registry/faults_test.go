@@ -341,8 +341,9 @@ func TestFlaky(t *testing.T) {
 	o.test.every = 20 * time.Millisecond
 	o.test.limits.stall = 100 * time.Millisecond
 	s := o.mustOpen(t)
+	var listed []*image // before the faults begin, of which a listing may fail
 	for i := range images {
-		named(t, s, fmt.Sprintf("%s/web:%d", srv.host, i))
+		listed = append(listed, named(t, s, fmt.Sprintf("%s/web:%d", srv.host, i)))
 	}
 	var bad atomic.Bool
 	bad.Store(true)
@@ -370,8 +371,7 @@ func TestFlaky(t *testing.T) {
 	})
 	var wg sync.WaitGroup
 	for i, img := range images {
-		name := fmt.Sprintf("%s/web:%d", srv.host, i)
-		m := named(t, s, name)
+		name, m := fmt.Sprintf("%s/web:%d", srv.host, i), listed[i]
 		for _, read := range []func() ([]byte, []byte, error){
 			func() ([]byte, []byte, error) {
 				b, err := readBlob(t, m, img.layers[0].Digest)
