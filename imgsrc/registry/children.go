@@ -321,11 +321,19 @@ func isPassing(err error) bool {
 	return errors.As(err, &f) && (f.temporary || f.status == 0)
 }
 
-// Ask asks the registry that has the index.
+// having are the registries that have an image.
+func (f *Followed) having(d digest.Digest) []*Source {
+	return slices.DeleteFunc(f.sources(), func(s *Source) bool {
+		m, _ := s.held(d)
+		return m == nil
+	})
+}
+
+// Ask asks the registries that have the index, one after the other: what one lacks another may have.
 func (f *Followed) Ask(ctx context.Context, index imgsrc.Desc, d digest.Digest) error {
-	for _, s := range f.sources() {
-		if m, _ := s.held(index.Digest); m != nil {
-			return s.Ask(ctx, index, d)
+	for _, s := range f.having(index.Digest) {
+		if err := s.Ask(ctx, index, d); !errors.Is(err, imgsrc.ErrNotFound) {
+			return err
 		}
 	}
 	return fmt.Errorf("asking for image %s of index %s: %w", d, index.Digest, imgsrc.ErrNotFound)
@@ -334,12 +342,7 @@ func (f *Followed) Ask(ctx context.Context, index imgsrc.Desc, d digest.Digest) 
 // AskAll implements [imgsrc.Asker]: there is what was asked for, and no more.
 func (f *Followed) AskAll(ctx context.Context) error { return ctx.Err() }
 
-// Lacks implements [imgsrc.Asker].
+// Lacks implements [imgsrc.Asker]: only what all of them lack.
 func (f *Followed) Lacks(index imgsrc.Desc, d digest.Digest) bool {
-	for _, s := range f.sources() {
-		if m, _ := s.held(index.Digest); m != nil {
-			return s.Lacks(index, d)
-		}
-	}
-	return true
+	return !slices.ContainsFunc(f.having(index.Digest), func(s *Source) bool { return !s.Lacks(index, d) })
 }

@@ -4,9 +4,12 @@ import (
 	"errors"
 	"net/http"
 	"path/filepath"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
+	"github.com/opencontainers/go-digest"
 	"go.podman.io/image/v5/types"
 
 	"github.com/imgfs/imgfs/imgsrc"
@@ -112,5 +115,70 @@ func TestFollowFailing(t *testing.T) {
 	}
 	if l, err := f.List(t.Context()); err != nil || len(l.Images) != 2 {
 		t.Errorf("%+v, %v", l, err)
+	}
+}
+
+// Of an index that two registries have one lacks an image: it is taken from the other. It is not there when both lack it.
+func TestFollowElsewhere(t *testing.T) {
+	one, two := newServer(t), newServer(t)
+	_, children := index(one, "multi", "1")
+	index(two, "multi", "1")
+	lack := func(srv *server, d digest.Digest) {
+		srv.front(func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+			if strings.HasSuffix(r.URL.Path, d.String()) {
+				w.WriteHeader(http.StatusNotFound)
+				return
+			}
+			next.ServeHTTP(w, r)
+		})
+	}
+	arm, attestation := children[0].Digest, children[2].Digest
+	follow := func() *Followed {
+		t.Helper()
+		f := newFollowed(t)
+		for _, srv := range []*server{one, two} {
+			if _, err := f.Follow(t.Context(), srv.host+"/multi:1"); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return f
+	}
+	f := follow()
+	listed := func() *imgsrc.Listing {
+		t.Helper()
+		l, err := f.List(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return l
+	}
+	desc := listed().Images[0].Desc()
+	lack(one, arm)
+	if _, err := f.sources()[0].Instance(t.Context(), desc, arm); !errors.Is(err, imgsrc.ErrNotFound) {
+		t.Fatalf("the first has it: %v", err)
+	}
+	if img, err := f.Instance(t.Context(), desc, arm); err != nil || img.Desc().Digest != arm {
+		t.Errorf("an instance: %v", err)
+	}
+
+	lack(one, attestation)
+	if err := f.sources()[0].Ask(t.Context(), desc, attestation); !errors.Is(err, imgsrc.ErrNotFound) {
+		t.Fatalf("the first has it: %v", err)
+	}
+	if f.Lacks(desc, attestation) {
+		t.Error("what only one lacks is said to be lacking")
+	}
+	if err := f.Ask(t.Context(), desc, attestation); err != nil {
+		t.Error(err)
+	}
+	if !slices.Contains(digestsOf(listed()), attestation) {
+		t.Error("what was asked for is not listed")
+	}
+
+	f = follow()
+	lack(one, arm)
+	lack(two, arm)
+	if err := f.Ask(t.Context(), desc, arm); !errors.Is(err, imgsrc.ErrNotFound) || !f.Lacks(desc, arm) {
+		t.Errorf("what both lack: %v, known: %v", err, f.Lacks(desc, arm))
 	}
 }

@@ -2,6 +2,7 @@ package registry
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 
@@ -149,11 +150,11 @@ func (s *Source) Instance(ctx context.Context, index imgsrc.Desc, d digest.Diges
 	return e.image, nil
 }
 
-// Instance is the method of the registry that has the index.
+// Instance is the method of the registries that have the index: what one lacks another may have.
 func (f *Followed) Instance(ctx context.Context, index imgsrc.Desc, d digest.Digest) (imgsrc.Image, error) {
-	for _, s := range f.sources() {
-		if m, _ := s.held(index.Digest); m != nil {
-			return s.Instance(ctx, index, d)
+	for _, s := range f.having(index.Digest) {
+		if img, err := s.Instance(ctx, index, d); !errors.Is(err, imgsrc.ErrNotFound) {
+			return img, err
 		}
 	}
 	return nil, fmt.Errorf("looking for image %s of index %s: %w", d, index.Digest, imgsrc.ErrNotFound)
