@@ -8,7 +8,6 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
-	"time"
 
 	"github.com/opencontainers/go-digest"
 
@@ -304,10 +303,6 @@ func (x *blob) work(ctx context.Context) (_ any, err error) {
 		if err != nil && ctx.Err() != nil { // never context.Canceled: the reader's own context has not ended
 			err = fmt.Errorf("registry: %w", fs.ErrClosed)
 		}
-		if errors.Is(err, imgsrc.ErrDamaged) {
-			x.blobs.source.log.Error("fetching blob", "source", x.blobs.source.Name(), "blob", x.digest, "error", err)
-			x.blobs.source.spoilt.Store(x.digest, spoilt{err, time.Now()})
-		}
 		x.update(func() {
 			x.busy, x.err = false, err
 			if err != nil {
@@ -323,7 +318,7 @@ func (x *blob) work(ctx context.Context) (_ any, err error) {
 			return nil, err
 		}
 	}
-	return nil, x.fetch(ctx)
+	return nil, x.fetchUnlessSpoilt(ctx)
 }
 
 // verifyAgain looks at the file that is open. It may have changed only its place: somebody has emptied the cache.

@@ -261,6 +261,7 @@ func TestWrongBytes(t *testing.T) {
 				t.Errorf("listed: %+v", d)
 			}
 			srv.front(nil)
+			forgetSpoilt(m.source, img)
 			wantBlob(t, m, img)
 		})
 	}

@@ -198,7 +198,9 @@ func (x *blob) fill(ctx context.Context, f *os.File) error {
 		err = x.fillFrom(ctx, f, have, false)
 	}
 	if !direct && errors.Is(err, imgsrc.ErrDamaged) && (have > 0 || x.blobs.source.client.hasMirrors(x.repo, x.digest)) {
-		x.blobs.source.log.Warn("fetching blob again", "source", x.blobs.source.Name(), "blob", x.digest, "error", err)
+		if s := x.blobs.source; !s.isSpoiltSaid(x.digest) {
+			s.log.Warn("fetching blob again", "source", s.Name(), "blob", x.digest, "error", err)
+		}
 		err = x.fillFrom(ctx, f, 0, true)
 	}
 	return err

@@ -174,15 +174,6 @@ func (r *ranges) fromBlob(ctx context.Context, from, to int64, all bool) (b []by
 	return b, true, nil
 }
 
-// spoiltTime is how long a blob that is wrong as a whole is not fetched again for a part that is: each attempt costs all of it.
-const spoiltTime = 10 * time.Minute
-
-// spoilt is that a whole blob was wrong, and when.
-type spoilt struct {
-	err error
-	at  time.Time
-}
-
 // fromWhole returns a part of the whole blob, verified.
 func (r *ranges) fromWhole(ctx context.Context, from, to int64) ([]byte, error) {
 	if err := r.source.isSpoilt(r.digest); err != nil {
@@ -190,13 +181,6 @@ func (r *ranges) fromWhole(ctx context.Context, from, to int64) ([]byte, error) 
 	}
 	b, _, err := r.fromBlob(ctx, from, to, true)
 	return b, err
-}
-
-func (s *Source) isSpoilt(d digest.Digest) error {
-	if x, ok := s.spoilt.Load(d); ok && time.Since(x.(spoilt).at) < spoiltTime {
-		return x.(spoilt).err
-	}
-	return nil
 }
 
 // isNear says whether a blob has come as far as an offset, or will have soon: within patience, if left tells how long that
