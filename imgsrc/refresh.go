@@ -48,7 +48,7 @@ func (c *Catalog) Refresh(ctx context.Context) (*Snapshot, error) {
 		stamp, yes, err := c.moved(ctx, i)
 		if err != nil {
 			c.release()
-			return c.current.Load(), err
+			return c.leave(waits, err)
 		}
 		if yes {
 			waits = append(waits, c.list(ctx, i, stamp))
@@ -67,7 +67,7 @@ func (c *Catalog) Refresh(ctx context.Context) (*Snapshot, error) {
 	c.release()
 	for _, l := range waits {
 		if err := l.wait(ctx, patience[l.source]); err != nil {
-			return c.current.Load(), err
+			return c.leave(waits, err)
 		}
 	}
 	if err := c.take(ctx); err != nil {
@@ -88,7 +88,7 @@ func (c *Catalog) Refresh(ctx context.Context) (*Snapshot, error) {
 			stamp, yes, err := c.moved(ctx, i)
 			if err != nil {
 				c.release()
-				return c.current.Load(), err
+				return c.leave(waits, err)
 			}
 			if yes {
 				waits = append(waits, c.list(ctx, i, stamp))
@@ -98,7 +98,7 @@ func (c *Catalog) Refresh(ctx context.Context) (*Snapshot, error) {
 	c.release()
 	for _, l := range waits {
 		if err := l.wait(ctx, max(patience[l.source], minPatience)); err != nil {
-			return c.current.Load(), err
+			return c.leave(waits, err)
 		}
 	}
 	if err := c.take(ctx); err != nil {
@@ -141,7 +141,21 @@ func (l *listing) wait(ctx context.Context, patience time.Duration) error {
 	case <-ctx.Done():
 	}
 	l.left.Store(true)
-	return ctx.Err()
+	select {
+	case <-l.done: // before anybody could know that he has to be told
+		return nil
+	default:
+		return ctx.Err()
+	}
+}
+
+// leave returns the current snapshot, with an error, to somebody who waits for no listing any longer. What those say is in it, or
+// somebody is told of it.
+func (c *Catalog) leave(waits []*listing, err error) (*Snapshot, error) {
+	for _, l := range waits {
+		l.left.Store(true)
+	}
+	return c.current.Load(), err
 }
 
 // list begins to list a source.

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -280,5 +281,72 @@ func testRefreshLeavesAHungStamp(t *testing.T) {
 	close(hang)
 	if s := refresh(t, c); ids(s) != "x" {
 		t.Errorf("images %s once it answers", ids(s))
+	}
+}
+
+// What ends at the moment at which it is not waited for any longer is seen by whoever waited, or somebody is told of it.
+func TestLeftAtTheEnd(t *testing.T) { synctest.Test(t, testLeftAtTheEnd) }
+
+func testLeftAtTheEnd(t *testing.T) {
+	far := &hangingStamp{hangingSource{fakeSource: fakeSource{name: "far"}}}
+	far.set(nil, listed("x"))
+	c := NewCatalog(slog.New(slog.DiscardHandler), far)
+	refresh(t, c)
+	var told atomic.Int64
+	tell := func() { told.Add(1) }
+	c.late.Store(&tell)
+	for range 5000 {
+		told.Store(0)
+		hang := make(chan struct{})
+		far.setHang(hang)
+		l := c.look(0)
+		l.began = time.Time{} // long ago
+		synctest.Wait()
+		go close(hang)
+		there, err := l.wait(t.Context(), false)
+		synctest.Wait()
+		if err != nil || !there && told.Load() == 0 {
+			t.Fatalf("nobody sees what was found out: %v", err)
+		}
+	}
+}
+
+// Of each listing that is under way when somebody leaves others are told when it comes.
+func TestRefreshLeavesAll(t *testing.T) { synctest.Test(t, testRefreshLeavesAll) }
+
+func testRefreshLeavesAll(t *testing.T) {
+	a, b := &hangingSource{fakeSource: fakeSource{name: "a"}}, &hangingSource{fakeSource: fakeSource{name: "b"}}
+	a.set(nil, listed("a"))
+	b.set(nil, listed("b"))
+	c := NewCatalog(slog.New(slog.DiscardHandler), a, b)
+	refresh(t, c)
+	told := make(chan string, 10)
+	tell := func() { told <- ids(c.Snapshot()) }
+	c.late.Store(&tell)
+	hangs := map[*hangingSource]chan struct{}{a: make(chan struct{}), b: make(chan struct{})}
+	for src, hang := range hangs {
+		src.setHang(hang)
+	}
+	a.set(nil, listed("x"))
+	b.set(nil, listed("y"))
+	ctx, cancel := context.WithTimeout(t.Context(), minPatience/2)
+	defer cancel()
+	if _, err := c.Refresh(ctx); !errors.Is(err, context.DeadlineExceeded) {
+		t.Fatal(err)
+	}
+	for _, step := range []struct {
+		src  *hangingSource
+		want string
+	}{{a, "bx"}, {b, "xy"}} {
+		close(hangs[step.src])
+		synctest.Wait()
+		select {
+		case got := <-told:
+			if got != step.want {
+				t.Errorf("told of %s, want %s", got, step.want)
+			}
+		default:
+			t.Errorf("nobody was told of %s", step.want)
+		}
 	}
 }
