@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"net/http"
 	"net/url"
@@ -18,6 +19,8 @@ import (
 	"time"
 
 	"go.podman.io/image/v5/pkg/tlsclientconfig"
+	"go.podman.io/storage/pkg/configfile"
+	"go.podman.io/storage/pkg/unshare"
 
 	"github.com/imgfs/imgfs/imgsrc/proxy"
 )
@@ -58,10 +61,14 @@ func (c *Client) newEndpoint(host string, insecure bool) (*endpoint, error) {
 	certificates := &tls.Config{InsecureSkipVerify: insecure}
 	for _, dir := range c.certDirs {
 		dir = filepath.Join(dir, host)
-		if _, err := os.Stat(dir); err != nil {
+		_, err := os.Stat(dir)
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) {
 			continue
 		}
-		if err := tlsclientconfig.SetupCertificates(dir, certificates); err != nil {
+		if err == nil {
+			err = tlsclientconfig.SetupCertificates(dir, certificates)
+		}
+		if err != nil {
 			return nil, &failure{text: fmt.Sprintf("reading certificates for %s in %s: %s", host, dir, clean(err.Error(), nil))}
 		}
 		break // the first that there is, as podman does
@@ -85,13 +92,17 @@ func (c *Client) newEndpoint(host string, insecure bool) (*endpoint, error) {
 	return e, nil
 }
 
-// defaultCertDirs is where containers-certs.d(5) has certificates, a directory for each registry.
+// defaultCertDirs is where containers-certs.d(5) has certificates, a directory for each registry: where pushes and pulls look too,
+// root's in his home as well. Without a home they are the system's.
 func defaultCertDirs() []string {
-	var dirs []string
-	if home, err := os.UserConfigDir(); err == nil && os.Geteuid() != 0 {
-		dirs = append(dirs, filepath.Join(home, "containers/certs.d"))
+	dirs := []string{"/etc/containers/certs.d"}
+	paths, err := configfile.GetSearchPaths(&configfile.File{
+		Name: "certs", Extension: "d", DoNotUseExtensionForConfigName: true, UserId: unshare.GetRootlessUID(),
+	})
+	if err == nil {
+		dirs = paths.DropInDirectories
 	}
-	return append(dirs, "/etc/containers/certs.d", "/etc/docker/certs.d")
+	return append(dirs, "/etc/docker/certs.d")
 }
 
 // checkRedirect lets nobody but the server that was asked see the credentials: Go's own rule goes by the name alone, and

@@ -179,6 +179,36 @@ func TestTLS(t *testing.T) {
 	}
 }
 
+// Certificates are looked for where pushes and pulls look, whoever the user is.
+func TestUsersCertificates(t *testing.T) {
+	srv := newServer(t)
+	img := big(t, srv)
+	secure := httptest.NewUnstartedServer(srv)
+	secure.Config.ErrorLog = discardLog
+	secure.StartTLS()
+	defer secure.Close()
+	host := strings.TrimPrefix(secure.URL, "https://")
+	for variable, below := range map[string]string{"XDG_CONFIG_HOME": "containers/certs.d", "HOME": ".config/containers/certs.d"} {
+		t.Run(variable, func(t *testing.T) {
+			t.Setenv("XDG_CONFIG_HOME", "") // it comes back
+			if err := os.Unsetenv("XDG_CONFIG_HOME"); err != nil {
+				t.Fatal(err)
+			}
+			home := t.TempDir()
+			t.Setenv(variable, home)
+			dir := filepath.Join(home, below, host)
+			if err := os.MkdirAll(dir, 0o755); err != nil {
+				t.Fatal(err)
+			}
+			write(t, dir+"/ca.crt", string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: secure.Certificate().Raw})))
+			yes := true
+			o := newSetup(t, host+"/big:1")
+			o.TLSVerify, o.test.certDirs = &yes, nil
+			wantBlob(t, named(t, o.mustOpen(t), host+"/big:1"), img)
+		})
+	}
+}
+
 // A registry that asks for a client certificate gets the one of certs.d, and only that registry does.
 func TestClientCertificate(t *testing.T) {
 	needs.Programs(t, "openssl")
