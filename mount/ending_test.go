@@ -2,6 +2,7 @@ package mount
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -92,6 +93,40 @@ func TestKilled(t *testing.T) {
 	}
 	if err := os.Remove(at); err != nil {
 		t.Error(err)
+	}
+}
+
+// Who has the mount in a mount namespace of its own keeps the process, and is named.
+func TestKeptElsewhere(t *testing.T) {
+	at := place(t)
+	st := start(t, at)
+	holder := exec.Command("unshare", "--mount", "--propagation", "private", "cat")
+	in, err := holder.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := holder.Start(); err != nil {
+		t.Fatal(err)
+	}
+	let := func() {
+		in.Close()
+		_ = holder.Wait()
+	}
+	defer let()
+	name := fmt.Sprintf("cat (%d)", holder.Process.Pid)
+	until(t, "another mount namespace has it", func() bool { return slices.Contains(elsewhere(st.Device), name) })
+	if err := unix.Unmount(at, 0); err != nil {
+		t.Fatal(err)
+	}
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := waitEnd(ended, &st, false); !errors.Is(err, ErrServing) || !strings.Contains(err.Error(), name) {
+		t.Errorf("the error is %v", err)
+	}
+	let()
+	until(t, "the process ends", func() bool { return !running(st.PID, st.Started) })
+	if found := elsewhere(st.Device); len(found) > 0 {
+		t.Errorf("it is still in use by %q", found)
 	}
 }
 

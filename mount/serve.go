@@ -36,6 +36,8 @@ const (
 	graceTime = time.Second
 	// drainTime is how long requests that are under way when the mount is taken away may go on.
 	drainTime = 500 * time.Millisecond
+	// lateTime is after what time the log says that a mount which was taken away is still in use.
+	lateTime = 5 * time.Second
 )
 
 // Serve mounts fsys, and answers until it is unmounted (from outside, or because ctx ended); then it returns nil, with
@@ -173,6 +175,7 @@ func (m *mounted) wait(ctx context.Context, served <-chan struct{}, o Options) e
 	}
 	gone, stop := m.gone()
 	defer stop()
+	var late <-chan time.Time
 	for {
 		select {
 		case <-served:
@@ -182,7 +185,9 @@ func (m *mounted) wait(ctx context.Context, served <-chan struct{}, o Options) e
 		case <-gone:
 			ending("unmounted")
 			m.log.Debug("not in the mount table any more", "mountpoint", m.state.Mountpoint)
-			gone = nil
+			gone, late = nil, time.After(lateTime)
+		case <-late:
+			m.log.Warn("unmounted, but still in use"+elsewhereText(m.state.Device), "mountpoint", m.state.Mountpoint)
 		case err := <-answer:
 			if err != nil {
 				m.end(served)

@@ -150,7 +150,7 @@ func waitEnd(ctx context.Context, st *State, lazy bool) error {
 			if lazy {
 				return fmt.Errorf("unmounted; process %d goes on until the last open file is closed: %w", st.PID, ErrServing)
 			}
-			return fmt.Errorf("unmounted, but process %d is still there: %w", st.PID, ErrServing)
+			return fmt.Errorf("unmounted, but process %d is still there%s: %w", st.PID, elsewhereText(st.Device), ErrServing)
 		case <-time.After(pollInterval):
 		}
 	}

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/spf13/cobra"
 	"go.podman.io/storage/pkg/unshare"
@@ -236,8 +237,13 @@ func defaultCacheDir() string {
 	return filepath.Join(dir, "imgfs")
 }
 
+// lateTime is after what time the log names a step of shutting down that has not ended.
+const lateTime = 5 * time.Second
+
 // closing runs one step of shutting down, whose failure changes nothing any more.
 func closing(log *slog.Logger, what string, closer func() error) {
+	late := time.AfterFunc(lateTime, func() { log.Warn("closing takes long", "what", what) })
+	defer late.Stop()
 	if err := closer(); err != nil {
 		log.Warn("closing", "what", what, "error", err)
 	}

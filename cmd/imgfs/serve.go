@@ -111,7 +111,10 @@ func (o *mountOptions) serve(ctx context.Context, a *app, specs []*spec, mountpo
 	following, stop := context.WithCancel(ctx)
 	var wg sync.WaitGroup
 	wg.Go(func() { tree.Run(following) })
-	defer wg.Wait()
+	defer closing(log, "tree", func() error {
+		wg.Wait()
+		return nil
+	})
 	defer stop()
 
 	options := mount.Options{

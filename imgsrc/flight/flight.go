@@ -8,7 +8,9 @@ import (
 	"io/fs"
 	"log/slog"
 	"runtime/debug"
+	"slices"
 	"sync"
+	"time"
 )
 
 // A Group is the work of one source.
@@ -113,5 +115,22 @@ func (g *Group) Close() {
 	g.closed = true
 	g.mu.Unlock()
 	g.cancel()
+	late := time.AfterFunc(lateTime, func() { g.log.Warn("waiting for work that does not end", "source", g.name, "work", g.underWay()) })
+	defer late.Stop()
 	g.wg.Wait()
+}
+
+// lateTime is after what time Close logs what it waits for.
+const lateTime = 5 * time.Second
+
+// underWay are the keys of the work that is.
+func (g *Group) underWay() []string {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	var keys []string
+	for key := range g.flying {
+		keys = append(keys, fmt.Sprint(key))
+	}
+	slices.Sort(keys)
+	return keys
 }

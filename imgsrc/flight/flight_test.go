@@ -1,6 +1,7 @@
 package flight
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io/fs"
@@ -9,6 +10,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
+	"time"
 )
 
 func TestDo(t *testing.T) {
@@ -66,4 +69,23 @@ func TestDo(t *testing.T) {
 	if _, err := Do(t.Context(), g, "key", work); !errors.Is(err, fs.ErrClosed) || g.Start("key", func(context.Context) (any, error) { return nil, nil }) {
 		t.Errorf("closed before: %v", err)
 	}
+}
+
+// Work that ignores its context is named when Close has waited for it for long.
+func TestCloseNamesWork(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var text bytes.Buffer
+		g := New("test", slog.New(slog.NewTextHandler(&text, nil)))
+		for _, key := range []string{"short", "long"} {
+			took := map[string]time.Duration{"short": lateTime / 2, "long": 2 * lateTime}[key]
+			g.Start(key, func(context.Context) (any, error) {
+				time.Sleep(took)
+				return nil, nil
+			})
+		}
+		g.Close()
+		if got := text.String(); strings.Count(got, "\n") != 1 || !strings.Contains(got, "[long]") {
+			t.Errorf("the log says %q", got)
+		}
+	})
 }
