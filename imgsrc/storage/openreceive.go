@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	cs "go.podman.io/storage"
 	"go.podman.io/storage/types"
@@ -15,8 +16,12 @@ import (
 )
 
 // OpenToReceive is [Open] for whoever is about to put an image there. For root it makes a store where none is, as podman's first
-// image does.
+// image does. Errors: those of Open; [imgsrc.ErrUnsupported] for a driver whose layers cannot be read; [imgsrc.ErrInvalid] for an
+// option that the driver does not know.
 func OpenToReceive(ctx context.Context, o Options) (*Source, error) {
+	if err := knownDriver(o.GraphRoot, o.Driver); err != nil {
+		return nil, err
+	}
 	src, err := Open(ctx, o)
 	if !errors.Is(err, imgsrc.ErrNoSource) || os.Geteuid() != 0 {
 		return src, err
@@ -31,6 +36,14 @@ func OpenToReceive(ctx context.Context, o Options) (*Source, error) {
 	return Open(ctx, o)
 }
 
+// knownDriver fails for a driver that the store must not be made with: it could not be read. Empty is any that it has.
+func knownDriver(root, driver string) error {
+	if driver == "" || driver == "overlay2" || slices.Contains(drivers, driver) {
+		return nil
+	}
+	return imgsrc.Of(imgsrc.ErrUnsupported, fmt.Errorf("opening store %s: its driver %q cannot be read, only %s can", root, driver, strings.Join(drivers, " and ")))
+}
+
 // makeStore makes a store where none is of any driver.
 func makeStore(o Options) (made bool, err error) {
 	conf, err := types.DefaultStoreOptions()
@@ -39,6 +52,9 @@ func makeStore(o Options) (made bool, err error) {
 	}
 	s := &Source{}
 	if s.real, err = effective(o, conf); err != nil {
+		return false, err
+	}
+	if err := knownDriver(s.real.GraphRoot, s.real.GraphDriverName); err != nil {
 		return false, err
 	}
 	if there, _ := filepath.Glob(filepath.Join(s.real.GraphRoot, "*-images")); len(there) > 0 {

@@ -180,6 +180,8 @@ func writeError(err error) error {
 		return fmt.Errorf("%w: %w", err, imgsrc.ErrNotFound)
 	case errors.Is(err, cs.ErrStoreIsReadOnly), errors.Is(err, syscall.EROFS):
 		return fmt.Errorf("%w: %w", err, imgsrc.ErrReadOnly)
+	case strings.HasPrefix(err.Error(), "unknown option "): // of the driver
+		return fmt.Errorf("%w: %w", err, imgsrc.ErrInvalid)
 	}
 	return err
 }
