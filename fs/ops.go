@@ -10,7 +10,8 @@ import (
 type Ops interface {
 	// Do carries out one write to a control: it checks all the lines, then runs them in their order, and returns when the
 	// last one is done or the first has failed. When ctx ends first, Do returns ctx's error at once; the work stops unless
-	// a Do with the same Key comes within two seconds, which then waits for the work that is under way. Errors: the conditions of
+	// a Do with the same Key comes within two seconds, which then waits for the work that is under way. If it ends for a cause that is
+	// syscall.ETIMEDOUT the caller will not come again: the work has failed, with that. Errors: the conditions of
 	// package imgsrc, and the system's.
 	Do(ctx context.Context, w Write) error
 

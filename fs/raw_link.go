@@ -3,6 +3,7 @@ package fs
 import (
 	"context"
 	"errors"
+	"fmt"
 	"path"
 	"syscall"
 	"time"
@@ -23,11 +24,14 @@ const patience = 900 * time.Millisecond
 // directory as long.
 const lockTime = 10 * time.Second
 
+// errGivenUp is why a request ends that has waited for so long, also for the work that is done for it.
+var errGivenUp = imgsrc.Of(syscall.ETIMEDOUT, fmt.Errorf("given up after %s: ln, mv, rm and rmdir wait no longer", lockTime))
+
 // patiently returns a context that ends some time after the caller of a request has given up, and after lockTime. Each
 // request whose caller holds the lock of a directory begins with it, and ends with the function that it returns.
 func (f *FS) patiently(cancel <-chan struct{}) (context.Context, func()) {
 	answered := f.gone.changing()
-	ctx, stop := context.WithTimeout(f.ctx, lockTime)
+	ctx, stop := context.WithTimeoutCause(f.ctx, lockTime, errGivenUp)
 	go func() {
 		select {
 		case <-ctx.Done():

@@ -24,6 +24,8 @@ var (
 	ErrExists = errors.New("already exists")
 	// ErrInUse: a container uses the image.
 	ErrInUse = errors.New("in use")
+	// ErrLocked: another program has locked the source for longer than could be waited.
+	ErrLocked = errors.New("locked")
 	// ErrNoSource: this is not a source of the kind that was asked for, or there is nothing there.
 	ErrNoSource = errors.New("no such source")
 )

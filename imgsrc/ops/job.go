@@ -2,6 +2,7 @@ package ops
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"runtime/debug"
@@ -78,17 +79,33 @@ func (js *jobs) do(ctx context.Context, key string, run func(context.Context) er
 	js.mu.Lock()
 	defer js.mu.Unlock()
 	js.committed(j)
-	j.waiters-- // with mu held since it was seen that the job does not make its change: it will not any more
-	select {
-	case <-j.done: // also when ctx ended at the same moment: this caller is the one that gets the result
+	j.waiters--           // with mu held since it was seen that the job does not make its change: it will not any more
+	if isClosed(j.done) { // also when ctx ended at the same moment: this caller is the one that gets the result
 		js.forget(key, j)
 		return j.err
-	default:
 	}
-	if j.waiters == 0 {
-		js.expire(key, j)
+	if j.waiters > 0 {
+		return ctx.Err()
 	}
+	if cause := context.Cause(ctx); errors.Is(cause, syscall.ETIMEDOUT) {
+		js.forget(key, j)
+		j.cancel(cause)
+		if js.soon(j); isClosed(j.done) {
+			return j.err
+		}
+		return ctx.Err()
+	}
+	js.expire(key, j)
 	return ctx.Err()
+}
+
+func isClosed(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
+	}
 }
 
 // start begins a job. mu is held.
@@ -135,14 +152,18 @@ func (js *jobs) mayCommit(ctx context.Context, j *job) error {
 	}
 }
 
-// commitTime is how long a writer that is interrupted while its change is made waits for what comes of it.
+// commitTime is how long a writer that is interrupted while its change is made, or gives up, waits for what comes of it.
 const commitTime = 500 * time.Millisecond
 
 // committed returns when a job is done that makes its change, or it takes too long. mu is held, but for that time.
 func (js *jobs) committed(j *job) {
-	if !j.commits {
-		return
+	if j.commits {
+		js.soon(j)
 	}
+}
+
+// soon returns when a job is done that has little left to do, or it takes too long. mu is held, but for that time.
+func (js *jobs) soon(j *job) {
 	js.mu.Unlock()
 	defer js.mu.Lock()
 	timer := time.NewTimer(commitTime)

@@ -325,3 +325,34 @@ func TestCommit(t *testing.T) {
 		})
 	}
 }
+
+// TestGivesUp: who waits no longer, and will not come again, gets what is recorded of the work, which has failed then.
+func TestGivesUp(t *testing.T) {
+	late := fail(syscall.ETIMEDOUT, "given up after a second")
+	for name, takes := range map[string]time.Duration{"that ends with it": 0, "that hangs": time.Hour} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				js := newJobs(slog.New(slog.DiscardHandler))
+				ctx, cancel := context.WithTimeoutCause(t.Context(), time.Second, late)
+				defer cancel()
+				began := time.Now()
+				err := js.do(ctx, "", func(ctx context.Context) error {
+					<-ctx.Done()
+					time.Sleep(takes)
+					return fmt.Errorf("waiting for a lock: %w", context.Cause(ctx))
+				})
+				if took := time.Since(began); took > time.Second+commitTime {
+					t.Errorf("after %s", took)
+				}
+				want := "waiting for a lock: given up after a second"
+				if takes > 0 {
+					want = context.DeadlineExceeded.Error()
+				}
+				if err == nil || err.Error() != want {
+					t.Errorf("%v, want %s", err, want)
+				}
+				time.Sleep(takes)
+			})
+		})
+	}
+}

@@ -121,7 +121,8 @@ func New(opt Options) *Ops {
 
 // Do carries out one request: it checks all the lines, runs them in their order, and returns when the last one is done or
 // the first has failed. When ctx ends first, Do returns ctx's error at once; the work stops unless a Do with the same Key
-// comes within two seconds, which then waits for the work that is under way.
+// comes within two seconds, which then waits for the work that is under way. If it ends for a cause that is ETIMEDOUT nobody
+// will come again: the work has failed with that, and Do returns what is recorded of it.
 //
 // Errors: imgsrc.ErrInvalid (a line, a name, a destination), ErrNotFound (the image, or the name to be removed),
 // ErrExists, ErrReadOnly, ErrDenied (by a registry, or the signature policy), ErrUnsupported, ErrDamaged; of the system's

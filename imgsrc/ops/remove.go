@@ -23,10 +23,7 @@ func (o *Ops) remove(ctx context.Context, r Request) error {
 	}
 	for parent := o.parentOf(ctx, snap, entry); ; {
 		if err := o.removeEverywhere(ctx, entry); err != nil {
-			if ctx.Err() != nil {
-				err = context.Cause(ctx)
-			}
-			return o.done(op, err)
+			return o.done(op, endedBy(ctx, err))
 		}
 		op.reference = strings.Join(namesOfAll(entry), " ")
 		o.succeeded(op)

@@ -16,10 +16,7 @@ func (o *Ops) tags(ctx context.Context, r Request, change changeNames) error {
 	op := operation{kind: "tag", doing: "tagging", request: r, start: time.Now(), hint: roomHint}
 	add, remove, err := o.changed(ctx, r, change)
 	if err != nil {
-		if ctx.Err() != nil {
-			err = context.Cause(ctx)
-		}
-		return o.done(op, err)
+		return o.done(op, endedBy(ctx, err))
 	}
 	for _, name := range remove {
 		op.kind, op.reference = "untag", name
@@ -33,6 +30,14 @@ func (o *Ops) tags(ctx context.Context, r Request, change changeNames) error {
 		o.errors.set(r.Image, "")
 	}
 	return nil
+}
+
+// endedBy is err, or why ctx ended. A source that was kept waiting for its lock says so itself.
+func endedBy(ctx context.Context, err error) error {
+	if ctx.Err() == nil || errors.Is(err, imgsrc.ErrLocked) {
+		return err
+	}
+	return context.Cause(ctx)
 }
 
 // changeNames changes an image's names as lines say, and returns those that were added and removed.

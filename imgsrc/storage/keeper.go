@@ -199,6 +199,7 @@ func (k *keeper) call(ctx context.Context, method string, args, result any) erro
 
 // change is call for a change that is made at one moment, at which the keeper asks whether it is still wanted.
 func (k *keeper) change(ctx context.Context, method string, args any) error {
+	began := time.Now()
 	a, err := k.begin(method, args, nil)
 	if err != nil {
 		return err
@@ -209,7 +210,7 @@ func (k *keeper) change(ctx context.Context, method string, args any) error {
 		return r.Err.error()
 	case <-ctx.Done():
 		_, err := a.wait(ctx)
-		return err
+		return lockedSince(began, err)
 	}
 	order, err := orderComplete, imgsrc.Commit(ctx)
 	if err != nil {

@@ -16,7 +16,7 @@ import (
 // sentConditions are what is found in an error on either side of a socket. Their order is what is sent.
 var sentConditions = []error{
 	imgsrc.ErrNotFound, imgsrc.ErrAbsent, imgsrc.ErrDamaged, imgsrc.ErrInvalid, imgsrc.ErrUnsupported, imgsrc.ErrReadOnly,
-	imgsrc.ErrDenied, imgsrc.ErrExists, imgsrc.ErrInUse, imgsrc.ErrNoSource,
+	imgsrc.ErrDenied, imgsrc.ErrExists, imgsrc.ErrInUse, imgsrc.ErrLocked, imgsrc.ErrNoSource,
 	context.Canceled, context.DeadlineExceeded, fs.ErrClosed, errKeeperEnded,
 }
 

@@ -52,7 +52,7 @@ func (s *Source) remove(ctx context.Context, id string, names []string) error {
 		}
 		return nil
 	}
-	return s.change(ctx, id, may, still, func(store cs.Store) error {
+	return s.change(ctx, storeWrite{id, may, still, func(store cs.Store) error {
 		if err := s.roomToRemove(); err != nil {
 			return err
 		}
@@ -61,7 +61,7 @@ func (s *Source) remove(ctx context.Context, id string, names []string) error {
 			return fmt.Errorf("%w: %w", err, imgsrc.ErrInUse)
 		}
 		return err
-	})
+	}})
 }
 
 // unused checks that no container was made from an image. The library looks again under its locks, at those containers

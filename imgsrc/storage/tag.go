@@ -71,38 +71,12 @@ func (s *Source) tag(ctx context.Context, id string, add, remove []string) error
 			return fmt.Errorf("the store keeps the name %q as %q: %w", name, full, imgsrc.ErrInvalid)
 		}
 	}
-	return s.change(ctx, id,
-		func() error { return s.mayTag(ctx, id, remove) },
-		func(img *cs.Image) error { return hasNames(img.Names, remove) },
-		func(store cs.Store) error { return changeNames(store, id, add, remove) })
-}
-
-// change opens the store's library for one write to an image, do, unless may, which looks without it, or still, which looks at the
-// image as it is when the locks have been waited for, has something against it. It is not made for somebody who has left.
-func (s *Source) change(ctx context.Context, id string, may func() error, still func(*cs.Image) error, do func(cs.Store) error) error {
-	s.tagMu.Lock()
-	defer s.tagMu.Unlock()
-	if err := may(); err != nil {
-		return err
-	}
-	store, err := s.openReal()
-	if err != nil {
-		return err
-	}
-	if err := ctx.Err(); err != nil {
-		return err
-	}
-	img, err := store.Image(id)
-	if err != nil {
-		return writeError(err)
-	}
-	if err := still(img); err != nil {
-		return err
-	}
-	if err := imgsrc.Commit(ctx); err != nil {
-		return err
-	}
-	return writeError(do(store))
+	return s.change(ctx, storeWrite{
+		id:    id,
+		may:   func() error { return s.mayTag(ctx, id, remove) },
+		still: func(img *cs.Image) error { return hasNames(img.Names, remove) },
+		do:    func(store cs.Store) error { return changeNames(store, id, add, remove) },
+	})
 }
 
 // changeNames adds names, and then removes the others. A name that is in both stays.
