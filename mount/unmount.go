@@ -148,7 +148,7 @@ func waitEnd(ctx context.Context, st *State, lazy bool) error {
 		select {
 		case <-ctx.Done():
 			if lazy {
-				return fmt.Errorf("unmounted; process %d goes on until the last open file is closed: %w", st.PID, ErrServing)
+				return fmt.Errorf("unmounted; process %d ends when no file in it is open and nothing is under way: %w", st.PID, ErrServing)
 			}
 			return fmt.Errorf("unmounted, but process %d is still there%s: %w", st.PID, elsewhereText(st.Device), ErrServing)
 		case <-time.After(pollInterval):
