@@ -84,6 +84,7 @@ func TestCloseNamesWork(t *testing.T) {
 			})
 		}
 		g.Close()
+		synctest.Wait()
 		if got := text.String(); strings.Count(got, "\n") != 1 || !strings.Contains(got, "[long]") {
 			t.Errorf("the log says %q", got)
 		}
