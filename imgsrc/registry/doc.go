@@ -60,7 +60,8 @@
 // the blob: a little more than is wanted, and the more the longer a reader goes on at one place, up to 4 MiB, then also ahead
 // of him (see ranges). Who has read a third of a blob, or an eighth from its beginning on, or here and there with so many
 // requests that the whole would not have cost more, gets it as a whole, from where the parts end. So does who takes one
-// scattered file after the other in the order of their names (see trail), and whoever wants the blob or the tar. What came
+// scattered file after the other in the order of their names (see trail), and whoever wants the blob or the tar. Where that would
+// repeat more than is missing, of what an earlier source has left, only what is missing is asked for. What came
 // stays in the cache, and is verified chunk by chunk whenever it is read.
 //
 //   - What is shown of a layer does not change while the source is open. If its blob or its tar is in the cache when

@@ -206,3 +206,39 @@ func TestLazyAhead(t *testing.T) {
 	}
 	eventually(t, "more to be asked for", func() bool { return c.asked.Load() == asked+4 })
 }
+
+// Of a layer that is mostly here, by parts that others have read before, only what is missing comes.
+func TestLazyMostlyHere(t *testing.T) {
+	srv := newServer(t)
+	for _, m := range lazyImages(t, lazyEntries()) {
+		t.Run(m.form, func(t *testing.T) {
+			l := srv.pushLazy(m.form, "1", m)
+			c := &counter{digest: l.Digest}
+			srv.front(c.front)
+			defer srv.front(nil)
+			o := newSetup(t, srv.host+"/"+m.form+":1")
+			again := func(first, last int) *reader {
+				o.newCache(t)
+				r := lookInto(t, named(t, o.mustOpen(t), srv.host+"/"+m.form+":1"))
+				for n := first; n < last; n++ {
+					r.check(fmt.Sprintf("d/%03d", n), lazyFile(n))
+				}
+				return r
+			}
+			again(100, 220)
+			again(250, 370)
+			again(0, 0).check("large", noise(1<<20))
+			if whole, n := c.whole.Load(), c.bytes.Load(); whole > 0 || n < l.Size/2 {
+				t.Fatalf("%d bytes of %d by parts, and the whole %d times", n, l.Size, whole)
+			}
+			asked := c.asked.Load()
+			again(0, 0).checkAll()
+			if n, whole := c.bytes.Load(), c.whole.Load(); n > l.Size*11/10 || whole > 0 {
+				t.Errorf("%d bytes of %d for all files, and the whole %d times", n, l.Size, whole)
+			}
+			if n := c.asked.Load() - asked; n > 20 {
+				t.Errorf("%d requests for the rest", n)
+			}
+		})
+	}
+}

@@ -44,6 +44,7 @@ type ranges struct {
 	trails []trail       // and which files they read, where these lay scattered
 	took   time.Duration // the last request, to its last byte
 	x      *blob         // the whole blob, if somebody has wanted it; released when the last user has gone
+	wide   bool          // the whole blob is not to be fetched any more, and what is missing asked for in large parts
 	coming bool          // the whole blob is being fetched
 	begun  time.Time     // since then
 	seeded int64         // from there on
@@ -163,7 +164,7 @@ func (r *ranges) close() {
 		r.file.Close()
 		r.file = nil
 	}
-	r.opened, r.have, r.got, r.asked, r.runs, r.trails = false, nil, nil, 0, nil, nil
+	r.opened, r.have, r.got, r.asked, r.runs, r.trails, r.wide = false, nil, nil, 0, nil, nil, false
 	if r.x != nil {
 		r.source.blobs.release(r.x)
 		r.x = nil
@@ -290,9 +291,12 @@ func (r *ranges) planLocked(from, to int64, near *vicinity) span {
 	if near == nil {
 		return want
 	}
-	now := run{window: max(leastWindow, min(firstWindow, r.size/firstShare))}
+	now, most := run{window: max(leastWindow, min(firstWindow, r.size/firstShare))}, min(lastWindow, r.size/lastShare)
+	if r.wide {
+		now.window = max(now.window, most)
+	}
 	if i := r.runLocked(from); i >= 0 {
-		now.window = max(now.window, min(windowGrows*r.runs[i].window, lastWindow, r.size/lastShare))
+		now.window = max(now.window, min(windowGrows*r.runs[i].window, most))
 		r.runs = append(r.runs[:i:i], r.runs[i+1:]...)
 	}
 	before, behind := r.have.around(want.from, r.size)

@@ -30,6 +30,17 @@ func (r *ranges) readsOnLocked() bool {
 	return r.got.first() > r.size/8 || r.got.total() > r.size/3 || spent > r.size
 }
 
+// repeatsLocked says whether the whole would bring more that is here already, probably from an earlier mount, than what is missing:
+// then that is asked for, in large parts. For who walks through all of it each gap is a request as well.
+func (r *ranges) repeatsLocked(walks bool) bool {
+	here := r.have.total()
+	cost := r.size - here
+	if walks {
+		cost += int64(len(r.have)) * min(requestBytes, r.size/requestShare)
+	}
+	return here-r.got.first() > cost
+}
+
 // A trail is a reader who takes one file after the other, in the order of their names.
 type trail struct {
 	turn  int // of the last file that had to be asked for
@@ -97,7 +108,11 @@ func (r *ranges) fetchWhole(from int64, near *vicinity) {
 	if r.coming || r.failed || r.source.offline {
 		return
 	}
-	if walks := near != nil && r.walksLocked(from, near); !walks && !r.readsOnLocked() || r.source.isSpoilt(r.digest) != nil {
+	walks := near != nil && r.walksLocked(from, near)
+	if !walks && !r.readsOnLocked() || r.source.isSpoilt(r.digest) != nil {
+		return
+	}
+	if r.wide = r.repeatsLocked(walks); r.wide {
 		return
 	}
 	x, err := r.blobLocked()
