@@ -132,6 +132,8 @@ func TestRedact(t *testing.T) {
 		{`x@sha256:` + long, `x@sha256:` + long},
 		{`localhost:5000/x:1@sha256:` + long + `: no`, `localhost:5000/x:1@sha256:` + long + `: no`},
 		{`containers-storage:[overlay@/root+/run]localhost/x:1`, `containers-storage:[overlay@/root+/run]localhost/x:1`},
+		{`https://h/sigs/x@sha256=` + long + `/signature-1: no`, `https://h/sigs/x@sha256=` + long + `/signature-1: no`},
+		{`https://me:s3cret@h/x@sha256=` + long + `/signature-1`, `https://***@h/x@sha256=` + long + `/signature-1`},
 		{`oci:/srv/a@b:tag`, `oci:/srv/a@b:tag`},
 		{`open /home/me@work/x: no`, `open /home/me@work/x: no`},
 		{"stat /tmp/docker:/user:se,cret@h.test/x:1: no such file", "stat ***@h.test/x:1: no such file"},

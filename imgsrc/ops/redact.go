@@ -11,8 +11,9 @@ import (
 const maxText = 4 << 10
 
 var (
-	// digestTail is what may follow an @ without what precedes it being somebody's name and password.
-	digestTail = regexp.MustCompile(`^[a-z0-9+._-]+:[0-9a-fA-F]{32,}`)
+	// digestTail is what may follow an @ without what precedes it being somebody's name and password: a digest, with = where a
+	// lookaside has it.
+	digestTail = regexp.MustCompile(`^[a-z0-9+._-]+[:=][0-9a-fA-F]{32,}`)
 	// query is a URL's query: upload URLs carry signatures in it.
 	query = regexp.MustCompile(`(://[^\s"'?]*)\?[^\s"']*`)
 	// bodyStart is how the library quotes what a token server answered when that was no JSON.

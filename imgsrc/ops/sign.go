@@ -65,6 +65,11 @@ func (s *signer) sign(ctx context.Context, c *copying, p pushJob) error {
 	if err != nil {
 		return err
 	}
+	if d, ok := p.line.dest.(*registry); ok {
+		if err := s.mayKeep(c.options.DestinationCtx, d.ref); err != nil {
+			return err
+		}
+	}
 	if s.file != "" {
 		if err := checkSigstore(s.file); err != nil {
 			return err
