@@ -40,7 +40,8 @@ type Options struct {
 // A Source is one layout in a directory.
 type Source struct {
 	images
-	dir string // absolute
+	dir  string      // absolute
+	info fs.FileInfo // of the directory, when it was opened
 }
 
 var (
@@ -90,7 +91,11 @@ func Open(ctx context.Context, o Options) (*Source, error) {
 		}
 		return nil, fmt.Errorf("opening layout: %w", err)
 	}
-	s := &Source{dir: dir, images: images{name: nameOf("oci:"+dir, o.Ref), ref: o.Ref, log: o.Log}}
+	info, err := root.Stat(".")
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("opening layout: %w", err), root.Close())
+	}
+	s := &Source{dir: dir, info: info, images: images{name: nameOf("oci:"+dir, o.Ref), ref: o.Ref, log: o.Log}}
 	s.store = openStore(blobs.NewOSDir(root), s.name, o)
 	if err := s.check(ctx); err != nil {
 		return nil, errors.Join(fmt.Errorf("opening layout %s: %w", dir, err), s.Close())
@@ -100,6 +105,9 @@ func Open(ctx context.Context, o Options) (*Source, error) {
 
 // LayoutDir is the layout's directory. Whoever adds an image to it does so by the rules of package indexjson.
 func (s *Source) LayoutDir() string { return s.dir }
+
+// IsIn says whether a directory is the layout's. It asks no file system: one that has gone away would not answer.
+func (s *Source) IsIn(dir fs.FileInfo) bool { return os.SameFile(s.info, dir) }
 
 // VerifyBlob reads a blob to its end, unless that has been done since it was last written to, and returns how many bytes it
 // has. size is how many it must have, -1 if any number will do. Errors: imgsrc.ErrDamaged if it is not what it should be,

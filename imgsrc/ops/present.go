@@ -42,7 +42,7 @@ func (o *Ops) openLayout(ctx context.Context, dir string, blobs []digest.Digest)
 		if !ok {
 			continue
 		}
-		if at, err := os.Stat(own.LayoutDir()); err == nil && os.SameFile(at, there) {
+		if own.IsIn(there) {
 			p.layout = own
 			return p
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"strings"
 
@@ -49,6 +50,8 @@ type manifestReceiver interface {
 type layoutSource interface {
 	imgsrc.Tagger
 	LayoutDir() string
+	// IsIn says whether it is in this directory.
+	IsIn(dir fs.FileInfo) bool
 	// VerifyBlob reads a blob, unless it is known to be what it should be, and returns its size. size is how many bytes it
 	// must have, -1 if any number will do. Errors: imgsrc.ErrDamaged if it is not, with fs.ErrNotExist if it is missing;
 	// ctx's; those of reading.
