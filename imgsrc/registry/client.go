@@ -220,7 +220,7 @@ func newDocument(doing, ref string, header http.Header, body []byte) (Document, 
 	want, err := digest.Parse(ref)
 	if err != nil {
 		if want, err = digest.Parse(header.Get("Docker-Content-Digest")); err != nil {
-			want = digest.FromBytes(body) // the registry does not say: this is what the tag means
+			want = digestOf(body) // the registry does not say: this is what the tag means
 		}
 	}
 	if want.Algorithm().FromBytes(body) != want {
@@ -231,6 +231,14 @@ func newDocument(doing, ref string, header http.Header, body []byte) (Document, 
 		return Document{want, int64(len(payload)), payload, body, typeSaid(header)}, nil
 	}
 	return Document{want, int64(len(body)), body, body, typeSaid(header)}, nil
+}
+
+// digestOf returns the digest of a manifest as others take it: of schema 1 without its signatures, if these can be told from it.
+func digestOf(body []byte) digest.Digest {
+	if d, err := manifest.Digest(body); err == nil && d == digest.FromBytes(signedPayload(body)) {
+		return d
+	}
+	return digest.FromBytes(body)
 }
 
 // signedPayload returns what is signed in a signed manifest of schema 1, without the signatures: that is what its digest

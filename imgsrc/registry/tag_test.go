@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -19,7 +18,6 @@ import (
 
 	"github.com/imgfs/imgfs/imgsrc"
 	"github.com/imgfs/imgfs/imgsrc/layer"
-	"github.com/imgfs/imgfs/test/needs"
 	"github.com/imgfs/imgfs/test/servers"
 )
 
@@ -124,27 +122,6 @@ func TestTag(t *testing.T) {
 				t.Errorf("listed anew: %s, want %s", got, want)
 			}
 		})
-	}
-}
-
-// A manifest of schema 1 is stored with its signatures, which are not part of what its digest is of.
-func TestTagSchema1(t *testing.T) {
-	needs.Programs(t, "umoci", "skopeo")
-	srv := startDistribution(t, "")
-	made := filepath.Join(t.TempDir(), "made")
-	needs.Run(t, "umoci", "init", "--layout", made)
-	needs.Run(t, "umoci", "new", "--image", made+":base")
-	needs.Run(t, "umoci", "insert", "--image", made+":base", "/etc/passwd", "/f")
-	needs.Run(t, "skopeo", "copy", "-q", "--dest-tls-verify=false", "--format", "v2s1", "oci:"+made+":base", "docker://"+srv.host+"/old:1")
-	s := newSetup(t, srv.host+"/old:1").mustOpen(t)
-	m := named(t, s, srv.host+"/old:1")
-	for _, name := range []string{"old:2", "older:1"} {
-		if err := s.Tag(t.Context(), m.desc, []string{srv.host + "/" + name}, nil); err != nil {
-			t.Fatal(err)
-		}
-		if d := needs.Line(t, "skopeo", "inspect", "--tls-verify=false", "--format", "{{.Digest}}", "docker://"+srv.host+"/"+name); d != m.desc.Digest.String() {
-			t.Errorf("%s is %s, want %s", name, d, m.desc.Digest)
-		}
 	}
 }
 
