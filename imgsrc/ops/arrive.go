@@ -36,6 +36,8 @@ type arrival struct {
 	text  []byte               // its manifest there; nil: its own
 	task  *task
 	watch *watchdog
+
+	instances []digest.Digest // with these images of the index that it is; nil: see all
 }
 
 // receive copies an image into the source that takes it, if the signature policy lets it through, and returns its id
@@ -64,6 +66,9 @@ func (o *Ops) receive(ctx context.Context, a arrival) (id string, err error) {
 		options.RemoveSignatures = isLayout(a.to) // which has no place for them; the policy is asked of them all the same
 		if a.all {
 			options.ImageListSelection = copy.CopyAllImages
+		}
+		if a.instances != nil {
+			options.ImageListSelection, options.Instances = copy.CopySpecificImages, a.instances
 		}
 		plans := &planner{task: a.task, watch: a.watch, only: a.only, all: a.all, tars: !isLayout(a.to), known: a.known}
 		into := to

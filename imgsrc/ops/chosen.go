@@ -18,11 +18,14 @@ type loadable struct {
 	names    []string // as the receiver stores them
 	list     *imgsrc.Listing
 	artifact bool // it is one, or what has layers that are no tars, or an index of nothing else
+
+	below   []imgsrc.Held   // of an index that comes with all of its images: those that are there
+	missing []digest.Digest // and those that are not
 }
 
-// chosen returns the images that are to be loaded, with the names that they get. An index counts as the image for the
-// platform that is meant, as with podman load, and what only an index lists does not count by itself. Artifacts go where
-// they can be kept; anywhere else they are left out if there is something else.
+// chosen returns the images that are to be loaded, with the names that they get. What only an index lists does not count by
+// itself: it comes with the index, or the index counts as the image for the platform that is meant. Artifacts go where they
+// can be kept; anywhere else they are left out if there is something else.
 func (o *Ops) chosen(ctx context.Context, src imgsrc.Source, list *imgsrc.Listing, p pullLine, to Receiver) ([]loadable, error) {
 	all, err := listed(ctx, src, list)
 	if err != nil {
@@ -55,6 +58,13 @@ func (o *Ops) chosen(ctx context.Context, src imgsrc.Source, list *imgsrc.Listin
 			return nil, err
 		}
 		l.names, named = []string{name}, true
+	}
+	for i := range all {
+		if _, apart := to.(indexReceiver); p.all && !all[i].artifact && all[i].Desc().Lists != nil && (apart || isLayout(to)) {
+			if err := o.gather(ctx, &all[i]); err != nil {
+				return nil, fmt.Errorf("nothing was loaded: %w", err)
+			}
+		}
 	}
 	if !named {
 		return nil, fail(imgsrc.ErrInvalid, "name=%s: there are %d artifacts in it, and no image", p.name, len(all))
@@ -99,7 +109,7 @@ func listed(ctx context.Context, src imgsrc.Source, list *imgsrc.Listing) ([]loa
 		if err != nil {
 			return nil, fmt.Errorf("nothing was loaded: %w", err)
 		}
-		all = append(all, loadable{imgsrc.Held{Listed: img, Source: src}, slices.Clone(img.Names), list, artifact})
+		all = append(all, loadable{Held: imgsrc.Held{Listed: img, Source: src}, names: slices.Clone(img.Names), list: list, artifact: artifact})
 	}
 	return all, nil
 }

@@ -25,6 +25,7 @@ func (o *Ops) load(ctx context.Context, r Request) error {
 	op := operation{kind: "load", doing: "loading", request: r, start: time.Now()}
 	resolve := o.resolver(r)
 	lines, err := parseArrivals(r.Lines, loadKeys, resolve, func(p *pullLine, word string) (err error) {
+		p.all = true
 		if p.place, err = resolve.place(word); err != nil {
 			return err
 		}
@@ -56,6 +57,9 @@ func (o *Ops) loadPlace(ctx context.Context, p pullLine, to Receiver, t *task) e
 	}
 	if len(list.Problems) > 0 {
 		return fmt.Errorf("nothing was loaded: %w", list.Problems[0])
+	}
+	if p.all {
+		p.platform = nil
 	}
 	images, err := o.chosen(ctx, src, list, p, to)
 	if err != nil {
@@ -104,8 +108,11 @@ func notLoadable(place string, err error) error {
 // verified has every blob of an image checked before anything of it is written: sources verify a blob as a whole
 // before they give the first of its bytes.
 func verified(ctx context.Context, img loadable) error {
-	images := []imgsrc.Image{img}
-	if lists := img.Desc().Lists; lists != nil {
+	var images []imgsrc.Image
+	for _, part := range img.parts() {
+		images = append(images, part)
+	}
+	if lists := img.Desc().Lists; lists != nil && img.below == nil {
 		images = nil
 		for _, other := range img.list.Images {
 			if slices.Contains(lists, other.Desc().Digest) && other.Desc().Damaged == nil {
@@ -150,11 +157,9 @@ func ignoreAbsent(err error) error {
 
 // source is the image as a copy takes it.
 func (l *loadable) source(t *task) *source {
-	return &source{held: l.Held, task: t, several: true, reading: func() func() { return func() {} }, instance: func(_ context.Context, d digest.Digest) (imgsrc.Image, error) {
-		for _, other := range l.list.Images {
-			if other.Desc().Digest == d {
-				return other, nil
-			}
+	return &source{held: l.Held, task: t, several: true, only: l.digests(), reading: func() func() { return func() {} }, instance: func(_ context.Context, d digest.Digest) (imgsrc.Image, error) {
+		if other := l.find(d); other != nil {
+			return *other, nil
 		}
 		return nil, fail(imgsrc.ErrNotFound, "%s does not have it", l.Source.Name())
 	}}
@@ -163,7 +168,7 @@ func (l *loadable) source(t *task) *source {
 // loadOne loads one image under all its names. The id that it returns is that of an image that is there, also with an error.
 func (o *Ops) loadOne(ctx context.Context, img loadable, platform *imgsrc.Platform, plan *blobPlan, to Receiver, t *task) (id string, err error) {
 	src := img.source(t)
-	if id = img.Desc().ID; o.has(ctx, to, id) {
+	if id = img.Desc().ID; o.hasAll(ctx, to, &img) {
 		// The same config and the same layers, by their digests: another manifest of them would only change the digest that
 		// the image has there.
 		if err := o.allowed(ctx, src); err != nil {
@@ -171,7 +176,10 @@ func (o *Ops) loadOne(ctx context.Context, img loadable, platform *imgsrc.Platfo
 		}
 		return id, o.addNames(ctx, to, id, img.names)
 	}
-	a := arrival{to: to, id: id, ref: src, sys: &types.SystemContext{BlobInfoCacheDir: os.DevNull}, known: plan, task: t, watch: new(watchdog)}
+	if into, apart := to.(indexReceiver); apart && img.below != nil {
+		return o.loadIndex(ctx, img, plan, to, into, t)
+	}
+	a := arrival{to: to, id: id, ref: src, instances: src.only, sys: &types.SystemContext{BlobInfoCacheDir: os.DevNull}, known: plan, task: t, watch: new(watchdog)}
 	a.all, a.exact = img.artifact, img.artifact
 	o.choose(a.sys, platform)
 	if a.text, err = original(ctx, img); err != nil {
@@ -179,7 +187,8 @@ func (o *Ops) loadOne(ctx context.Context, img loadable, platform *imgsrc.Platfo
 	}
 	if len(img.names) > 0 {
 		a.name = img.names[0]
-	} else if img.Desc().Lists != nil && !img.artifact {
+	}
+	for depth := 0; img.below == nil && !img.artifact && src.held.Desc().Lists != nil && depth < maxNested; depth++ {
 		if src.held, err = o.platformOf(ctx, src, img, a.sys); err != nil {
 			return "", err
 		}
@@ -190,6 +199,7 @@ func (o *Ops) loadOne(ctx context.Context, img loadable, platform *imgsrc.Platfo
 		if _, a.blobs, err = src.blobs(ctx); err != nil {
 			a.blobs = false
 		}
+		a.exact = a.exact || a.blobs && img.isOCI() // the library would annotate what is compressed with zstd
 	}
 	if id, err = o.receive(ctx, a); err != nil {
 		return "", err
@@ -249,10 +259,8 @@ func (o *Ops) platformOf(ctx context.Context, src *source, img loadable, sys *ty
 	if err != nil {
 		return imgsrc.Held{}, err
 	}
-	for _, other := range img.list.Images {
-		if other.Desc().Digest == d {
-			return imgsrc.Held{Listed: other, Source: img.Source}, nil
-		}
+	if other := img.find(d); other != nil {
+		return imgsrc.Held{Listed: *other, Source: img.Source}, nil
 	}
 	return imgsrc.Held{}, fail(imgsrc.ErrNotFound, "image %s of the index is not in it", d)
 }

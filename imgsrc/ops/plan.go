@@ -204,15 +204,17 @@ func (o *Ops) planLoad(ctx context.Context, images []loadable, platform *imgsrc.
 	plan, sys := &blobPlan{whole: true}, new(types.SystemContext)
 	o.choose(sys, platform)
 	for _, img := range images {
-		if o.has(ctx, to, img.Desc().ID) {
+		if o.hasAll(ctx, to, &img) {
 			continue
 		}
-		plans := &planner{watch: new(watchdog), all: img.artifact}
-		one, err := plans.look(ctx, img.source(nil), sys)
-		if err != nil {
-			return &blobPlan{}
+		for _, part := range img.parts() {
+			plans := &planner{watch: new(watchdog), all: img.artifact}
+			one, err := plans.look(ctx, part.source(nil), sys)
+			if err != nil {
+				return &blobPlan{}
+			}
+			plan.add(one)
 		}
-		plan.add(one)
 	}
 	t.plan(*plan)
 	return plan

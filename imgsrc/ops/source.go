@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"sync"
 
 	"github.com/opencontainers/go-digest"
@@ -27,6 +28,7 @@ type source struct {
 	plain    bool                                                       // offer layers as uncompressed tars even where there are blobs
 	reading  func() (done func())                                       // called around each read from the image
 	several  bool                                                       // all images of an index are copied
+	only     []digest.Digest                                            // but for others than these; nil: all
 	judge    func(context.Context, imgsrc.Held) error                   // whether an image of the index that another source has may be copied; nil: it may
 	task     *task                                                      // is told what there is to read, and what has been read
 
@@ -251,7 +253,9 @@ func (s *source) blobs(ctx context.Context) (kept []digest.Digest, all bool, err
 		}
 		instances = nil
 		for _, d := range list.Instances() {
-			instances = append(instances, &d)
+			if s.only == nil || slices.Contains(s.only, d) {
+				instances = append(instances, &d)
+			}
 		}
 	}
 	all = true

@@ -38,7 +38,9 @@ func addIndex(store cs.Store, name string, text []byte, images map[digest.Digest
 	places := map[string]string{"": id}
 	for _, instance := range list.Instances() {
 		if images[instance] == "" {
-			places[instance.String()] = from + "@" + instance.String()
+			if from != "" {
+				places[instance.String()] = from + "@" + instance.String()
+			}
 			continue
 		}
 		ref, err := istorage.Transport.NewStoreReference(store, nil, images[instance])

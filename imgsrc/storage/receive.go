@@ -117,7 +117,7 @@ func (s *Source) receive(ctx context.Context, name, id string, text []byte, copy
 
 // AddIndex stores an index as podman stores a list of images: as an image of its own, without layers, that has the
 // name. Images are the ids of those of its images that the store has, by the digests of their manifests; the others
-// stay with the registry that the index is from, which from names ("docker://quay.io/a/b").
+// stay with the registry that the index is from, which from names ("docker://quay.io/a/b"; empty: nobody knows).
 func (s *Source) AddIndex(ctx context.Context, name string, text []byte, images map[digest.Digest]string, from string) (id string, err error) {
 	if err := s.MayReceive(); err != nil {
 		return "", err
