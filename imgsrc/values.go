@@ -74,6 +74,8 @@ func DigestText(f *Facts) ([]byte, error) {
 	switch {
 	case f.Digest == "" && f.sketched:
 		return nil, f.untold("digest")
+	case f.Digest == "" && f.ManifestErr != nil:
+		return nil, f.ManifestErr
 	case f.Digest == "":
 		return nil, f.absent("digest")
 	}

@@ -88,7 +88,7 @@ func TestRenameBrokenOff(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := changeNames(broken{store}, a.ID, []string{"localhost/new:1"}, []string{"localhost/a:latest"}); !errors.Is(err, unix.EIO) {
+	if err := changeNames(broken{store}, a.ID, []string{"localhost/new:1"}, []string{"localhost/a:latest"}, nil); !errors.Is(err, unix.EIO) {
 		t.Error(err)
 	}
 	if names := r.names(t, a.ID); !slices.Equal(names, []string{"localhost/a:latest", "localhost/new:1"}) {

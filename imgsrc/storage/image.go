@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"path/filepath"
 	"slices"
 	"sync/atomic"
 
@@ -51,9 +50,9 @@ func (m *image) data(ctx context.Context, what, key string, want digest.Digest) 
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	text, err := readData(m.s.dataPath(m.at.store, m.at.id, key))
+	text, err := readData(m.s.dataFile(m.at.id, key))
 	switch {
-	case errors.Is(err, fs.ErrNotExist) && !exists(filepath.Join(m.s.imagesDir(m.at.store), m.at.id)):
+	case errors.Is(err, fs.ErrNotExist) && m.s.isGone(m.at.id):
 		err = fmt.Errorf("it has been removed: %w", imgsrc.ErrNotFound)
 	case errors.Is(err, fs.ErrNotExist):
 		err = fmt.Errorf("the store does not have it: %w", imgsrc.ErrDamaged)
@@ -75,15 +74,15 @@ func (m *image) data(ctx context.Context, what, key string, want digest.Digest) 
 // mismatch says what it means that big data has another digest: a list of images that was changed keeps its id, and the
 // image that was listed is not there any more.
 func (m *image) mismatch(key string, want digest.Digest) error {
-	records, _, err := m.s.readRecords(m.at.store)
+	all, err := m.s.readStores()
 	if err != nil {
 		return err
 	}
-	i := slices.IndexFunc(records, func(r *record) bool { return r.ID == m.at.id })
-	if i < 0 {
+	r := all.byID[m.at.id]
+	if r == nil {
 		return fmt.Errorf("it has been removed: %w", imgsrc.ErrNotFound)
 	}
-	if now := records[i].digestOf(key); key == manifestKeyName && now != "" && now != want {
+	if now := r.digestOf(key); key == manifestKeyName && now != "" && now != want {
 		return fmt.Errorf("it is %s now: %w", now, imgsrc.ErrNotFound)
 	}
 	return fmt.Errorf("the store's bytes have another digest: %w", imgsrc.ErrDamaged)
@@ -99,7 +98,7 @@ func (m *image) Blob(ctx context.Context, d digest.Digest) (imgsrc.Content, erro
 		return nil, err
 	}
 	i := slices.IndexFunc(chain, func(l *layer) bool { return l != nil && l.DiffID == d })
-	if i < 0 && exists(filepath.Join(m.s.imagesDir(m.at.store), m.at.id)) { // without a look at the manifest
+	if i < 0 && !m.s.isGone(m.at.id) { // without a look at the manifest
 		return nil, fmt.Errorf("opening layer %s of image %s: containers-storage keeps no compressed blobs: %w", d, m.desc.ID, imgsrc.ErrAbsent)
 	}
 	text, err := m.Manifest(ctx)
@@ -152,7 +151,7 @@ func openLayer[T any](ctx context.Context, m *image, n int, open func(l *layer, 
 
 // lacks makes of a layer that is gone what that means: the image was removed, or it is not whole.
 func (m *image) lacks(l *layer, err error) error {
-	if !errors.Is(err, imgsrc.ErrNotFound) || !exists(filepath.Join(m.s.imagesDir(m.at.store), m.at.id)) {
+	if !errors.Is(err, imgsrc.ErrNotFound) || m.s.isGone(m.at.id) {
 		return err
 	}
 	return fmt.Errorf("%w: the files of layer %s (%s) are missing in the store: %w", imgsrc.ErrDamaged, l.ID, l.DiffID, fs.ErrNotExist)
@@ -165,7 +164,7 @@ func (m *image) chain(ctx context.Context) ([]*layer, error) {
 		return nil, nil
 	}
 	chain, err := m.s.chain(m.at.layer)
-	if err != nil && !exists(filepath.Join(m.s.imagesDir(m.at.store), m.at.id)) {
+	if err != nil && m.s.isGone(m.at.id) {
 		return nil, fmt.Errorf("opening the layers of image %s: it has been removed: %w", m.desc.ID, imgsrc.ErrNotFound)
 	}
 	if err != nil && len(chain) > 0 {

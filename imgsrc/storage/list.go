@@ -40,37 +40,31 @@ func (s *Source) List(ctx context.Context) (*imgsrc.Listing, error) {
 	out := &imgsrc.Listing{}
 	containers, problems := s.containers()
 	out.Problems = problems
+	all, err := s.readStores()
+	if err != nil {
+		return nil, fmt.Errorf("listing %s: %w", s.Name(), err)
+	}
+	out.ModTime = all.modTime
+	out.Problems = append(out.Problems, all.problems...)
 	seen := map[manifestKey]*cached{}
-	for i := range s.stores {
-		if info, err := os.Stat(filepath.Join(s.imagesDir(i), "images.json")); err == nil && info.ModTime().After(out.ModTime) {
-			out.ModTime = info.ModTime()
+	for _, r := range all.images {
+		if err := ctx.Err(); err != nil {
+			return nil, err
 		}
-		records, problems, err := s.readRecords(i)
-		if err != nil && i > 0 {
-			problems = append(problems, err) // the rest of the listing stays
-		} else if err != nil {
-			return nil, fmt.Errorf("listing %s: %w", s.Name(), err)
+		keys := r.manifests()
+		listed := imgsrc.Listed{
+			Names: r.Names, RepoDigests: repoDigests(&r.record, keys), Containers: containers[r.ID], NamesHistory: r.NamesHistory,
 		}
-		out.Problems = append(out.Problems, problems...)
-		for _, r := range records {
-			if err := ctx.Err(); err != nil {
-				return nil, err
-			}
-			keys := r.manifests()
-			listed := imgsrc.Listed{
-				Names: r.Names, RepoDigests: repoDigests(r, keys), Containers: containers[r.ID], NamesHistory: r.NamesHistory,
-			}
-			if r.Digest.Validate() == nil {
-				listed.RecordedDigest = r.Digest
-			}
-			listed.Layers, listed.Unpacked = s.layersOf(r)
-			for _, key := range keys {
-				k := manifestKey{i, r.ID, key, r.Layer, r.digestOf(key)}
-				c := s.describe(k)
-				seen[k] = c
-				listed.Image = c.img
-				out.Images = append(out.Images, listed)
-			}
+		if r.Digest.Validate() == nil {
+			listed.RecordedDigest = r.Digest
+		}
+		listed.Layers, listed.Unpacked = s.layersOf(&r.record)
+		for _, key := range keys {
+			k := manifestKey{s.home(r.ID, key), r.ID, key, r.Layer, r.digestOf(key)}
+			c := s.describe(k)
+			seen[k] = c
+			listed.Image = c.img
+			out.Images = append(out.Images, listed)
 		}
 	}
 	s.listed = seen
@@ -82,7 +76,7 @@ func (s *Source) describe(k manifestKey) *cached {
 	file := s.dataPath(k.store, k.id, k.key)
 	state := stateOf(file)
 	if c := s.listed[k]; c != nil && c.manifest == state &&
-		(c.img.desc.Config == "" || c.config == stateOf(s.dataPath(k.store, k.id, string(c.img.desc.Config)))) {
+		(c.img.desc.Config == "" || c.config == stateOf(s.dataFile(k.id, string(c.img.desc.Config)))) {
 		return c
 	}
 	c := &cached{manifest: state, img: &image{s: s, at: k}}
@@ -93,7 +87,7 @@ func (s *Source) describe(k manifestKey) *cached {
 		err = describe(desc, text)
 	}
 	if err == nil && desc.Config != "" {
-		config := s.dataPath(k.store, k.id, string(desc.Config))
+		config := s.dataFile(k.id, string(desc.Config))
 		c.config = stateOf(config)
 		switch {
 		case c.config == identity{}:
@@ -103,6 +97,8 @@ func (s *Source) describe(k manifestKey) *cached {
 		}
 	}
 	switch {
+	case errors.Is(err, fs.ErrNotExist) && !exists(filepath.Dir(file)):
+		desc.Damaged = fmt.Errorf("the store knows the name of image %s and nothing else: bring back the additional store that it was in, or pull it again: %w", k.id, imgsrc.ErrDamaged)
 	case errors.Is(err, fs.ErrNotExist):
 		desc.Damaged = fmt.Errorf("the store has no manifest for image %s: %w", k.id, imgsrc.ErrDamaged)
 	case err != nil:

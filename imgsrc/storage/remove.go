@@ -36,8 +36,12 @@ func (s *Source) remove(ctx context.Context, id string, names []string) error {
 		return s.writer.change(ctx, methodRemove, removeArgs{id, names})
 	}
 	may := func() error {
-		if err := s.mayTag(ctx, id, nil); err != nil {
+		r, err := s.mayTag(ctx, id, nil)
+		if err != nil {
 			return err
+		}
+		if i := r.stores[0]; i > 0 {
+			return fmt.Errorf("it is in the additional store %s, which is not written to: %w", s.stores[i], imgsrc.ErrReadOnly)
 		}
 		if err := unix.Access(s.layersDir(0), unix.W_OK); err != nil {
 			return writeError(err)
@@ -57,11 +61,20 @@ func (s *Source) remove(ctx context.Context, id string, names []string) error {
 			return err
 		}
 		_, err := store.DeleteImage(id, true)
-		if errors.Is(err, cs.ErrImageUsedByContainer) {
+		switch {
+		case errors.Is(err, cs.ErrImageUsedByContainer):
 			return fmt.Errorf("%w: %w", err, imgsrc.ErrInUse)
+		case errors.Is(err, cs.ErrLayerUnknown) && s.isRemoved(id):
+			return nil // the layers from there on are an additional store's, and stay
 		}
 		return err
 	}})
+}
+
+// isRemoved says whether the first store has no record of an image.
+func (s *Source) isRemoved(id string) bool {
+	records, _, err := s.readRecords(0)
+	return err == nil && !slices.ContainsFunc(records, func(r *record) bool { return r.ID == id })
 }
 
 // unused checks that no container was made from an image. The library looks again under its locks, at those containers

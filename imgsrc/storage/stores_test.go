@@ -86,12 +86,37 @@ func TestAdditionalStore(t *testing.T) {
 		}
 	}
 	below := find(t, s, "localhost/base:latest")
-	before := tree(t, top.root, base.root)
-	if err := s.Tag(t.Context(), below.Desc(), []string{"localhost/y:latest"}, nil); !errors.Is(err, imgsrc.ErrReadOnly) {
+	before := tree(t, filepath.Join(base.root, "overlay-images"))
+	if err := s.Tag(t.Context(), below.Desc(), []string{"localhost/z:latest"}, nil); err != nil {
 		t.Errorf("tagging in an additional store: %v", err)
 	}
-	if tree(t, top.root, base.root) != before {
-		t.Error("a refused tag has written to the store")
+	if got := find(t, s, "localhost/z:latest"); got.Desc().ID != below.Desc().ID || !slices.Contains(got.Names, "localhost/base:latest") {
+		t.Errorf("%s has the names %v", got.Desc().ID, got.Names)
+	}
+	if err := s.Remove(t.Context(), []imgsrc.Desc{below.Desc()}, []string{"localhost/base:latest", "localhost/z:latest"}); err != nil {
+		t.Errorf("removing the record of an additional store's image: %v", err)
+	}
+	if got := find(t, s, "localhost/base:latest"); len(got.Names) != 1 {
+		t.Errorf("it is left with the names %v", got.Names)
+	}
+	// What has another image's name by now is that image's, also for whoever takes names away.
+	if err := s.Tag(t.Context(), img.Desc(), []string{"localhost/base:latest"}, nil); err != nil {
+		t.Error(err)
+	}
+	if got := find(t, s, "localhost/base:latest"); got.Desc().ID != img.Desc().ID {
+		t.Errorf("the name leads to %s", got.Desc().ID)
+	}
+	if err := s.Tag(t.Context(), below.Desc(), nil, []string{"localhost/base:latest"}); !errors.Is(err, imgsrc.ErrNotFound) {
+		t.Errorf("taking away a name that another image has: %v", err)
+	}
+	if err := s.Tag(t.Context(), below.Desc(), []string{"localhost/z:latest"}, nil); !errors.Is(err, imgsrc.ErrExists) {
+		t.Errorf("tagging an image whose name another one has: %v", err)
+	}
+	if err := s.Tag(t.Context(), img.Desc(), nil, []string{"localhost/base:latest"}); err != nil {
+		t.Error(err)
+	}
+	if tree(t, filepath.Join(base.root, "overlay-images")) != before {
+		t.Error("a tag has written to the additional store")
 	}
 	if err := s.Tag(t.Context(), img.Desc(), []string{"localhost/y:latest"}, nil); err != nil {
 		t.Error(err)

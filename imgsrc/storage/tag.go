@@ -71,17 +71,31 @@ func (s *Source) tag(ctx context.Context, id string, add, remove []string) error
 			return fmt.Errorf("the store keeps the name %q as %q: %w", name, full, imgsrc.ErrInvalid)
 		}
 	}
+	var lent []string
 	return s.change(ctx, storeWrite{
-		id:    id,
-		may:   func() error { return s.mayTag(ctx, id, remove) },
-		still: func(img *cs.Image) error { return hasNames(img.Names, remove) },
-		do:    func(store cs.Store) error { return changeNames(store, id, add, remove) },
+		id: id,
+		may: func() error {
+			r, err := s.mayTag(ctx, id, remove)
+			if err == nil {
+				lent = r.lent
+			}
+			return err
+		},
+		still: func(img *cs.Image) error { return hasNames(slices.Concat(img.Names, lent), remove) },
+		do:    func(store cs.Store) error { return changeNames(store, id, add, remove, lent) },
 	})
 }
 
-// changeNames adds names, and then removes the others. A name that is in both stays.
-func changeNames(store cs.Store, id string, add, remove []string) error {
+// changeNames adds names, and then removes the others. A name that is in both stays. One that an additional store has lent
+// stays there: it is taken over first, so that the first store has it among the names that it had.
+func changeNames(store cs.Store, id string, add, remove, lent []string) error {
 	remove = slices.DeleteFunc(slices.Clone(remove), func(name string) bool { return slices.Contains(add, name) })
+	add = slices.Clone(add)
+	for _, name := range lent {
+		if slices.Contains(remove, name) {
+			add = append(add, name)
+		}
+	}
 	if len(add) > 0 {
 		if err := store.AddNames(id, add); err != nil {
 			return err
@@ -93,32 +107,27 @@ func changeNames(store cs.Store, id string, add, remove []string) error {
 	return nil
 }
 
-// mayTag looks for all that would keep the image from being tagged, without touching the store.
-func (s *Source) mayTag(ctx context.Context, id string, remove []string) error {
-	for i := range s.stores {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		records, _, err := s.readRecords(i)
-		if err != nil {
-			if i > 0 {
-				continue
-			}
-			return err
-		}
-		at := slices.IndexFunc(records, func(r *record) bool { return r.ID == id })
-		switch {
-		case at < 0:
-			continue
-		case i > 0:
-			return fmt.Errorf("it is in the additional store %s, which is not written to: %w", s.stores[i], imgsrc.ErrReadOnly)
-		}
-		if err := hasNames(records[at].Names, remove); err != nil {
-			return err
-		}
-		return writeError(unix.Access(s.imagesDir(0), unix.W_OK))
+// mayTag looks for all that would keep the image from being tagged, without touching the store. It returns what the stores
+// say of the image: the library copies the record of one in an additional store into the first.
+func (s *Source) mayTag(ctx context.Context, id string, remove []string) (*recorded, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
 	}
-	return fmt.Errorf("the store does not have it: %w", imgsrc.ErrNotFound)
+	all, err := s.readStores()
+	if err != nil {
+		return nil, err
+	}
+	r := all.byID[id]
+	if r == nil {
+		return nil, fmt.Errorf("the store does not have it: %w", imgsrc.ErrNotFound)
+	}
+	if i := r.stores[0]; i > 0 && s.stores[i] == s.real.GraphRoot {
+		return nil, fmt.Errorf("it is in %s, and names are written to the image store %s alone: %w", s.stores[i], s.stores[0], imgsrc.ErrReadOnly)
+	}
+	if err := hasNames(r.Names, remove); err != nil {
+		return nil, err
+	}
+	return r, writeError(unix.Access(s.imagesDir(0), unix.W_OK))
 }
 
 // hasNames checks that all names that are to go are there.
@@ -156,6 +165,8 @@ func writeError(err error) error {
 		return fmt.Errorf("%w: %w", err, imgsrc.ErrReadOnly)
 	case strings.HasPrefix(err.Error(), "unknown option "): // of the driver
 		return fmt.Errorf("%w: %w", err, imgsrc.ErrInvalid)
+	case errors.Is(err, cs.ErrDuplicateName): // of an additional store's image, whose names are copied
+		return fmt.Errorf("%w: give that image another name, and take this one from it, first: %w", err, imgsrc.ErrExists)
 	}
 	return err
 }
