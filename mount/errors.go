@@ -10,6 +10,8 @@ var (
 	ErrNoParent = errors.New("no such directory")
 	// ErrNoAccess: the user may not make the mountpoint, or may not mount there.
 	ErrNoAccess = errors.New("no permission for the mountpoint")
+	// ErrNoPlace: the mountpoint is missing, and lies where no directories can be made, whoever asks.
+	ErrNoPlace = errors.New("no directory can be made there")
 	// ErrNotEmpty: there are files in the mountpoint, which the mount would hide.
 	ErrNotEmpty = errors.New("the directory is not empty")
 	// ErrMounted: imgfs serves there already.

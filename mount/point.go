@@ -30,7 +30,8 @@ type Dir struct {
 // Check looks at a mountpoint before anything expensive is done, and changes nothing. It must be a directory without
 // files in it, or missing in a directory that is there, or a mount whose process was killed; and it must neither lie in
 // one of the directories in avoid nor they in it: the process would wait for its own answer, and with it everybody who
-// comes near. Errors: ErrNotDirectory, ErrNoParent, ErrNoAccess, ErrNotEmpty, ErrMounted, ErrForeign, ErrOverlap.
+// comes near. Errors: ErrNotDirectory, ErrNoParent, ErrNoAccess, ErrNoPlace, ErrNotEmpty,
+// ErrMounted, ErrForeign, ErrOverlap.
 func Check(mountpoint string, avoid ...Dir) (*Point, error) {
 	path, err := resolve(mountpoint)
 	if err != nil {
@@ -76,7 +77,7 @@ func (p *Point) lookOnce() (found, error) {
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		if err := unix.Access(filepath.Dir(p.path), unix.W_OK|unix.X_OK); err != nil {
-			return 0, fmt.Errorf("making the directory: %w: %w", ErrNoAccess, err)
+			return 0, fmt.Errorf("making the directory: %w", notMade(p.path, err))
 		}
 		return foundNothing, nil
 	case errors.Is(err, unix.ENOTDIR):

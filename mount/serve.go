@@ -4,13 +4,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"runtime/debug"
 	"sync"
 	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
+	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 )
 
@@ -264,7 +267,7 @@ func (p *Point) take(dir string) (created bool, err error) {
 			return created, nil
 		case foundNothing:
 			if err := os.Mkdir(p.path, 0o755); err != nil {
-				return false, fmt.Errorf("%w: %w", ErrNoAccess, err)
+				return false, notMade(p.path, err)
 			}
 			return true, nil
 		case foundDead:
@@ -275,6 +278,24 @@ func (p *Point) take(dir string) (created bool, err error) {
 			created = created || inherited
 		}
 	}
+}
+
+// notMade says why the directory for a mountpoint could not be made.
+func notMade(path string, err error) error {
+	if errors.Is(err, fs.ErrPermission) {
+		return fmt.Errorf("%w: %w", ErrNoAccess, err)
+	}
+	parents, _ := mountinfo.GetMounts(mountinfo.ParentsFilter(filepath.Dir(path))) // without them the error is enough
+	closest := &mountinfo.Info{}
+	for _, i := range parents {
+		if len(i.Mountpoint) >= len(closest.Mountpoint) {
+			closest = i
+		}
+	}
+	if closest.FSType == "" {
+		return fmt.Errorf("%w: %w", ErrNoPlace, err)
+	}
+	return fmt.Errorf("%w: %s is a file system of type %s: %w", ErrNoPlace, closest.Mountpoint, closest.FSType, err)
 }
 
 // removeDead takes a mount away whose process was killed, and the state files for its mountpoint. It says whether the

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/imgfs/imgfs/test/needs"
 )
 
 func TestCommandErrors(t *testing.T) {
@@ -20,6 +22,7 @@ func TestCommandErrors(t *testing.T) {
 	}
 	write(t, filepath.Join(dir, "broken/oci-layout"), `{"imageLayoutVersion":"1.0.0"}`)
 	write(t, filepath.Join(dir, "broken/index.json"), `{"schemaVersion":2,`)
+	needs.Run(t, "tar", "-C", dir+"/full", "-cf", dir+"/rootfs.tar", ".")
 	silent(t, dir, "mount", "layout", "mounted")
 	tests := []struct {
 		args string
@@ -27,6 +30,7 @@ func TestCommandErrors(t *testing.T) {
 		text string // in the one line on stderr
 	}{
 		{"nonsense", 2, `unknown command "nonsense"`},
+		{"help nonsense", 2, `unknown command "nonsense"`},
 		{"mount", 2, "no mountpoint given; see `imgfs mount --help`"},
 		{"mount --nonsense m", 2, "--nonsense"},
 		{"mount --cache-size lots layout m", 2, "not a size"},
@@ -57,6 +61,10 @@ func TestCommandErrors(t *testing.T) {
 		{"mount nonsense:x m", 3, `"nonsense" is neither a transport`},
 		{"mount layout missing m", 3, `source "missing"`},
 
+		{"mount rootfs.tar m", 3, "> MOUNTPOINT/load"},
+
+		{"mount layout mounted/ids/foo", 4, "no directory can be made there: " + dir + "/mounted is a file system of type fuse.imgfs"},
+		{"mount layout /proc/xx", 4, "no directory can be made there: /proc is a file system of type proc"},
 		{"mount layout file", 4, "not a directory"},
 		{"mount layout full", 4, `not empty (it holds "x")`},
 		{"mount layout missing/m", 4, "no such directory"},

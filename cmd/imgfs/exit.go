@@ -31,6 +31,7 @@ var exitCodes = []struct {
 	{mount.ErrNotDirectory, exitMountpoint},
 	{mount.ErrNoParent, exitMountpoint},
 	{mount.ErrNoAccess, exitMountpoint},
+	{mount.ErrNoPlace, exitMountpoint},
 	{mount.ErrNotEmpty, exitMountpoint},
 	{mount.ErrMounted, exitMountpoint},
 	{mount.ErrForeign, exitMountpoint},

@@ -37,7 +37,11 @@ pushes, pulls and loads them.
 		newVersionCommand(a),
 	)
 	cmd.InitDefaultCompletionCmd()
+	cmd.InitDefaultHelpCmd()
 	for _, c := range cmd.Commands() {
+		if c.Name() == "help" {
+			knowTopics(c)
+		}
 		for _, shell := range c.Commands() {
 			if shell.Name() == "powershell" {
 				c.RemoveCommand(shell) // there is no FUSE where it is at home
@@ -45,4 +49,16 @@ pushes, pulls and loads them.
 		}
 	}
 	return cmd
+}
+
+// knowTopics makes help fail for a command that there is not.
+func knowTopics(help *cobra.Command) {
+	show := help.Run
+	help.Run, help.RunE = nil, func(c *cobra.Command, args []string) error {
+		if _, _, err := c.Root().Find(args); err != nil {
+			return usage(c.Root(), err)
+		}
+		show(c, args)
+		return nil
+	}
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -153,7 +154,14 @@ func openAnyArchive(ctx context.Context, file, ref string, env sourceEnv) (imgsr
 	if _, err := t.Stat("oci-layout"); err == nil {
 		return layout.NewArchive(ctx, "oci-archive", t, layout.Options{Ref: ref, Cache: env.cache, Log: env.log})
 	}
-	return dockerarchive.New(ctx, t, dockerarchive.Options{Ref: ref, Cache: env.cache, Log: env.log})
+	src, err := dockerarchive.New(ctx, t, dockerarchive.Options{Ref: ref, Cache: env.cache, Log: env.log})
+	if errors.Is(err, imgsrc.ErrNoSource) {
+		return nil, fmt.Errorf("%w: if it is the tar of a root file system, mount what is to take it as an image, and `echo FILE > MOUNTPOINT/load`", err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return src, nil
 }
 
 func parseDir(rest string) (*spec, error) {
