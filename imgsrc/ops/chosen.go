@@ -4,8 +4,10 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/opencontainers/go-digest"
+	"go.podman.io/image/v5/docker/reference"
 	"go.podman.io/image/v5/manifest"
 
 	"github.com/imgfs/imgfs/imgsrc"
@@ -27,7 +29,7 @@ type loadable struct {
 // itself: it comes with the index, or the index counts as the image for the platform that is meant. Artifacts go where they
 // can be kept; anywhere else they are left out if there is something else.
 func (o *Ops) chosen(ctx context.Context, src imgsrc.Source, list *imgsrc.Listing, p pullLine, to Receiver) ([]loadable, error) {
-	all, err := listed(ctx, src, list)
+	all, err := listed(ctx, src, list, p.asked)
 	if err != nil {
 		return nil, err
 	}
@@ -82,8 +84,27 @@ func images(all []loadable) (n int) {
 	return n
 }
 
-// listed returns what a listing has, each manifest once with all of its names, but for what only an index lists.
-func listed(ctx context.Context, src imgsrc.Source, list *imgsrc.Listing) ([]loadable, error) {
+// means returns which of the names in a listing a person means by the one that was asked for: that one, as it is or in
+// full; else those of this tag, as an entry of a layout may be known by its tag alone; else all, of what is asked for by
+// an id or a number.
+func means(list *imgsrc.Listing, asked string) func(name string) bool {
+	full, _ := reference.ParseDockerRef(asked)
+	for _, meant := range []func(name string) bool{
+		func(name string) bool { return name == asked },
+		func(name string) bool { return full != nil && name == full.String() },
+		func(name string) bool { return strings.HasSuffix(name, ":"+asked) },
+	} {
+		if asked != "" && slices.ContainsFunc(list.Images, func(img imgsrc.Listed) bool { return slices.ContainsFunc(img.Names, meant) }) {
+			return meant
+		}
+	}
+	return func(string) bool { return true }
+}
+
+// listed returns what a listing has, each manifest once with all of its names that are meant by the one that was asked for,
+// but for what only an index lists.
+func listed(ctx context.Context, src imgsrc.Source, list *imgsrc.Listing, asked string) ([]loadable, error) {
+	meant := means(list, asked)
 	below := map[digest.Digest]bool{}
 	for _, img := range list.Images {
 		for _, d := range img.Desc().Lists {
@@ -94,14 +115,15 @@ func listed(ctx context.Context, src imgsrc.Source, list *imgsrc.Listing) ([]loa
 	at := map[digest.Digest]int{}
 	for _, img := range list.Images {
 		d := img.Desc()
-		if below[d.Digest] && len(img.Names) == 0 {
+		names := slices.DeleteFunc(slices.Clone(img.Names), func(name string) bool { return !meant(name) })
+		if below[d.Digest] && len(names) == 0 {
 			continue
 		}
 		if d.Damaged != nil {
 			return nil, fmt.Errorf("nothing was loaded: %w", d.Damaged)
 		}
 		if i, there := at[d.Digest]; there {
-			all[i].names = append(all[i].names, img.Names...)
+			all[i].names = append(all[i].names, names...)
 			continue
 		}
 		at[d.Digest] = len(all)
@@ -109,7 +131,7 @@ func listed(ctx context.Context, src imgsrc.Source, list *imgsrc.Listing) ([]loa
 		if err != nil {
 			return nil, fmt.Errorf("nothing was loaded: %w", err)
 		}
-		all = append(all, loadable{Held: imgsrc.Held{Listed: img, Source: src}, names: slices.Clone(img.Names), list: list, artifact: artifact})
+		all = append(all, loadable{Held: imgsrc.Held{Listed: img, Source: src}, names: names, list: list, artifact: artifact})
 	}
 	return all, nil
 }

@@ -17,6 +17,7 @@ type pullLine struct {
 	text       string            // the reference or the path, as it was typed
 	candidates []reference.Named // what may be meant by it, the first choice first; none for a place on this machine
 	place      string            // a path, absolute, or a TRANSPORT:PLACE; empty for a registry
+	asked      string            // the name in the place, of which alone it is to be pulled; empty: all that is there
 	name       string            // of what is loaded; empty: what it is called there
 	platform   *imgsrc.Platform  // nil: the mount's
 	authFile   string
@@ -131,7 +132,7 @@ func (o *Ops) parsePulls(lines [][]string, resolve pathResolver) ([]pullLine, er
 		transport, rest, ok := strings.Cut(word, ":")
 		switch {
 		case ok && transport == "docker-daemon":
-			p.place = word
+			p.place, p.asked = word, rest
 		case ok && slices.Contains(localTransports, transport):
 			path, ref, named := strings.Cut(rest, ":")
 			if path, err = resolve.place(path); err != nil {
@@ -139,7 +140,7 @@ func (o *Ops) parsePulls(lines [][]string, resolve pathResolver) ([]pullLine, er
 			}
 			p.place = transport + ":" + path
 			if named {
-				p.place += ":" + ref
+				p.place, p.asked = p.place+":"+ref, ref
 			}
 		case ok && transport == "docker":
 			name, ok := strings.CutPrefix(rest, "//")
