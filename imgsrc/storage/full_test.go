@@ -76,6 +76,57 @@ func TestTagNoSpaceBesideReceive(t *testing.T) {
 	find(t, s, "localhost/app:1")
 }
 
+// However little room there is, an image is put into the store whole or not at all: podman lists nothing if one lacks its
+// manifest.
+func TestReceiveWithLittleRoom(t *testing.T) {
+	r := newReal(t, "overlay")
+	r.onDisk(t)
+	src := t.TempDir()
+	write(t, []byte("a"), src, "file")
+	r.commit(t, "localhost/a", "oci", src)
+	t.Setenv("TMPDIR", t.TempDir())
+	dir := sample(t)
+	filler := filepath.Join(filepath.Dir(r.root), "filler")
+	refused, taken := 0, 0
+	for left := int64(0); left < 1<<20 && taken == 0; left += 4 << 10 {
+		r.fill(t)
+		if info, err := os.Stat(filler); err != nil {
+			t.Fatal(err)
+		} else if err := os.Truncate(filler, info.Size()-left); err != nil {
+			t.Fatal(err)
+		}
+		s := r.source(t)
+		switch err := s.Receive(t.Context(), "localhost/app:1", "", copyFrom(t.Context(), t, dir, "localhost/app:1.0", nil)); {
+		case err == nil:
+			taken++
+		case errors.Is(err, unix.ENOSPC):
+			refused++
+		default:
+			t.Errorf("with %d KiB: %v", left>>10, err)
+		}
+		store, err := cs.GetStore(s.writable())
+		if err != nil {
+			t.Fatal(err)
+		}
+		images, err := store.Images()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, img := range images {
+			if _, err := store.ImageBigData(img.ID, cs.ImageDigestBigDataKey); err != nil {
+				t.Fatalf("with %d KiB: image %s %q is there without its manifest: %v", left>>10, img.ID, img.Names, err)
+			}
+		}
+		store.Free()
+		if err := os.Remove(filler); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if refused == 0 || taken == 0 {
+		t.Errorf("refused %d times, taken %d times", refused, taken)
+	}
+}
+
 // broken is a store in which nothing more is done once names have been added, as if the process had been killed.
 type broken struct{ cs.Store }
 

@@ -106,7 +106,7 @@ func (s *Source) receive(ctx context.Context, name, id string, text []byte, copy
 		return nil, err
 	}
 	defer clean()
-	store := &receiving{Store: real, ctx: ctx, manifest: text}
+	store := &receiving{Store: real, source: s, ctx: ctx, manifest: text}
 	ref, err := istorage.Transport.NewStoreReference(store, named, id)
 	if err != nil {
 		return nil, invalid(name, err)
@@ -133,6 +133,9 @@ func (s *Source) AddIndex(ctx context.Context, name string, text []byte, images 
 	if err := ctx.Err(); err != nil {
 		return "", err
 	}
+	if err := s.roomToAdd([]cs.ImageBigDataOption{{Data: text}}); err != nil {
+		return "", err
+	}
 	return addIndex(store, name, text, images, from)
 }
 
@@ -140,6 +143,7 @@ func (s *Source) AddIndex(ctx context.Context, name string, text []byte, images 
 // it, and stops unpacking when ctx ends.
 type receiving struct {
 	cs.Store
+	source   *Source
 	ctx      context.Context
 	manifest []byte // instead of the image's own; nil: that one
 
@@ -183,6 +187,11 @@ func (r *receiving) CreateImage(id string, names []string, layer, metadata strin
 			return nil, err
 		}
 		options = own
+	}
+	if options != nil {
+		if err := r.source.roomToAdd(options.BigData); err != nil {
+			return nil, err
+		}
 	}
 	img, err := r.Store.CreateImage(id, names, layer, metadata, options)
 	if err == nil {
