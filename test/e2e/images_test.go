@@ -89,7 +89,7 @@ func store(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Setenv("STORE", fmt.Sprintf("containers-storage:[%s@%s+%s]", driver, root, run))
 	for _, program := range []string{"podman", "buildah"} {
 		shim := fmt.Sprintf("#!/bin/sh\nPATH=${PATH#*:}\nexec %s --root %s --runroot %s --storage-driver %s \"$@\"\n", program, root, run, driver)
-		ts.Check(os.WriteFile(filepath.Join(work, ".bin", program), []byte(shim), 0o700))
+		ts.Check(of(ts).program(program, shim))
 	}
 	// The library makes a store's directories when it first opens one.
 	ts.Check(ts.Exec("podman", "images", "--quiet"))

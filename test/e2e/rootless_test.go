@@ -66,7 +66,7 @@ func rootless(ts *testscript.TestScript, neg bool, args []string) {
 	user := fmt.Sprintf("setpriv --reuid %d --regid %d --init-groups --inh-caps=-all env -u XDG_CACHE_HOME -u CONTAINERS_STORAGE_CONF ", uid, uid) +
 		fmt.Sprintf("HOME=%s TMPDIR=%s/tmp XDG_RUNTIME_DIR=/run/user/%d USER=%s LOGNAME=%s ", userHome, userHome, uid, userName, userName)
 	for name, line := range map[string]string{"as": enter + user + `bash -o pipefail -c "cd; $1"`, "asroot": enter + `bash -o pipefail -c "cd /; $1"`} {
-		ts.Check(os.WriteFile(filepath.Join(s.work, ".bin", name), []byte(line+"\n"), 0o755))
+		ts.Check(s.program(name, line+"\n"))
 	}
 	ts.Setenv(userVar, strconv.Itoa(uid))
 	if err := ts.Exec("as", "unshare --user true"); err != nil {

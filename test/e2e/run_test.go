@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -111,6 +112,14 @@ func (r *run) setup(env *testscript.Env) error {
 	env.Values[scriptKey{}] = s
 	env.Defer(s.close)
 	return nil
+}
+
+// program puts a program before all others of its name. No process begins meanwhile: it would have the file open for writing
+// until it runs a program of its own, and who runs this one before that is told ETXTBSY.
+func (s *script) program(name, text string) error {
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
+	return os.WriteFile(filepath.Join(s.work, ".bin", name), []byte(text), 0o755)
 }
 
 // A script is what one script has made and must be taken away at its end.
