@@ -6,9 +6,6 @@ import (
 	"fmt"
 	"io/fs"
 	"net"
-	"net/url"
-	"os"
-	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -18,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/imgfs/imgfs/imgsrc"
+	"github.com/imgfs/imgfs/imgsrc/dockerhost"
 )
 
 // How long the engine may take. A listing of a thousand images takes it some 100 ms.
@@ -47,37 +45,15 @@ type failure struct {
 func (f *failure) Error() string   { return f.text }
 func (f *failure) Unwrap() []error { return f.reasons }
 
-// newEngine makes a client for host, which is DOCKER_HOST or the default socket if it is empty. It connects to nothing
-// yet. TLS is for tcp only, as the docker command has it.
+// newEngine makes a client for host, which is DOCKER_HOST or the default socket if it is empty. It connects to nothing yet.
 func newEngine(host string) (*engine, error) {
-	if host == "" {
-		host = os.Getenv(client.EnvOverrideHost)
-	}
-	if host == "" {
-		host = client.DefaultDockerHost
-	}
-	u, err := client.ParseHostURL(host)
-	switch {
-	case err != nil:
-		return nil, noSource(fmt.Sprintf("%q is no engine's address: DOCKER_HOST is unix:///PATH or tcp://HOST:PORT", host), err)
-	case u.Scheme == "ssh":
-		return nil, noSource(fmt.Sprintf("%s: ssh is not supported: forward the engine's socket (ssh -L) and give that as DOCKER_HOST", host), imgsrc.ErrUnsupported)
-	case u.Scheme != "unix" && u.Scheme != "tcp":
-		return nil, noSource(fmt.Sprintf("%s: an address of this kind is not supported: DOCKER_HOST is unix:///PATH or tcp://HOST:PORT", host), imgsrc.ErrUnsupported)
-	}
-	tls := tlsOption(u)
-	if u.Scheme == "tcp" && u.Port() == "" {
-		port := "2375"
-		if tls != nil {
-			port = "2376"
-		}
-		u.Host = net.JoinHostPort(u.Hostname(), port)
-		host = "tcp://" + u.Host + u.Path
-	}
-	e := &engine{host: host}
-	e.api, err = client.New(tls, client.WithHost(host), client.WithDialContext(e.dialer(u)), client.WithAPIVersionFromEnv(), client.WithUserAgent("imgfs"))
+	at, err := dockerhost.Parse(host)
 	if err != nil {
-		return nil, noSource(fmt.Sprintf("connecting to %s: %v", host, err), err)
+		return nil, noSource(err.Error(), err)
+	}
+	e := &engine{host: at.String()}
+	if e.api, err = at.Client(client.WithDialContext(e.dialer(at))); err != nil {
+		return nil, noSource(fmt.Sprintf("connecting to %s: %v", e.host, err), err)
 	}
 	return e, nil
 }
@@ -87,36 +63,14 @@ func noSource(text string, reasons ...error) error {
 	return &failure{text: text, reasons: append([]error{imgsrc.ErrNoSource}, reasons...)}
 }
 
-// tlsOption returns what DOCKER_CERT_PATH and DOCKER_TLS_VERIFY ask for, nil for no TLS. As with the docker command,
-// verifying without a path takes the certificates of its configuration.
-func tlsOption(u *url.URL) client.Opt {
-	switch {
-	case u.Scheme != "tcp":
-		return nil
-	case os.Getenv(client.EnvOverrideCertPath) != "":
-		return client.WithTLSClientConfigFromEnv()
-	case os.Getenv(client.EnvTLSVerify) == "":
-		return nil
-	}
-	dir := os.Getenv("DOCKER_CONFIG")
-	if home, err := os.UserHomeDir(); dir == "" && err == nil {
-		dir = filepath.Join(home, ".docker")
-	}
-	return client.WithTLSClientConfig(filepath.Join(dir, "ca.pem"), filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem"))
-}
-
-func (e *engine) dialer(u *url.URL) func(context.Context, string, string) (net.Conn, error) {
-	network, addr := "tcp", u.Host
-	if u.Scheme == "unix" {
-		network = "unix"
-	}
+func (e *engine) dialer(at dockerhost.Address) func(context.Context, string, string) (net.Conn, error) {
 	d := net.Dialer{Timeout: dialTimeout}
 	return func(ctx context.Context, _, asked string) (net.Conn, error) {
-		to := addr
-		if network == "tcp" {
+		to := at.Host
+		if at.Network == "tcp" {
 			to = asked // a proxy's, perhaps
 		}
-		conn, err := d.DialContext(ctx, network, to)
+		conn, err := d.DialContext(ctx, at.Network, to)
 		if err != nil {
 			e.lastDial.Store(&err)
 		}
