@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -133,7 +134,13 @@ func archiveSpec(name, file, ref string, open archiveOpener) (*spec, error) {
 	return &spec{
 		name: name,
 		dirs: []string{abs},
-		open: func(ctx context.Context, env sourceEnv) (imgsrc.Source, error) { return open(ctx, abs, ref, env) },
+		open: func(ctx context.Context, env sourceEnv) (imgsrc.Source, error) {
+			src, err := open(ctx, abs, ref, env)
+			if errors.Is(err, io.ErrUnexpectedEOF) && errors.Is(err, imgsrc.ErrDamaged) {
+				err = fmt.Errorf("%w: copy it again", err)
+			}
+			return src, err
+		},
 	}, nil
 }
 
@@ -153,6 +160,10 @@ func openAnyArchive(ctx context.Context, file, ref string, env sourceEnv) (imgsr
 	}
 	if _, err := t.Stat("oci-layout"); err == nil {
 		return layout.NewArchive(ctx, "oci-archive", t, layout.Options{Ref: ref, Cache: env.cache, Log: env.log})
+	}
+	if _, err := t.Stat("manifest.json"); errors.Is(err, imgsrc.ErrDamaged) && t.Rest() != nil {
+		err = fmt.Errorf("opening archive %s: %w: neither oci-layout nor manifest.json is in what can be read of it: %w", file, imgsrc.ErrDamaged, t.Rest())
+		return nil, errors.Join(err, t.Close())
 	}
 	src, err := dockerarchive.New(ctx, t, dockerarchive.Options{Ref: ref, Cache: env.cache, Log: env.log})
 	if errors.Is(err, imgsrc.ErrNoSource) {

@@ -32,6 +32,10 @@ type Members struct {
 	Err error
 
 	entries map[string]member
+	headers int // that were read, those of directories too
+	// unmarked is Err for what is not among them in a tar that stops where a header could be, without its two blocks of zeros:
+	// it was cut just there, or made by a program that leaves them out. Of such a one what is there is taken for all.
+	unmarked error
 }
 
 // A member is one entry of the archive.
@@ -53,19 +57,27 @@ func ReadMembers(ctx context.Context, r io.ReaderAt, file string, size, limit in
 	in := io.NewSectionReader(source, 0, size)
 	tr := tar.NewReader(in)
 	names := int64(0)
-	for {
+	within := "" // the member whose body is not all there
+	for ; ; m.headers++ {
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
 		h, err := tr.Next()
 		if err == io.EOF {
+			if !source.zeros {
+				m.unmarked = m.cutShort(size, "", io.ErrUnexpectedEOF)
+			}
 			return m, nil
 		}
 		if source.err != nil { // that says nothing about the archive
 			return nil, fmt.Errorf("reading %s: %w", file, source.err)
 		}
+		if errors.Is(err, io.ErrUnexpectedEOF) {
+			m.Err = m.cutShort(size, within, err)
+			return m, nil
+		}
 		if err != nil {
-			m.Err = brokenAfter(len(m.entries), err)
+			m.Err = fmt.Errorf("after %s: %w", m.count(), err)
 			return m, nil
 		}
 		off, err := in.Seek(0, io.SeekCurrent) // the reader reads no further than it has to
@@ -87,7 +99,7 @@ func ReadMembers(ctx context.Context, r io.ReaderAt, file string, size, limit in
 			e := member{Place: Place{off, h.Size}, sparse: isSparse(h)}
 			m.entries[name] = e
 			if !e.sparse && h.Size > size-off {
-				m.Err = fmt.Errorf("it ends within %s", name)
+				within = name
 			}
 		case tar.TypeLink:
 			m.entries[name] = member{link: clean(h.Linkname)}
@@ -97,28 +109,40 @@ func ReadMembers(ctx context.Context, r io.ReaderAt, file string, size, limit in
 	}
 }
 
-// brokenAfter says what is wrong behind n members.
-func brokenAfter(n int, err error) error {
-	members := "1 member"
-	if n != 1 {
-		members = fmt.Sprintf("%d members", n)
+// cutShort says where the tar ends, in a member or behind the last one. It is io.ErrUnexpectedEOF.
+func (m *Members) cutShort(size int64, within string, err error) error {
+	where := "after " + m.count()
+	if within != "" {
+		where = fmt.Sprintf("within %q", within)
 	}
-	if errors.Is(err, io.ErrUnexpectedEOF) {
-		return imgsrc.Of(err, fmt.Errorf("it is cut short, after %s", members))
-	}
-	return fmt.Errorf("after %s: %w", members, err)
+	return imgsrc.Of(err, fmt.Errorf("its tar is cut short at byte %d, %s", size, where))
 }
 
-// tracked remembers that what lies below a tar's reader has failed.
-type tracked struct {
-	r   io.ReaderAt
-	err error
+// count says how many members were found.
+func (m *Members) count() string {
+	if m.headers == 1 {
+		return "1 member"
+	}
+	return fmt.Sprintf("%d members", m.headers)
 }
+
+// tracked remembers that what lies below a tar's reader has failed, and whether what was read last was a block of zeros, as at
+// the end of a tar.
+type tracked struct {
+	r     io.ReaderAt
+	err   error
+	zeros bool
+}
+
+const tarBlock = 512
 
 func (t *tracked) ReadAt(p []byte, off int64) (int, error) {
 	n, err := t.r.ReadAt(p, off)
 	if err != nil && err != io.EOF {
 		t.err = err
+	}
+	if n > 0 {
+		t.zeros = n == tarBlock && [tarBlock]byte(p[:n]) == [tarBlock]byte{}
 	}
 	return n, err
 }
@@ -139,6 +163,14 @@ func isSparse(h *tar.Header) bool {
 // clean is a member's path from the archive's top, out of which none leads.
 func clean(name string) string { return strings.TrimPrefix(path.Clean("/"+name), "/") }
 
+// rest is why a member may be missing; nil if all are there.
+func (m *Members) rest() error {
+	if m.Err != nil {
+		return m.Err
+	}
+	return m.unmarked
+}
+
 // Len is how many there are, with the links among them.
 func (m *Members) Len() int { return len(m.entries) }
 
@@ -149,8 +181,8 @@ func (m *Members) Find(name string) (Place, error) {
 	for range maxHops {
 		e, ok := m.entries[name]
 		switch {
-		case !ok && m.Err != nil:
-			return Place{}, imgsrc.Of(fs.ErrNotExist, fmt.Errorf("%w: %s is not in what can be read of the archive: %w", imgsrc.ErrDamaged, name, m.Err))
+		case !ok && m.rest() != nil:
+			return Place{}, imgsrc.Of(fs.ErrNotExist, fmt.Errorf("%w: %s is not in what can be read of the archive: %w", imgsrc.ErrDamaged, name, m.rest()))
 		case !ok:
 			return Place{}, imgsrc.Of(fs.ErrNotExist, fmt.Errorf("%s is not in the archive", name))
 		case e.sparse:

@@ -79,7 +79,7 @@ func (s *Store) Read(d digest.Digest, size int64) ([]byte, Identity, error) {
 	b, id, err := ReadFile(s.Dir, path, imgsrc.MaxManifest)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return nil, Identity{}, s.missing(path)
+		return nil, Identity{}, missing(path, err)
 	case err != nil:
 		return nil, id, err
 	case size >= 0 && int64(len(b)) != size:
@@ -97,7 +97,7 @@ func (s *Store) check(d digest.Digest, size int64) error {
 	id, err := s.Dir.Stat(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return s.missing(path)
+		return missing(path, err)
 	case err != nil:
 		return err
 	case size >= 0 && id.size != size:
@@ -106,7 +106,11 @@ func (s *Store) check(d digest.Digest, size int64) error {
 	return nil
 }
 
-func (s *Store) missing(path string) error {
+// missing is the error for a file that is not there, or perhaps was in what is missing of an archive.
+func missing(path string, err error) error {
+	if errors.Is(err, imgsrc.ErrDamaged) {
+		return err
+	}
 	return fmt.Errorf("%w: %s is missing: %w", imgsrc.ErrDamaged, path, fs.ErrNotExist)
 }
 
@@ -117,7 +121,7 @@ func (s *Store) open(d digest.Digest, size int64) (File, error) {
 	f, err := s.Dir.Open(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return nil, s.missing(path)
+		return nil, missing(path, err)
 	case err != nil:
 		return nil, err
 	}

@@ -100,12 +100,19 @@ func (t *Tar) indexFile(ctx context.Context, f *os.File) (*members, error) {
 		return nil, err
 	}
 	if kind := layer.Detect(head[:n]); kind != layer.None {
-		if m.plain, size, err = t.decompressed(ctx, f, kind); err != nil {
+		m.plain, size, err = t.decompressed(ctx, f, kind)
+		if errors.Is(err, io.ErrUnexpectedEOF) && errors.Is(err, imgsrc.ErrDamaged) {
+			return nil, imgsrc.Of(err, fmt.Errorf("%s: %w: it is cut short at byte %d, within its %s stream", t.file, imgsrc.ErrDamaged, fi.Size(), kind))
+		}
+		if err != nil {
 			return nil, fmt.Errorf("decompressing %s: %w", t.file, err)
 		}
 	}
 	m.Members, err = ReadMembers(ctx, m.plain, t.file, size, maxNames)
-	if err == nil && m.Err != nil && m.Len() == 0 {
+	switch {
+	case err == nil && fi.Size() == 0:
+		err = fmt.Errorf("%w: %s is empty", imgsrc.ErrNoSource, t.file)
+	case err == nil && m.Err != nil && m.headers == 0:
 		err = fmt.Errorf("%w: %s is no tar archive, compressed or not", imgsrc.ErrNoSource, t.file)
 	}
 	if err != nil {
@@ -261,6 +268,17 @@ func (t *Tar) Problem() error {
 	}
 	defer m.release()
 	return m.Err
+}
+
+// Rest is why what is not in the archive may only be missing; nil if nothing is. An archive that ends between two members, and
+// without an end, is whole if it has all that is asked for.
+func (t *Tar) Rest() error {
+	m, err := t.current()
+	if err != nil {
+		return err
+	}
+	defer m.release()
+	return m.rest()
 }
 
 // Close implements [Dir]. Members that are open stay readable.

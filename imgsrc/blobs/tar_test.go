@@ -136,6 +136,52 @@ func TestTarCutShort(t *testing.T) {
 	}
 }
 
+// Wherever an archive is cut, what is not found in it is not said to be absent, and what is cut is said with it.
+func TestWhereTarIsCut(t *testing.T) {
+	whole := archive(t, [2]string{"dir/", ""}, [2]string{"a", strings.Repeat("\x00", 1000)}, [2]string{"b", "x"})
+	for at, want := range map[int]string{
+		512:                  "at byte 512, after 1 member",
+		512 + 100:            "at byte 612, after 1 member",
+		512 + 512 + 100:      `at byte 1124, within "a"`,
+		512 + 512 + 1000:     "at byte 2024, after 2 members",
+		512 + 512 + 1024:     "at byte 2048, after 2 members",
+		512 + 1536 + 512 + 1: "at byte 2561, after 3 members",
+		512 + 1536 + 1024:    "at byte 3072, after 3 members",
+	} {
+		d := openTar(t, writeArchive(t, whole[:at]))
+		if _, _, err := ReadFile(d, "c", 100); !errors.Is(err, imgsrc.ErrDamaged) || !errors.Is(err, fs.ErrNotExist) || !strings.HasSuffix(err.Error(), "its tar is cut short "+want) {
+			t.Errorf("cut at %d: %v", at, err)
+		}
+		if d.Rest() == nil || (at > 512*3 && d.Problem() != nil) {
+			t.Errorf("cut at %d: %v, %v", at, d.Rest(), d.Problem())
+		}
+	}
+	d := openTar(t, writeArchive(t, whole[:3072+512])) // half an end is one
+	if _, _, err := ReadFile(d, "c", 100); errors.Is(err, imgsrc.ErrDamaged) || d.Rest() != nil {
+		t.Errorf("not cut: %v, %v", err, d.Rest())
+	}
+}
+
+func TestCompressedTarCutShort(t *testing.T) {
+	var b bytes.Buffer
+	w := gzip.NewWriter(&b)
+	if _, err := w.Write(archive(t, sample...)); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	cache, err := layer.OpenCache(t.TempDir(), 0, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cache.Close()
+	_, err = OpenTar(t.Context(), writeArchive(t, b.Bytes()[:100]), cache)
+	if !errors.Is(err, imgsrc.ErrDamaged) || !strings.HasSuffix(err.Error(), "it is cut short at byte 100, within its gzip stream") {
+		t.Error(err)
+	}
+}
+
 func TestTarReplaced(t *testing.T) {
 	file := writeArchive(t, archive(t, [2]string{"a", "was"}))
 	d := openTar(t, file)
@@ -278,7 +324,7 @@ func FuzzTar(f *testing.F) {
 }
 
 func TestNoTar(t *testing.T) {
-	for name, b := range map[string][]byte{"text": []byte("no tar at all, whoever looks at it"), "zeros and text": append(make([]byte, 100), "x"...)} {
+	for name, b := range map[string][]byte{"nothing": nil, "text": []byte("no tar at all, whoever looks at it"), "zeros and text": append(make([]byte, 100), "x"...)} {
 		if d, err := OpenTar(t.Context(), writeArchive(t, b), nil); !errors.Is(err, imgsrc.ErrNoSource) {
 			t.Errorf("%s: %v, %v", name, d, err)
 		}

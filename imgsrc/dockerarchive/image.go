@@ -55,10 +55,10 @@ func (s *Source) describe(ctx context.Context, it item, hashes map[string]digest
 	return out, nil
 }
 
-// there fails if the archive is gone, or has the image no more.
+// there fails if the archive is gone, has the image no more, or may have it in what is missing of it.
 func (s *Source) there(config string) error {
 	_, err := s.tar.Stat(config)
-	if errors.Is(err, fs.ErrNotExist) {
+	if errors.Is(err, fs.ErrNotExist) && !errors.Is(err, imgsrc.ErrDamaged) {
 		err = fmt.Errorf("%w: the archive does not have it any more: %w", imgsrc.ErrNotFound, err)
 	}
 	return err

@@ -116,10 +116,7 @@ type item struct {
 // items reads manifest.json.
 func (s *Source) items() ([]item, error) {
 	b, _, err := blobs.ReadFile(s.tar, manifestFile, imgsrc.MaxManifest)
-	if errors.Is(err, fs.ErrNotExist) {
-		if s.tar.Problem() != nil {
-			return nil, imgsrc.Of(imgsrc.ErrDamaged, err)
-		}
+	if errors.Is(err, fs.ErrNotExist) && !errors.Is(err, imgsrc.ErrDamaged) { // of an archive that is cut short it may be missing
 		return nil, imgsrc.Of(err, fmt.Errorf("%w: it has no manifest.json", imgsrc.ErrNoSource))
 	}
 	if err != nil {

@@ -45,7 +45,7 @@ func NewArchive(ctx context.Context, name string, t *blobs.Tar, o Options) (*Arc
 	a := &Archive{tar: t, images: images{name: nameOf(name+":"+t.File(), o.Ref), ref: o.Ref, log: o.Log}}
 	a.store = openStore(t, a.name, o)
 	if err := a.check(ctx); err != nil {
-		if p := t.Problem(); p != nil {
+		if p := t.Problem(); p != nil && !errors.Is(err, p) {
 			err = fmt.Errorf("%w: %w", err, p)
 		}
 		return nil, errors.Join(fmt.Errorf("opening archive %s: %w", t.File(), err), a.Close())

@@ -35,8 +35,11 @@ func (s *images) manifest(desc imgsrc.Desc) blobs.Manifest {
 	}
 }
 
-// mentions says whether index.json still names d.
+// mentions says whether index.json still names d. One that is damaged does not say that it was removed.
 func (s *images) mentions(ctx context.Context, d digest.Digest) bool {
 	ix, err := s.readIndex(ctx)
-	return err == nil && bytes.Contains(ix.raw, []byte(d))
+	if err != nil {
+		return errors.Is(err, imgsrc.ErrDamaged)
+	}
+	return bytes.Contains(ix.raw, []byte(d))
 }

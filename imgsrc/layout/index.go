@@ -178,6 +178,9 @@ const (
 func (s *images) readIndex(ctx context.Context) (*index, error) {
 	for {
 		b, id, err := s.readFile(v1.ImageIndexFile)
+		if errors.Is(err, fs.ErrNotExist) && errors.Is(err, imgsrc.ErrDamaged) {
+			return nil, err // an archive that is cut short
+		}
 		if errors.Is(err, fs.ErrNotExist) {
 			if _, err := s.store.Dir.Stat(v1.ImageLayoutFile); err != nil {
 				return nil, fmt.Errorf("%w: the layout is gone: %w", imgsrc.ErrNotFound, err)

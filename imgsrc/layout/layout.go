@@ -134,7 +134,7 @@ func openStore(dir blobs.Dir, name string, o Options) *blobs.Store {
 // check fails if there is nothing here that can be listed.
 func (s *images) check(ctx context.Context) error {
 	b, _, err := s.readFile(v1.ImageLayoutFile)
-	if errors.Is(err, fs.ErrNotExist) {
+	if errors.Is(err, fs.ErrNotExist) && !errors.Is(err, imgsrc.ErrDamaged) { // of an archive that is cut short it may be missing
 		return fmt.Errorf("%w: it has no file oci-layout", imgsrc.ErrNoSource)
 	}
 	if err != nil {

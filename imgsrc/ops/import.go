@@ -50,27 +50,31 @@ func findRootfs(ctx context.Context, file string) (*rootfs, error) {
 	sum := digest.Canonical.Digester()
 	counted := &countingReader{r: io.TeeReader(in, sum.Hash())}
 	tr := tar.NewReader(counted)
-	n := 0
+	n, end := 0, int64(0) // how many files there were, and where the last one ended, but for what fills its last block
 	for ; ; n++ {
 		h, err := tr.Next()
 		if err == io.EOF {
 			break
 		}
 		if err != nil {
-			return nil, notTar(file, n, err)
+			return nil, notTar(file, n, counted.n, err)
 		}
 		if isMarker(h) {
 			return nil, nil
 		}
+		if _, err := io.Copy(io.Discard, tr); err != nil {
+			return nil, notTar(file, n+1, counted.n, err)
+		}
+		end = counted.n
 	}
 	if counted.n == 0 {
 		return nil, fail(imgsrc.ErrInvalid, "%s is empty", quote(file))
 	}
-	if counted.tail != [tarBlock]byte{} { // the reader takes the end of the file for the end of the archive as well
-		return nil, notTar(file, n, io.ErrUnexpectedEOF)
+	if counted.n-end < tarBlock { // the reader takes the end of the file for the end of the archive as well
+		return nil, notTar(file, n, counted.n, io.ErrUnexpectedEOF)
 	}
 	if _, err := io.Copy(io.Discard, counted); err != nil {
-		return nil, notTar(file, n, err)
+		return nil, notTar(file, n, counted.n, err)
 	}
 	r.diffID, r.size = sum.Digest(), counted.n
 	return r, nil
@@ -102,8 +106,8 @@ func hasMarker(ctx context.Context, file string) (bool, error) {
 	}
 }
 
-// notTar says what is wrong with a file after n members.
-func notTar(file string, n int, err error) error {
+// notTar says what is wrong with a file after n members and so many bytes of its tar.
+func notTar(file string, n int, at int64, err error) error {
 	switch {
 	case errors.Is(err, context.Canceled), errors.Is(err, imgsrc.ErrUnsupported), errors.Is(err, fs.ErrPermission):
 		return err
@@ -112,7 +116,7 @@ func notTar(file string, n int, err error) error {
 	case !errors.Is(err, imgsrc.ErrDamaged) && n == 0 && (errors.Is(err, tar.ErrHeader) || errors.Is(err, io.ErrUnexpectedEOF)):
 		return fail(imgsrc.ErrInvalid, "%s is neither an archive of images nor a tar of a root file system", quote(file))
 	case errors.Is(err, io.ErrUnexpectedEOF):
-		return fail(imgsrc.ErrDamaged, "%s is cut short, after %s: copy it again", quote(file), files(n))
+		return fail(imgsrc.ErrDamaged, "%s is cut short: its tar ends at byte %d, after %s: copy it again", quote(file), at, files(n))
 	case errors.Is(err, tar.ErrHeader):
 		return fail(imgsrc.ErrDamaged, "%s is damaged: what follows after %s is no tar", quote(file), files(n))
 	}
@@ -135,7 +139,7 @@ func (r *rootfs) open(ctx context.Context) (io.ReadCloser, error) {
 	plain, _, err := layer.Decompress(&ctxReader{ctx, f})
 	if err != nil {
 		f.Close()
-		return nil, notTar(r.path, 0, err)
+		return nil, notTar(r.path, 0, 0, err)
 	}
 	return &twoClosers{plain, f}, nil
 }
@@ -150,22 +154,15 @@ func (c *twoClosers) Close() error { return errors.Join(c.ReadCloser.Close(), c.
 // tarBlock is what a tar's length is a multiple of. At its end are two such blocks of zeros.
 const tarBlock = 512
 
-// A countingReader knows how much has been read through it, and what came last.
+// A countingReader knows how much has been read through it.
 type countingReader struct {
-	r    io.Reader
-	n    int64
-	tail [tarBlock]byte
+	r io.Reader
+	n int64
 }
 
 func (c *countingReader) Read(p []byte) (int, error) {
 	n, err := c.r.Read(p)
 	c.n += int64(n)
-	if n >= tarBlock {
-		copy(c.tail[:], p[n-tarBlock:n])
-	} else if n > 0 {
-		copy(c.tail[:], c.tail[n:])
-		copy(c.tail[tarBlock-n:], p[:n])
-	}
 	return n, err
 }
 

@@ -247,6 +247,7 @@ func TestFindRootfs(t *testing.T) {
 		{"text, compressed", gzipped([]byte("hello\n")), false, imgsrc.ErrInvalid},
 		{"cut in a file", plain[:1024], false, imgsrc.ErrDamaged},
 		{"cut behind a file", noEnd.Bytes(), false, imgsrc.ErrDamaged},
+		{"cut behind a file that ends like a tar", tarOf("a", make([]byte, 1024))[:1536], false, imgsrc.ErrDamaged},
 		{"cut, compressed", gzipped(plain)[:1500], false, imgsrc.ErrDamaged},
 		{"damaged further on", append(slices.Clone(noEnd.Bytes()), bytes.Repeat([]byte("x"), 1024)...), false, imgsrc.ErrDamaged},
 	} {
