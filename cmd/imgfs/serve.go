@@ -46,12 +46,14 @@ func (o *mountOptions) serve(ctx context.Context, a *app, specs []*spec, mountpo
 			return nil, nil // while the sources are opened
 		},
 	}}
-	for _, s := range specs {
-		src, err := s.open(ctx, env)
-		if err != nil {
-			return sourceFailed(ctx, err)
-		}
+	opened, err := openSources(ctx, specs, env)
+	for _, src := range opened {
 		defer closing(log, src.Name(), src.Close)
+	}
+	if err != nil {
+		return sourceFailed(ctx, err)
+	}
+	for _, src := range opened {
 		sources, names = append(sources, src), append(names, src.Name())
 		if d, ok := src.(interface{ Dirs() []string }); ok {
 			for _, dir := range d.Dirs() {

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"github.com/imgfs/imgfs/imgsrc"
@@ -177,6 +178,24 @@ func parseSource(arg string) (*spec, error) {
 		return nil, fmt.Errorf("looking into the directory: %w", err)
 	}
 	return nil, noSource("the directory is neither an OCI image layout (it has no oci-layout), nor a containers-storage (it has no overlay-images or vfs-images), nor skopeo's (it has no manifest.json and version)")
+}
+
+// openSources opens sources side by side, so that several that do not answer take no longer than one. With the error, which is
+// the first that there was, it returns those that are to be closed.
+func openSources(ctx context.Context, specs []*spec, env sourceEnv) ([]imgsrc.Source, error) {
+	sources := make([]imgsrc.Source, len(specs))
+	g, ctx := errgroup.WithContext(ctx)
+	for i, s := range specs {
+		g.Go(func() error {
+			src, err := s.open(ctx, env)
+			if err == nil {
+				sources[i] = src
+			}
+			return err
+		})
+	}
+	err := g.Wait()
+	return slices.DeleteFunc(sources, func(src imgsrc.Source) bool { return src == nil }), err
 }
 
 // openPlace opens what is to be loaded: a path that is no store, or a place with its transport.

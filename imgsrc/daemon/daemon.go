@@ -127,7 +127,7 @@ func isRef(ref string) bool {
 
 // check fails if there is no engine, or not the image.
 func (s *Source) check(ctx context.Context) error {
-	_, err := call(ctx, s.engine, openTimeout, func(ctx context.Context) (client.PingResult, error) {
+	_, err := ask(ctx, s.engine, func(ctx context.Context) (client.PingResult, error) {
 		return s.engine.api.Ping(ctx, client.PingOptions{NegotiateAPIVersion: true})
 	})
 	switch {

@@ -56,7 +56,8 @@
 //     (containerd image store); a layer against the config's diff id.
 //   - What the engine sends is bounded: entries, JSON files (4 MiB), what a compressed layer expands to, and the room
 //     that a save leaves on the disk. Nothing that is named in an archive becomes a path on this machine.
-//   - Every question has a time limit; a save has one for the time in which nothing comes.
+//   - Every question has a time limit of ten seconds, with which a listing ends; a save has one for the time in which nothing
+//     comes.
 //   - At most two images are saved at a time. A failure stands for five seconds before the engine is asked again.
 //   - The files in the cache's directory may be removed at any time. Those that are being taken apart have no name, so
 //     that nothing stays when the process is killed.

@@ -20,21 +20,26 @@ import (
 
 // How long the engine may take. A listing of a thousand images takes it some 100 ms.
 const (
-	dialTimeout = 10 * time.Second
-	openTimeout = 20 * time.Second // until it says that it is there
-	callTimeout = time.Minute      // for an answer
+	dialTimeout   = 10 * time.Second
+	answerTimeout = 10 * time.Second // for an answer to a question
+	changeTimeout = time.Minute      // for a change of names, of which the last removes the image
+	listTimeout   = 5 * time.Minute  // for all the answers that make a listing
 )
 
 // An engine is the client of one engine.
 type engine struct {
-	api  *client.Client
-	host string
+	api    *client.Client
+	host   string
+	answer time.Duration // how long an answer to a question may take
 	// lastDial is why it could not be connected to: the library's errors do not keep it.
 	lastDial atomic.Pointer[error]
 }
 
 // errNoEngine is in all errors that mean that the engine cannot be reached.
 var errNoEngine = errors.New("no engine answers")
+
+// errSilent is in all errors that mean that it was reached, and does not answer.
+var errSilent = errors.New("the engine is silent")
 
 // A failure says in its text what is wrong, and is what its reasons are for errors.Is.
 type failure struct {
@@ -51,7 +56,7 @@ func newEngine(host string) (*engine, error) {
 	if err != nil {
 		return nil, noSource(err.Error(), err)
 	}
-	e := &engine{host: at.String()}
+	e := &engine{host: at.String(), answer: answerTimeout}
 	if e.api, err = at.Client(client.WithDialContext(e.dialer(at))); err != nil {
 		return nil, noSource(fmt.Sprintf("connecting to %s: %v", e.host, err), err)
 	}
@@ -78,7 +83,12 @@ func (e *engine) dialer(at dockerhost.Address) func(context.Context, string, str
 	}
 }
 
-// call asks the engine for something that it has at hand.
+// ask asks the engine for something that it has at hand. Error: also errSilent.
+func ask[T any](ctx context.Context, e *engine, ask func(context.Context) (T, error)) (T, error) {
+	return call(ctx, e, e.answer, ask)
+}
+
+// call has the engine do something.
 func call[T any](ctx context.Context, e *engine, timeout time.Duration, ask func(context.Context) (T, error)) (T, error) {
 	limited, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
@@ -97,7 +107,7 @@ func (e *engine) explain(ctx context.Context, err error) error {
 	case ctx.Err() != nil:
 		return ctx.Err()
 	case errors.Is(err, context.DeadlineExceeded):
-		return &failure{fmt.Sprintf("the engine at %s does not answer in time", e.host), []error{unix.ETIMEDOUT}}
+		return &failure{fmt.Sprintf("the engine at %s does not answer in time", e.host), []error{errSilent, unix.ETIMEDOUT}}
 	case client.IsErrConnectionFailed(err):
 		return e.unreachable(err)
 	case cerrdefs.IsNotFound(err):

@@ -15,6 +15,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/imgfs/imgfs/imgsrc"
 	"github.com/imgfs/imgfs/test/servers"
@@ -47,6 +48,29 @@ func TestFailuresOfTheEngine(t *testing.T) {
 	f.stop()
 	if _, err := s.List(t.Context()); !errors.Is(err, imgsrc.ErrNotFound) || !strings.Contains(err.Error(), "no engine answers at "+f.host) {
 		t.Error(err)
+	}
+}
+
+// An engine that takes a question and says nothing is not asked the same of each image.
+func TestSilentEngine(t *testing.T) {
+	for _, call := range []string{"GET json", "inspect", "GET history"} {
+		t.Run(call, func(t *testing.T) {
+			var images []*fakeImage
+			for n := range 3 * inspectors {
+				p := partsOf(t, []byte(fmt.Sprint(n)))
+				images = append(images, p.image(nil, fmt.Sprintf("a:%d", n)))
+			}
+			f := newFake(t, images...)
+			f.docker, f.silent = true, map[string]bool{call: true}
+			s := openSource(t, Options{Host: f.host})
+			s.engine.answer = 200 * time.Millisecond
+			if _, err := s.List(t.Context()); !errors.Is(err, syscall.ETIMEDOUT) || !strings.Contains(err.Error(), f.host) {
+				t.Error(err)
+			}
+			if n := f.count(call); n == 0 || n > inspectors {
+				t.Errorf("it was asked %d times", n)
+			}
+		})
 	}
 }
 

@@ -32,8 +32,10 @@ type fakeEngine struct {
 	events []chan string
 	save   http.HandlerFunc // instead of the images' own
 	fail   map[string]int   // status, by call
+	silent map[string]bool  // calls that are taken, and not answered
 
 	containerd bool // it says that it has the containerd image store
+	docker     bool // it says that it is Docker's own
 }
 
 type fakeImage struct {
@@ -127,9 +129,13 @@ func (f *fakeEngine) serve(w http.ResponseWriter, r *http.Request) {
 	}
 	f.mu.Lock()
 	f.calls[call]++
-	status := f.fail[call]
+	status, silent := f.fail[call], f.silent[call]
 	save := f.save
 	f.mu.Unlock()
+	if silent {
+		<-r.Context().Done()
+		return
+	}
 	w.Header().Set("Api-Version", "1.44")
 	if status != 0 {
 		f.refuse(w, status, "the fake refuses")
@@ -222,6 +228,8 @@ func (f *fakeEngine) answer(w http.ResponseWriter, r *http.Request, path, call s
 			status = append(status, [2]string{"driver-type", "io.containerd.snapshotter.v1"})
 		}
 		send(map[string]any{"DriverStatus": status})
+	case path == "/version" && f.docker:
+		send(map[string]any{"Components": []map[string]any{{"Name": "Engine"}}})
 	case call == "inspect":
 		img := f.find(strings.TrimSuffix(name, "/json"))
 		if img == nil {

@@ -19,6 +19,7 @@ import (
 	"go.podman.io/image/v5/docker/reference"
 	"go.podman.io/image/v5/manifest"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 
 	"github.com/imgfs/imgfs/imgsrc"
 )
@@ -44,7 +45,7 @@ func (s *Source) inspect(ctx context.Context, ref string) (client.ImageInspectRe
 
 // inspectRaw also returns the engine's own words, if raw is not nil.
 func (s *Source) inspectRaw(ctx context.Context, ref string, raw *bytes.Buffer) (client.ImageInspectResult, error) {
-	return call(ctx, s.engine, callTimeout, func(ctx context.Context) (client.ImageInspectResult, error) {
+	return ask(ctx, s.engine, func(ctx context.Context) (client.ImageInspectResult, error) {
 		return s.engine.api.ImageInspect(ctx, ref, client.ImageInspectWithRawResponse(raw))
 	})
 }
@@ -52,7 +53,7 @@ func (s *Source) inspectRaw(ctx context.Context, ref string, raw *bytes.Buffer) 
 // ask reads what the engine lists: the images that "docker images" shows, all containers, in an order of their own.
 func (s *Source) ask(ctx context.Context) (*state, error) {
 	for n := 0; ; n++ {
-		images, err := call(ctx, s.engine, callTimeout, func(ctx context.Context) (client.ImageListResult, error) {
+		images, err := ask(ctx, s.engine, func(ctx context.Context) (client.ImageListResult, error) {
 			return s.engine.api.ImageList(ctx, client.ImageListOptions{})
 		})
 		if err != nil {
@@ -61,7 +62,7 @@ func (s *Source) ask(ctx context.Context) (*state, error) {
 		if n < maxTorn && isTorn(images.Items) {
 			continue
 		}
-		containers, err := call(ctx, s.engine, callTimeout, func(ctx context.Context) (client.ContainerListResult, error) {
+		containers, err := ask(ctx, s.engine, func(ctx context.Context) (client.ContainerListResult, error) {
 			return s.engine.api.ContainerList(ctx, client.ContainerListOptions{All: true})
 		})
 		if err != nil {
@@ -106,14 +107,19 @@ func (st *state) print() fingerprint {
 }
 
 // List asks the engine for its images and containers, and inspects the images that are new to it. It saves none. The
-// order is that of "docker images", the youngest first. Error: imgsrc.ErrNotFound if the engine is gone.
+// order is that of "docker images", the youngest first. Errors: imgsrc.ErrNotFound if the engine is gone; ETIMEDOUT if it
+// leaves a question without an answer, or there is no end of them.
 func (s *Source) List(ctx context.Context) (*imgsrc.Listing, error) {
-	l, err := s.list(ctx)
+	limited, cancel := context.WithTimeout(ctx, listTimeout)
+	defer cancel()
+	l, err := s.list(limited)
 	switch {
 	case err == nil:
 		return l, nil
 	case ctx.Err() != nil:
 		return nil, ctx.Err()
+	case limited.Err() != nil:
+		err = &failure{fmt.Sprintf("the engine at %s could not be asked for all images in %s", s.engine.host, listTimeout), []error{errSilent, unix.ETIMEDOUT}}
 	case errors.Is(err, errNoEngine):
 		err = &failure{err.Error(), []error{imgsrc.ErrNotFound, err}}
 	}
@@ -233,18 +239,18 @@ func (s *Source) describe(ctx context.Context, st *state, l *imgsrc.Listing) (ma
 // isClassic says whether the engine calls images by their configs' digests. With the containerd image store it does not;
 // if it does not say, neither is known.
 func (s *Source) isClassic(ctx context.Context) bool {
-	info, err := call(ctx, s.engine, callTimeout, func(ctx context.Context) (client.SystemInfoResult, error) {
+	info, err := ask(ctx, s.engine, func(ctx context.Context) (client.SystemInfoResult, error) {
 		return s.engine.api.Info(ctx, client.InfoOptions{})
 	})
 	return err == nil && !slices.Contains(info.Info.DriverStatus, [2]string{"driver-type", "io.containerd.snapshotter.v1"})
 }
 
 // learn fills in what the engine knows of an image, and what an earlier save has said. The first error is this image's;
-// the second that the engine is gone.
+// the second that the engine is gone or silent, and will be so for the others.
 func (m *image) learn(ctx context.Context, classic, docker bool) (problem, err error) {
 	var raw bytes.Buffer
 	info, err := m.source.inspectRaw(ctx, digest.SHA256.String()+":"+m.desc.ID, &raw)
-	if ctx.Err() != nil || errors.Is(err, errNoEngine) {
+	if ctx.Err() != nil || errors.Is(err, errNoEngine) || errors.Is(err, errSilent) {
 		return nil, err
 	}
 	if err != nil {
@@ -260,7 +266,11 @@ func (m *image) learn(ctx context.Context, classic, docker bool) (problem, err e
 	if d := m.source.records.load(m.desc.ID); d != nil {
 		m.desc.Digest, m.desc.Size, m.desc.MediaType, m.desc.Config = d.digest, int64(len(d.manifest)), d.mediaType, d.configDigest
 	} else if docker {
-		m.sketch.Store(sketchOf(raw.Bytes(), m.hasHistory(ctx)))
+		history, err := m.hasHistory(ctx)
+		if ctx.Err() != nil || errors.Is(err, errSilent) {
+			return nil, err
+		}
+		m.sketch.Store(sketchOf(raw.Bytes(), history))
 	}
 	return nil, nil
 }

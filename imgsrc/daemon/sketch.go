@@ -109,7 +109,7 @@ func isExact(created string) bool {
 // isDocker says whether the engine is Docker's own. What podman's service shows of a config is not always what the config
 // has.
 func (s *Source) isDocker(ctx context.Context) bool {
-	v, err := call(ctx, s.engine, callTimeout, func(ctx context.Context) (client.ServerVersionResult, error) {
+	v, err := ask(ctx, s.engine, func(ctx context.Context) (client.ServerVersionResult, error) {
 		return s.engine.api.ServerVersion(ctx, client.ServerVersionOptions{})
 	})
 	return err == nil && len(v.Components) > 0 && v.Components[0].Name == "Engine"
@@ -117,11 +117,11 @@ func (s *Source) isDocker(ctx context.Context) bool {
 
 // hasHistory says whether the engine is known to have an image's history. What it shows of that has neither all values nor all
 // digits.
-func (m *image) hasHistory(ctx context.Context) bool {
-	h, err := call(ctx, m.source.engine, callTimeout, func(ctx context.Context) (client.ImageHistoryResult, error) {
+func (m *image) hasHistory(ctx context.Context) (bool, error) {
+	h, err := ask(ctx, m.source.engine, func(ctx context.Context) (client.ImageHistoryResult, error) {
 		return m.source.engine.api.ImageHistory(ctx, digest.SHA256.String()+":"+m.desc.ID)
 	})
-	return err == nil && len(h.Items) > 0
+	return err == nil && len(h.Items) > 0, err
 }
 
 // Sketch returns what the engine tells of the image, until a save has said it.

@@ -153,14 +153,14 @@ func undoAll(undo []func() error) []error {
 }
 
 func (s *Source) addName(ctx context.Context, image, name string) error {
-	_, err := call(ctx, s.engine, callTimeout, func(ctx context.Context) (client.ImageTagResult, error) {
+	_, err := call(ctx, s.engine, changeTimeout, func(ctx context.Context) (client.ImageTagResult, error) {
 		return s.engine.api.ImageTag(ctx, client.ImageTagOptions{Source: image, Target: name})
 	})
 	return err
 }
 
 func (s *Source) removeName(ctx context.Context, name string) error {
-	_, err := call(ctx, s.engine, callTimeout, func(ctx context.Context) (client.ImageRemoveResult, error) {
+	_, err := call(ctx, s.engine, changeTimeout, func(ctx context.Context) (client.ImageRemoveResult, error) {
 		return s.engine.api.ImageRemove(ctx, name, client.ImageRemoveOptions{})
 	})
 	return err

@@ -56,7 +56,7 @@ func (s *Source) Changed() { s.stamp.Add(1) }
 func (s *Source) follow(ctx context.Context, notify func()) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	slow := time.AfterFunc(callTimeout, cancel) // an engine that takes the question and says nothing
+	slow := time.AfterFunc(s.engine.answer, cancel) // an engine that takes the question and says nothing
 	stream := s.engine.api.Events(ctx, client.EventsListOptions{
 		Filters: client.Filters{}.Add("type", string(events.ImageEventType), string(events.ContainerEventType)),
 	})

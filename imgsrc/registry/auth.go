@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"syscall"
 	"time"
 
 	"go.podman.io/image/v5/pkg/docker/config"
@@ -308,9 +309,12 @@ func (e *endpoint) credentials(ctx context.Context, repo string, fresh bool) (ty
 	select {
 	case a = <-got:
 	case <-ctx.Done():
+		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+			return a.user, &failure{text: fmt.Sprintf("looking up credentials for %s: %s", key, errHelper), condition: syscall.ETIMEDOUT}
+		}
 		return a.user, ctx.Err()
 	case <-time.After(helperTime):
-		a.err = errors.New("a credential helper does not answer")
+		a.err = errHelper
 	}
 	if a.err != nil {
 		// A helper that fails is quoted behind "out:", whatever it has printed.
@@ -327,6 +331,8 @@ func (e *endpoint) credentials(ctx context.Context, repo string, fresh bool) (ty
 }
 
 const maxLogins = 2000
+
+var errHelper = errors.New("a credential helper does not answer")
 
 // knownSecrets are all credentials that are at hand, which must appear nowhere.
 func (e *endpoint) knownSecrets() []string {

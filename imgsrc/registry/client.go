@@ -80,7 +80,7 @@ func (c *Client) Close() {
 
 // limits are how long things may take.
 type limits struct {
-	document time.Duration // a manifest, a page of a list, a token
+	document time.Duration // a manifest, a page of a list, a token; with all attempts, but for a patient client
 	stall    time.Duration // without a byte of a blob
 	wait     time.Duration // between two attempts, whatever a registry asks for
 	backoff  time.Duration // before the second attempt; it doubles
@@ -138,8 +138,14 @@ func sleep(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// document sends a request and reads the answer, of at most max bytes, each attempt in the time that a document has.
+// document sends a request and reads the answer, of at most max bytes, in the time that a document has: a question with all
+// attempts, and whatever a registry asks to wait, as somebody waits for the answer.
 func (c *Client) document(ctx context.Context, p place, r *request, max int64) (header http.Header, body []byte, err error) {
+	if !c.patient && isQuestion(r) {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeoutCause(ctx, c.limits.document, errLate)
+		defer cancel()
+	}
 	err = c.retry(ctx, p.troubleOf(r), func(limit time.Duration) error {
 		switch {
 		case limit > 0:
@@ -148,7 +154,7 @@ func (c *Client) document(ctx context.Context, p place, r *request, max int64) (
 		default:
 			limit = c.limits.document
 		}
-		ctx, cancel := context.WithTimeout(ctx, limit)
+		ctx, cancel := context.WithTimeoutCause(ctx, limit, errLate)
 		defer cancel()
 		resp, err := p.send(ctx, r)
 		if err != nil {
@@ -170,6 +176,9 @@ func (c *Client) document(ctx context.Context, p place, r *request, max int64) (
 	})
 	return header, body, err
 }
+
+// isQuestion says whether a request changes nothing.
+func isQuestion(r *request) bool { return r.method == http.MethodGet || r.method == http.MethodHead }
 
 // accepted are the media types of manifests. Without them a registry answers with schema 1.
 var accepted = strings.Join([]string{

@@ -307,7 +307,7 @@ func (e *endpoint) ping(ctx context.Context) (scheme string, err error) {
 }
 
 func (e *endpoint) pingBy(ctx context.Context, scheme string) ([]challenge, error) {
-	ctx, cancel := context.WithTimeout(ctx, e.client.limits.document)
+	ctx, cancel := context.WithTimeoutCause(ctx, e.client.limits.document, errLate)
 	defer cancel()
 	r := &request{method: http.MethodGet}
 	resp, err := e.roundTrip(ctx, scheme, r, "")

@@ -3,9 +3,11 @@ package registry
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
+	"syscall"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -32,6 +34,9 @@ const (
 	noAnswer      = 7
 	badAnswer     = 1
 )
+
+// errLook is that a registry answers, and there is no end of it.
+var errLook = &failure{text: fmt.Sprintf("it could not be asked for all that it has in %s", lookTime), condition: syscall.ETIMEDOUT}
 
 // A state is one listing. It is not changed once it is made.
 type state struct {
@@ -76,7 +81,7 @@ func (s *Source) List(ctx context.Context) (*imgsrc.Listing, error) {
 
 // look makes a new listing, and keeps it.
 func (s *Source) look(ctx context.Context) (*state, error) {
-	ctx, cancel := context.WithTimeout(ctx, lookTime)
+	ctx, cancel := context.WithTimeoutCause(ctx, lookTime, errLook)
 	defer cancel()
 	s.looked.Store(time.Now().UnixNano())
 	s.mu.Lock()
@@ -84,6 +89,9 @@ func (s *Source) look(ctx context.Context) (*state, error) {
 	s.retags = nil
 	s.mu.Unlock()
 	st, err := s.newState(ctx, old, asked)
+	if err != nil && errors.Is(context.Cause(ctx), errLook) {
+		err = errLook
+	}
 	s.looked.Store(time.Now().UnixNano())
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -3,7 +3,6 @@ package registry
 import (
 	"errors"
 	"fmt"
-	"net/http"
 	"strings"
 	"sync"
 	"syscall"
@@ -34,7 +33,7 @@ const (
 // troubleOf is where failures of a request count; nil if they do not.
 func (p place) troubleOf(r *request) *trouble {
 	switch {
-	case p.client.patient, r.method != http.MethodGet && r.method != http.MethodHead:
+	case p.client.patient, !isQuestion(r):
 		return nil
 	case strings.Contains(r.path, "/blobs/"):
 		return &p.blobs

@@ -57,6 +57,35 @@ func testTrouble(t *testing.T) {
 	want("when it is well", false, 0, false)
 }
 
+// What somebody waits for is not waited for longer than a document may take, whatever the registry asks for; who copies has more time.
+func TestAskedToWait(t *testing.T) {
+	srv := newServer(t)
+	big(t, srv)
+	srv.front(func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+		if strings.Contains(r.URL.Path, "/manifests/") {
+			w.Header().Set("Retry-After", "1")
+			w.WriteHeader(http.StatusServiceUnavailable)
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+	o := newSetup(t, srv.host)
+	o.test.limits.document, o.test.limits.attempts = 500*time.Millisecond, 2
+	o.configure(t)
+	for patient, want := range map[bool]int{false: 1, true: 2} {
+		c := newClient(srv.host, o.Options, nil)
+		c.patient = patient
+		srv.requests("")
+		if _, err := c.Head(t.Context(), "big", "1"); err == nil || !strings.Contains(err.Error(), "503") {
+			t.Error(err)
+		}
+		if n := len(srv.requests("HEAD")); n != want {
+			t.Errorf("patient %v: it was asked %d times, want %d", patient, n, want)
+		}
+		c.Close()
+	}
+}
+
 // A config of which the registry says nothing is waited for once, by all; and asked for anew when that is a moment ago.
 func TestSilentConfig(t *testing.T) {
 	srv := newServer(t)

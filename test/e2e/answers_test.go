@@ -43,7 +43,7 @@ var howToAnswer = map[string]func(a *answering, w http.ResponseWriter, r *http.R
 	"wrong":  (*answering).part, // see spoil
 	"tokens": (*answering).part, // see allowed
 
-	"silent": nil, "failing": nil, "missing": nil, "false": nil, "nameless": nil, // see fails
+	"silent": nil, "failing": nil, "missing": nil, "false": nil, "nameless": nil, "listless": nil, "mute": nil, // see fails
 }
 
 func answers(ts *testscript.TestScript, neg bool, args []string) {
@@ -51,7 +51,7 @@ func answers(ts *testscript.TestScript, neg bool, args []string) {
 	if len(args) == 2 {
 		_, known = howToAnswer[args[1]]
 	}
-	usage(ts, neg, args, known, "answers NAME right|stuck|none|whole|cut|busy|wrong|tokens|silent|failing|missing|false|nameless")
+	usage(ts, neg, args, known, "answers NAME right|stuck|none|whole|cut|busy|wrong|tokens|silent|failing|missing|false|nameless|listless|mute")
 	a := answeringRegistry(ts, args)
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -137,13 +137,13 @@ func (a *answering) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	howToAnswer[how](a, w, r, body, min(from, len(body)))
 }
 
-// fails answers a request for a blob, or for what a tag means, as a registry does that is not well. Not ok: it is to be answered as
+// fails answers a request for a blob, for what a tag means, for the names of repositories, or any, as a registry does that is not well. Not ok: it is to be answered as
 // it should be.
 func (a *answering) fails(how string, w http.ResponseWriter, r *http.Request) (ok bool) {
 	blob := r.Method == http.MethodGet && strings.Contains(r.URL.Path, "/blobs/sha256:")
 	tag := strings.Contains(r.URL.Path, "/manifests/") && !strings.Contains(r.URL.Path, "/manifests/sha256:")
 	switch {
-	case blob && how == "silent", tag && how == "nameless":
+	case blob && how == "silent", tag && how == "nameless", strings.HasSuffix(r.URL.Path, "/_catalog") && how == "listless", how == "mute":
 		return !a.hold(r)
 	case blob && how == "failing":
 		w.WriteHeader(http.StatusInternalServerError)
