@@ -114,6 +114,8 @@ func (e *endpoint) checkRedirect(req *http.Request, via []*http.Request) error {
 		return fmt.Errorf("%w: it is the tenth", errRedirect)
 	case first.Method == http.MethodPost:
 		return http.ErrUseLastResponse // its body holds an identity token
+	case req.Method != first.Method:
+		return http.ErrUseLastResponse // the answer to a read would be taken for that to a write
 	case req.URL.Scheme != "https" && req.URL.Scheme != "http", req.URL.Scheme == "http" && first.URL.Scheme == "https" && !e.insecure:
 		return fmt.Errorf("%w: from https to %s", errRedirect, req.URL.Scheme)
 	}
