@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 
 	"github.com/opencontainers/go-digest"
@@ -123,13 +124,13 @@ func (b *blobs) close() {
 // A blob is one that somebody reads, or that is coming in.
 type blob struct {
 	blobs  *blobs
-	repo   string
 	digest digest.Digest
 	size   int64 // the descriptor's; -1 if it has none
 	users  int   // guarded by blobs.mu
 	demand demand
 
 	mu      sync.Mutex
+	repos   []string         // of those who want it: one that has the image need not have the blob any more, or give it out
 	file    *os.File         // nil: none yet. Only the work that is under way changes it
 	refs    map[*os.File]int // this blob's, and one for each read under way
 	arrived int64            // bytes of file that are there while it comes in, not verified as a whole
@@ -141,7 +142,8 @@ type blob struct {
 	err     error         // why the last work failed, until the next begins
 	changed chan struct{} // closed when any of these changes
 
-	turn   *turn               // of the work that is under way, and nobody else's, like what follows; nil: it does not fetch
+	repo   string              // that is asked. Of the work that is under way, and nobody else's, like what follows
+	turn   *turn               // nil: it does not fetch
 	tell   func(arrived int64) // nil: it has asked the registry for nothing yet
 	over   func(error)
 	shared bool    // it has the lock of the part file, for which other processes wait
@@ -157,13 +159,18 @@ func (b *blobs) use(repo string, d digest.Digest, size int64) (*blob, error) {
 	}
 	x := b.open[d]
 	if x == nil {
-		x = &blob{blobs: b, repo: repo, digest: d, size: size, changed: make(chan struct{}), refs: map[*os.File]int{}}
+		x = &blob{blobs: b, digest: d, size: size, repo: repo, changed: make(chan struct{}), refs: map[*os.File]int{}}
 		b.open[d] = x
 	}
 	if size >= 0 && x.size >= 0 && size != x.size {
 		return nil, fmt.Errorf("%w: two manifests say that %s has %d and %d bytes", imgsrc.ErrDamaged, d, x.size, size)
 	}
 	x.users++
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if !slices.Contains(x.repos, repo) {
+		x.repos = append(x.repos, repo)
+	}
 	return x, nil
 }
 

@@ -57,7 +57,7 @@ func (c *content) Size(ctx context.Context) (int64, error) {
 	}
 	s := c.image.source
 	if !s.blobs.hasBlob(c.digest) && !s.offline {
-		size, err := flight.Do(ctx, s.flights, flightKey{"size", c.digest}, func(ctx context.Context) (int64, error) {
+		size, err := flight.Do(ctx, s.flights, flightKey{"size in " + c.image.repo, c.digest}, func(ctx context.Context) (int64, error) {
 			return s.client.BlobSize(ctx, c.image.repo, c.digest)
 		})
 		if err == nil && size >= 0 || ctx.Err() != nil {
@@ -178,7 +178,7 @@ func (r *layerStream) readPast(p []byte, err error) (int, error) {
 	if !isSinkError(err) {
 		return 0, r.image.gone(r.ctx, err)
 	}
-	r.past, err = r.image.source.client.blob(r.ctx, r.x.repo, r.x.digest, r.off, r.x.size, false)
+	r.past, err = r.image.source.client.blob(r.ctx, r.image.repo, r.x.digest, r.off, r.x.size, false)
 	if err != nil {
 		r.past = nil
 		return 0, r.image.gone(r.ctx, err)

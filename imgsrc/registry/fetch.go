@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path"
+	"slices"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -279,9 +280,28 @@ func (x *blob) receive(ctx context.Context, f *os.File, sum hash.Hash, off int64
 	}
 }
 
+// ask asks for the blob from an offset: in the repository of one of those who want it after the other, until one gives it out.
+func (x *blob) ask(ctx context.Context, off int64, direct bool) (io.ReadCloser, error) {
+	for asked := []string{x.repo}; ; asked = append(asked, x.repo) {
+		in, err := x.blobs.source.client.blob(ctx, x.repo, x.digest, off, x.size, direct)
+		if !errors.Is(err, imgsrc.ErrNotFound) && !errors.Is(err, imgsrc.ErrDenied) {
+			return in, err
+		}
+		x.mu.Lock()
+		i := slices.IndexFunc(x.repos, func(repo string) bool { return !slices.Contains(asked, repo) })
+		if i >= 0 {
+			x.repo = x.repos[i]
+		}
+		x.mu.Unlock()
+		if i < 0 {
+			return nil, err
+		}
+	}
+}
+
 // receiveIn is receive in one turn. It never takes more than the descriptor says.
 func (x *blob) receiveIn(ctx context.Context, f *os.File, sum hash.Hash, off int64, direct bool) (int64, error) {
-	in, err := x.blobs.source.client.blob(ctx, x.repo, x.digest, off, x.size, direct)
+	in, err := x.ask(ctx, off, direct)
 	if err != nil {
 		return off, err
 	}

@@ -44,7 +44,7 @@ func (m *image) Manifest(ctx context.Context) ([]byte, error) {
 			return b, nil
 		}
 	}
-	doc, err := inTime(ctx, s, flightKey{"manifest in time", d}, func(ctx context.Context) (Document, error) {
+	doc, err := inTime(ctx, s, flightKey{"manifest in time from " + m.repo, d}, func(ctx context.Context) (Document, error) {
 		return s.manifest(ctx, m.repo, d)
 	})
 	if err != nil {
@@ -64,7 +64,7 @@ func (s *Source) manifest(ctx context.Context, repo string, d digest.Digest) (Do
 	if s.offline {
 		return Document{}, errOffline
 	}
-	return flight.Do(ctx, s.flights, flightKey{"manifest", d}, func(ctx context.Context) (Document, error) {
+	return flight.Do(ctx, s.flights, flightKey{"manifest from " + repo, d}, func(ctx context.Context) (Document, error) {
 		doc, err := s.client.Manifest(ctx, repo, d.String())
 		if err == nil {
 			s.docs.put(d, doc.Bytes)
@@ -91,6 +91,11 @@ func (m *image) Config(ctx context.Context) ([]byte, error) {
 	return b, nil
 }
 
+// configKey is that of reading the config, which fails for one image and not for another that has it too.
+func (m *image) configKey() flightKey {
+	return flightKey{"config of " + m.repo + "@" + m.desc.Digest.String(), m.desc.Config}
+}
+
 func (m *image) config(ctx context.Context, d digest.Digest) ([]byte, error) {
 	s := m.source
 	b := s.docs.get(d)
@@ -99,7 +104,7 @@ func (m *image) config(ctx context.Context, d digest.Digest) ([]byte, error) {
 	}
 	if b == nil {
 		var err error
-		b, err = inTime(ctx, s, flightKey{"config of " + m.desc.Digest.String(), d}, func(ctx context.Context) ([]byte, error) {
+		b, err = inTime(ctx, s, m.configKey(), func(ctx context.Context) ([]byte, error) {
 			b, err := s.fetchConfig(ctx, m.repo, d)
 			if err != nil {
 				return nil, m.gone(ctx, err)
@@ -243,18 +248,19 @@ func (s *Source) hasForeign(ctx context.Context, repo string, d digest.Digest) (
 		there bool
 		at    time.Time
 	}
-	if a, ok := s.foreign.Load(d); ok && time.Since(a.(answer).at) < s.every {
+	key := flightKey{"has " + repo, d}
+	if a, ok := s.foreign.Load(key); ok && time.Since(a.(answer).at) < s.every {
 		return a.(answer).there, nil
 	}
 	if s.offline {
 		return false, errOffline
 	}
-	return flight.Do(ctx, s.flights, flightKey{"has", d}, func(ctx context.Context) (bool, error) {
+	return flight.Do(ctx, s.flights, key, func(ctx context.Context) (bool, error) {
 		_, err := s.client.BlobRange(ctx, repo, d, 0, 1)
 		if err != nil && !errors.Is(err, imgsrc.ErrNotFound) {
 			return false, err
 		}
-		s.foreign.Store(d, answer{err == nil, time.Now()})
+		s.foreign.Store(key, answer{err == nil, time.Now()})
 		return err == nil, nil
 	})
 }
@@ -342,7 +348,7 @@ func (f *layerFiles) Root(ctx context.Context) (*imgsrc.File, error) {
 		if n >= f.layer.Size {
 			break
 		}
-		b, err := flight.Do(ctx, s.flights, flightKey{fmt.Sprint("the first ", n), f.layer.Digest}, func(ctx context.Context) ([]byte, error) {
+		b, err := flight.Do(ctx, s.flights, flightKey{fmt.Sprint("the first ", n, " in ", m.repo), f.layer.Digest}, func(ctx context.Context) ([]byte, error) {
 			return s.client.BlobRange(ctx, m.repo, f.layer.Digest, 0, n)
 		})
 		if err != nil {

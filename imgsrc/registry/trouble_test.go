@@ -226,7 +226,7 @@ func TestSilentName(t *testing.T) {
 
 // forget ends the moment for which a failure to read a config is the answer, and in which the server is in trouble.
 func forget(m *image) {
-	m.source.failures.Put(flightKey{"config of " + m.desc.Digest.String(), m.desc.Config}, nil, time.Now())
+	m.source.failures.Put(m.configKey(), nil, time.Now())
 	c := m.source.client
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -246,7 +246,7 @@ func (w *walk) read(ctx context.Context, level []wantedManifest) error {
 		for i, m := range fresh {
 			if w.old != nil {
 				if e := w.old.entries[m.digest]; e != nil && e.image.desc.Damaged == nil {
-					entries[i] = e
+					entries[i] = e.in(append(elsewhere[m.digest], m))
 					continue
 				}
 			}
@@ -286,6 +286,17 @@ func (w *walk) read(ctx context.Context, level []wantedManifest) error {
 		}
 	}
 	return nil
+}
+
+// in returns the entry, in one of the repositories that are known to have it. The one that it was in may have lost it since.
+func (e *entry) in(wanted []wantedManifest) *entry {
+	if slices.ContainsFunc(wanted, func(m wantedManifest) bool { return m.repo == e.image.repo }) {
+		return e
+	}
+	img := &image{source: e.image.source, repo: wanted[len(wanted)-1].repo, desc: e.image.desc, configSize: e.image.configSize}
+	img.layers.Store(e.image.layers.Load())
+	img.whole.Store(e.image.whole.Load())
+	return &entry{image: img, layers: e.layers, children: e.children}
 }
 
 // readEntry reads a manifest. There is an entry also if that fails: it is damaged then. The error is only for counting.
