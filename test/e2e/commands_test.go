@@ -20,7 +20,7 @@ import (
 )
 
 // patience is how long anything is waited for before the script fails; nothing is measured by it.
-const patience = time.Minute
+const patience = 3 * time.Minute
 
 func usage(ts *testscript.TestScript, neg bool, args []string, ok bool, text string) {
 	if neg || !ok {

@@ -20,11 +20,13 @@ package e2e
 import (
 	"fmt"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"strings"
 	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
+	"golang.org/x/sys/unix"
 
 	"github.com/imgfs/imgfs/test/reaper"
 )
@@ -34,11 +36,23 @@ func TestMain(m *testing.M) {
 	if dir := os.Getenv(holderVar); dir != "" {
 		os.Exit(hold(dir))
 	}
+	asUsual()
 	code := m.Run()
 	if current != nil && !current.close() && code == 0 {
 		code = 1
 	}
 	os.Exit(code)
+}
+
+// asUsual makes what scripts inherit what they count on, however the tests were started. A shell has what it runs in the background
+// ignore Ctrl-C, and what a process ignores is ignored by all that it starts, unless it handles it itself.
+func asUsual() {
+	unix.Umask(0o022)
+	for _, s := range []os.Signal{unix.SIGINT, unix.SIGQUIT, unix.SIGHUP} {
+		if signal.Ignored(s) {
+			signal.Notify(make(chan os.Signal, 1), s)
+		}
+	}
 }
 
 func TestScripts(t *testing.T) {

@@ -24,8 +24,8 @@ import (
 	"github.com/imgfs/imgfs/test/reaper"
 )
 
-// An engine is Debian's dockerd, with a socket and directories of its own. Those are not in the script's: a socket's path
-// has to be short.
+// An engine is Debian's dockerd, with a socket and directories of its own. Those are the run's and not the script's: a socket's
+// path has to be short.
 type engine struct {
 	dir     string
 	process *exec.Cmd
@@ -39,7 +39,7 @@ func startEngine(ts *testscript.TestScript, neg bool, args []string) {
 	usage(ts, neg, args, len(args) == 0 || tls, "engine [-tls]")
 	need(ts, false, []string{"dockerd", "docker"})
 	s := of(ts)
-	dir, err := os.MkdirTemp("", "imgfs-engine-")
+	dir, err := os.MkdirTemp(current.dir, "e")
 	ts.Check(err)
 	host := "unix://" + filepath.Join(dir, "sock")
 	log, err := os.Create(filepath.Join(dir, "log"))
@@ -53,7 +53,7 @@ func startEngine(ts *testscript.TestScript, neg bool, args []string) {
 			cmd.Args = append(cmd.Args, "--"+flag, file)
 		}
 	}
-	cmd.Stdout, cmd.Stderr = log, log
+	cmd.Env, cmd.Stdout, cmd.Stderr = append(os.Environ(), reaper.RunVar+"="+current.dir), log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	ts.Check(cmd.Start())
 	s.engines = append(s.engines, &engine{dir: dir, process: cmd})

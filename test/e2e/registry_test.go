@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"log"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -66,10 +67,15 @@ func (r *registryServer) again(ts *testscript.TestScript) {
 	}
 	l, err := net.Listen("tcp", r.server.Listener.Addr().String())
 	ts.Check(err)
-	server := httptest.NewUnstartedServer(r.server.Config.Handler)
-	ts.Check(server.Listener.Close())
-	server.Listener, r.server = l, server
+	r.server = serve(l, r.server.Config.Handler)
+}
+
+func serve(l net.Listener, handler http.Handler) *httptest.Server {
+	server := httptest.NewUnstartedServer(handler)
+	_ = server.Listener.Close()
+	server.Listener = l
 	server.Start()
+	return server
 }
 
 func startRegistry(ts *testscript.TestScript, neg bool, args []string) {
@@ -93,13 +99,12 @@ func startRegistry(ts *testscript.TestScript, neg bool, args []string) {
 			r.answering = &answering{holding: h, next: h.next, how: "right"}
 			handler = r.answering
 		}
-		server := httptest.NewServer(handler)
-		r.server, s.registries[name] = server, r
-		ts.Setenv(name, strings.TrimPrefix(server.URL, "http://"))
+		r.server, s.registries[name] = serve(listen(ts), handler), r
+		ts.Setenv(name, strings.TrimPrefix(r.server.URL, "http://"))
 		return
 	}
 	if kind == "-flaky" {
-		server := httptest.NewServer(&flaky{next: registry.New(registry.Logger(log.New(io.Discard, "", 0))), asked: map[string]int{}})
+		server := serve(listen(ts), &flaky{next: registry.New(registry.Logger(log.New(io.Discard, "", 0))), asked: map[string]int{}})
 		s.registries[name] = &registryServer{holding: &holding{gate: make(chan struct{})}, server: server}
 		ts.Setenv(name, strings.TrimPrefix(server.URL, "http://"))
 		return
@@ -163,10 +168,28 @@ func startAgain(ts *testscript.TestScript, neg bool, args []string) {
 	untilItAnswers(ts, ts.Getenv(args[0]))
 }
 
+// ports are those that registries have had.
+var ports sync.Map
+
+// listen listens on the loopback interface. A registry's port is of those that a system gives to nobody who does not name one:
+// so it is its own before the registry listens there, and while it is stopped.
+func listen(ts *testscript.TestScript) net.Listener {
+	for range 1000 {
+		port := 10_000 + rand.IntN(20_000)
+		if _, had := ports.LoadOrStore(port, true); had {
+			continue
+		}
+		if l, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port))); err == nil {
+			return l
+		}
+	}
+	ts.Fatalf("there is no port for a registry")
+	return nil
+}
+
 // freeAddress is a port of the loopback interface that nobody listens on.
 func freeAddress(ts *testscript.TestScript) string {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	ts.Check(err)
+	l := listen(ts)
 	defer l.Close()
 	return l.Addr().String()
 }

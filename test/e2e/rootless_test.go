@@ -23,11 +23,14 @@ const (
 
 	userName = "imgfs-user"
 	userHome = "/home/" + userName
-	firstUID = 54321
 )
 
-// users counts the scripts that have one: what one of them does to all processes of its user is no other's business.
-var users atomic.Int32
+// users counts the scripts that have one: what one of them does to all processes of its user is no other's business, nor that of
+// another run on this machine.
+var (
+	users    atomic.Int32
+	firstUID = 100_000 + os.Getpid()%50_000*16 // below the ids that he has in /etc/subuid
+)
 
 // A holder is a process that keeps a mount namespace, in which there is an ordinary user: with ids in /etc/subuid, with a
 // home directory, with /dev/fuse for everybody. Nothing of him is on the machine itself.

@@ -98,6 +98,7 @@ func (r *run) setup(env *testscript.Env) error {
 	env.Setenv("XDG_RUNTIME_DIR", filepath.Join(work, ".run"))
 	env.Setenv("XDG_CACHE_HOME", filepath.Join(work, ".cache"))
 	env.Setenv("LC_ALL", "C.UTF-8")
+	env.Setenv("TZ", "UTC")
 	for _, name := range []string{"IMGFS_ACCEPT", "IMGFS_ACCEPT_STORE", "SOAK_SECONDS"} {
 		env.Setenv(name, os.Getenv(name))
 	}
@@ -172,11 +173,10 @@ func (s *script) close() {
 		s.user.stop()
 	}
 	var left []string
-	for range 200 {
-		if left = reaper.Leftovers(scriptVar, s.work); len(left) == 0 {
+	for deadline := time.Now().Add(patience); ; time.Sleep(50 * time.Millisecond) {
+		if left = reaper.Leftovers(scriptVar, s.work); len(left) == 0 || time.Now().After(deadline) {
 			break
 		}
-		time.Sleep(50 * time.Millisecond)
 	}
 	if temp, err := filepath.Glob(filepath.Join(s.work, ".tmp", "*imgfs*")); err == nil {
 		left = append(left, temp...)
