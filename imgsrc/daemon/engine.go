@@ -110,6 +110,8 @@ func (e *engine) explain(ctx context.Context, err error) error {
 		return &failure{fmt.Sprintf("the engine at %s does not answer in time", e.host), []error{errSilent, unix.ETIMEDOUT}}
 	case client.IsErrConnectionFailed(err):
 		return e.unreachable(err)
+	case dockerhost.IsFull(err):
+		return &failure{fmt.Sprintf("the engine at %s: %s", e.host, text), []error{unix.ENOSPC, err}}
 	case cerrdefs.IsNotFound(err):
 		return &failure{text, []error{imgsrc.ErrNotFound, err}}
 	case cerrdefs.IsConflict(err):

@@ -5,13 +5,16 @@ package dockerhost
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"net"
 	"net/url"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/moby/moby/client"
+	"golang.org/x/sys/unix"
 
 	"github.com/imgfs/imgfs/imgsrc"
 )
@@ -81,6 +84,11 @@ func (at Address) Means() string {
 // Client makes a client of the engine's API. It connects to nothing yet.
 func (at Address) Client(opts ...client.Opt) (*client.Client, error) {
 	return client.New(append([]client.Opt{at.tls(), client.WithHost(at.String()), client.WithAPIVersionFromEnv(), client.WithUserAgent("imgfs")}, opts...)...)
+}
+
+// IsFull says whether an error is an engine's word that its own disk is full: its API has no code for that.
+func IsFull(err error) bool {
+	return strings.Contains(err.Error(), unix.ENOSPC.Error()) && !errors.Is(err, unix.ENOSPC) // that would be this machine's
 }
 
 // tls is what the certificates mean for a client, nil if there are none.

@@ -101,7 +101,7 @@ func (o *Ops) copyImage(ctx context.Context, p pushJob) (err error) {
 		return copyWhole(run, func() error { return to.commit(ctx) })
 	}
 	if err = run(); err != nil && kind == daemonKind && ctx.Err() == nil {
-		err = engineGone(ctx, err)
+		err = engineFailed(ctx, err)
 	}
 	return err
 }

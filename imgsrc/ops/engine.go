@@ -10,6 +10,9 @@ import (
 
 	"go.podman.io/image/v5/docker/daemon"
 	"go.podman.io/image/v5/docker/reference"
+	"golang.org/x/sys/unix"
+
+	"github.com/imgfs/imgfs/imgsrc/dockerhost"
 )
 
 // An engine is a name in the Docker engine at DOCKER_HOST.
@@ -20,10 +23,24 @@ func parseDaemon(rest string, _ pathResolver) (destination, error) {
 	return &engine{named}, err
 }
 
-func (d *engine) kind() *kind           { return daemonKind }
-func (d *engine) String() string        { return "docker-daemon:" + d.named.String() }
-func (d *engine) check() error          { return nil }
-func (d *engine) hint(err error) string { return localHint(err) }
+func (d *engine) kind() *kind    { return daemonKind }
+func (d *engine) String() string { return "docker-daemon:" + d.named.String() }
+func (d *engine) check() error   { return nil }
+
+func (d *engine) hint(err error) string {
+	if full := (*engineFull)(nil); errors.As(err, &full) {
+		return "make room on the disk of the engine at " + full.at
+	}
+	return localHint(err)
+}
+
+// An engineFull is what an engine said that has no room on its disk for what it was sent.
+type engineFull struct {
+	error
+	at string // the engine's address
+}
+
+func (e *engineFull) Unwrap() []error { return []error{unix.ENOSPC, e.error} }
 
 // engineTimeout is how long an engine may take to be connected to, and to answer when it is asked whether it is there.
 const engineTimeout = 10 * time.Second
@@ -41,9 +58,12 @@ func (d *engine) stage(ctx context.Context, s staging) (staged, error) {
 	return staged{ref: ref}, err
 }
 
-// engineGone says of an engine that broke off what it was sent whether it is still there. The library only says that a pipe
-// of its own was closed.
-func engineGone(ctx context.Context, err error) error {
+// engineFailed says what became of an engine that did not take what it was sent: whether its disk is full, and whether it is still
+// there if it broke off. Then the library only says that a pipe of its own was closed.
+func engineFailed(ctx context.Context, err error) error {
+	if at, gone := engineHere(); gone == nil && dockerhost.IsFull(err) {
+		return &engineFull{err, redactWord(at.String())}
+	}
 	if !errors.Is(err, io.ErrClosedPipe) && !strings.Contains(err.Error(), io.ErrClosedPipe.Error()) {
 		return err
 	}

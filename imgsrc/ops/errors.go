@@ -83,6 +83,20 @@ func condition(err error) error {
 	case errors.Is(err, context.DeadlineExceeded), errors.As(err, &timeout) && timeout.Timeout():
 		return syscall.ETIMEDOUT
 	}
+	return inWords(err)
+}
+
+// inWords is the condition of an index that could not be written: the library joins the texts of the attempts at it, and leaves
+// the errors behind.
+func inWords(err error) error {
+	if !strings.Contains(err.Error(), "Uploading manifest list failed, attempted the following formats") {
+		return nil
+	}
+	for _, errno := range []syscall.Errno{syscall.ENOSPC, syscall.EACCES, syscall.EROFS, syscall.ECONNREFUSED, syscall.EHOSTUNREACH} {
+		if strings.Contains(err.Error(), errno.Error()) {
+			return errno
+		}
+	}
 	return nil
 }
 

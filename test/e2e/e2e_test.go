@@ -109,7 +109,7 @@ var commands = map[string]func(ts *testscript.TestScript, neg bool, args []strin
 	"fileserver":  fileServer,    // fileserver NAME DIR: serve the files in DIR by HTTP, with ranges; sets $NAME to HOST:PORT
 	"sigstorekey": sigstoreKey,   // sigstorekey NAME [PASSPHRASE]: make NAME.key and NAME.pub
 	"stopengine":  stopEngine,    // stopengine: the engine stands still; with -go it goes on, with -kill it is killed
-	"engine":      startEngine,   // engine [-tls]: a Docker engine of this script's own; sets $DOCKER_HOST
+	"engine":      startEngine,   // engine [-tls|-disk SIZE]: a Docker engine of this script's own; sets $DOCKER_HOST
 	"countsaves":  countSaves,    // countsaves: what asks the engine from now on is counted
 	"saves":       saves,         // saves N: the engine was asked for N saves since the last look
 

@@ -33,10 +33,10 @@ type engine struct {
 }
 
 // startEngine starts one, which ends with the script. With -tls it also listens at $ENGINE_TLS for who has the certificates in
-// $ENGINE_CERTS.
+// $ENGINE_CERTS. With -disk its images are on a disk of that size, at $ENGINE_DISK.
 func startEngine(ts *testscript.TestScript, neg bool, args []string) {
-	tls := slices.Equal(args, []string{"-tls"})
-	usage(ts, neg, args, len(args) == 0 || tls, "engine [-tls]")
+	tls, disk := slices.Equal(args, []string{"-tls"}), len(args) == 2 && args[0] == "-disk"
+	usage(ts, neg, args, len(args) == 0 || tls || disk, "engine [-tls|-disk SIZE]")
 	need(ts, false, []string{"dockerd", "docker"})
 	s := of(ts)
 	dir, err := os.MkdirTemp(current.dir, "e")
@@ -52,6 +52,12 @@ func startEngine(ts *testscript.TestScript, neg bool, args []string) {
 		for flag, file := range engineCertificates(ts, filepath.Join(dir, "certs")) {
 			cmd.Args = append(cmd.Args, "--"+flag, file)
 		}
+	}
+	if disk {
+		data := filepath.Join(dir, "data")
+		ts.Check(os.Mkdir(data, 0o700))
+		ts.Check(unix.Mount("tmpfs", data, "tmpfs", 0, "size="+args[1]))
+		ts.Setenv("ENGINE_DISK", data)
 	}
 	cmd.Env, cmd.Stdout, cmd.Stderr = append(os.Environ(), reaper.RunVar+"="+current.dir), log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
