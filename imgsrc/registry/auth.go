@@ -161,7 +161,7 @@ func (e *endpoint) bearer(ctx context.Context, c challenge, repo, scope, refused
 	case t.turn <- struct{}{}:
 		defer func() { <-t.turn }()
 	case <-ctx.Done():
-		return "", ctx.Err()
+		return "", context.Cause(ctx)
 	}
 	if t.header != "" && t.header != refused && time.Now().Before(t.expires) {
 		return t.header, nil
@@ -312,7 +312,7 @@ func (e *endpoint) credentials(ctx context.Context, repo string, fresh bool) (ty
 		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
 			return a.user, &failure{text: fmt.Sprintf("looking up credentials for %s: %s", key, errHelper), condition: syscall.ETIMEDOUT}
 		}
-		return a.user, ctx.Err()
+		return a.user, context.Cause(ctx)
 	case <-time.After(helperTime):
 		a.err = errHelper
 	}

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -313,6 +314,30 @@ func TestRealm(t *testing.T) {
 			t.Errorf("%q: %v", realm, err)
 		}
 	}
+}
+
+// Who waits for a token that another asks for is told that it takes too long, and not that somebody has left.
+func TestTokenServerHangs(t *testing.T) {
+	srv := newServer(t)
+	img := big(t, srv)
+	o := newSetup(t, srv.host+"/big:1")
+	o.test.limits.document, o.test.limits.stall = 200*time.Millisecond, 300*time.Millisecond
+	s := o.mustOpen(t)
+	hung := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }))
+	defer hung.Close()
+	srv.front(func(w http.ResponseWriter, _ *http.Request, _ http.Handler) {
+		w.Header().Set("WWW-Authenticate", fmt.Sprintf(`Bearer realm="%s/token"`, hung.URL))
+		w.WriteHeader(http.StatusUnauthorized)
+	})
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() {
+			if _, err := s.client.Blob(t.Context(), "big", img.layers[0].Digest, 0); !errors.Is(err, syscall.ETIMEDOUT) {
+				t.Errorf("%v", err)
+			}
+		})
+	}
+	wg.Wait()
 }
 
 // A blob whose connection breaks when its token has expired goes on with a new one, where it stopped.

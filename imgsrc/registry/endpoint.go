@@ -145,7 +145,12 @@ func (r *request) doing(e *endpoint) string {
 
 // send returns the answer to a request, with a status that is wanted, or a failure. Credentials that are refused are
 // looked up again, and tokens asked for again, once.
-func (e *endpoint) send(ctx context.Context, r *request) (*http.Response, error) {
+func (e *endpoint) send(ctx context.Context, r *request) (_ *http.Response, err error) {
+	defer func() {
+		if err != nil { // the wait for what others ask for may have been too long
+			err = sendFailure(r.doing(e), err, nil)
+		}
+	}()
 	if err := e.waitQuiet(ctx, r); err != nil {
 		return nil, err
 	}
@@ -282,7 +287,7 @@ func (e *endpoint) ping(ctx context.Context) (scheme string, err error) {
 	case e.pinging <- struct{}{}:
 		defer func() { <-e.pinging }()
 	case <-ctx.Done():
-		return "", ctx.Err()
+		return "", context.Cause(ctx)
 	}
 	if scheme := known(); scheme != "" {
 		return scheme, nil
