@@ -164,7 +164,7 @@ func (b *body) connectTo(p place, limit time.Duration) error {
 		limit = b.client.limits.stall
 	}
 	ctx, cancel := context.WithCancelCause(b.ctx)
-	stall := time.AfterFunc(limit, func() { cancel(errStalled) })
+	stall := time.AfterFunc(p.patience(ctx, limit), func() { cancel(errStalled) })
 	r := p.request(http.MethodGet, "/blobs/"+b.digest.String())
 	r.want = []int{http.StatusOK, http.StatusPartialContent}
 	if b.off > 0 && !b.plain {
@@ -263,7 +263,7 @@ func (c *Client) blobRange(ctx context.Context, p place, d digest.Digest, offset
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(context.Canceled)
-	stall := time.AfterFunc(limit, func() { cancel(errStalled) })
+	stall := time.AfterFunc(p.patience(ctx, limit), func() { cancel(errStalled) })
 	defer stall.Stop()
 	r := p.request(http.MethodGet, "/blobs/"+d.String())
 	r.header.Set("Range", fmt.Sprintf("bytes=%d-%d", offset, offset+n-1))

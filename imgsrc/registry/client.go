@@ -143,7 +143,7 @@ func sleep(ctx context.Context, d time.Duration) error {
 func (c *Client) document(ctx context.Context, p place, r *request, max int64) (header http.Header, body []byte, err error) {
 	if !c.patient && isQuestion(r) {
 		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeoutCause(ctx, c.limits.document, errLate)
+		ctx, cancel = context.WithTimeoutCause(ctx, p.patience(ctx, c.limits.document), errLate)
 		defer cancel()
 	}
 	err = c.retry(ctx, p.troubleOf(r), func(limit time.Duration) error {

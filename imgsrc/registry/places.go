@@ -21,6 +21,7 @@ type place struct {
 	*endpoint
 	repo      string
 	namespace string // of a proxy for several registries; empty: none
+	mirror    bool   // another is asked if it does not have what is wanted
 }
 
 func (p place) request(method, path string) *request {
@@ -61,14 +62,26 @@ func (c *Client) places(repo, ref string) ([]place, error) {
 		sources = sources[len(sources)-1:]
 	}
 	var all []place
-	for _, s := range sources {
+	for i, s := range sources {
 		e, err := c.endpoint(reference.Domain(s.Reference), s.Endpoint.Insecure)
 		if err != nil {
 			return nil, err
 		}
-		all = append(all, place{e, reference.Path(s.Reference), s.Endpoint.NamespaceProxy})
+		all = append(all, place{e, reference.Path(s.Reference), s.Endpoint.NamespaceProxy, i < len(sources)-1})
 	}
 	return all, nil
+}
+
+// patience is how long an answer is waited for, of limit at most: a mirror's for half of the time that there is, so that the registry
+// can be asked in the other.
+func (p place) patience(ctx context.Context, limit time.Duration) time.Duration {
+	if !p.mirror {
+		return limit
+	}
+	if end, ends := ctx.Deadline(); ends {
+		limit = min(limit, time.Until(end))
+	}
+	return limit / 2
 }
 
 // find returns what registries.conf has for a name, nil if nothing.
