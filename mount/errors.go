@@ -20,6 +20,8 @@ var (
 	ErrForeign = errors.New("not an imgfs mount")
 	// ErrOverlap: the mountpoint lies in a directory that the mount itself needs, or the other way round.
 	ErrOverlap = errors.New("the mountpoint overlaps what the mount reads")
+	// ErrInside: the mountpoint lies in another mount of imgfs.
+	ErrInside = errors.New("it lies in an imgfs mount")
 	// ErrNotMount: nothing is mounted there.
 	ErrNotMount = errors.New("not a mount")
 	// ErrDead: the process that served the mount is gone.

@@ -31,7 +31,7 @@ type Dir struct {
 // files in it, or missing in a directory that is there, or a mount whose process was killed; and it must neither lie in
 // one of the directories in avoid nor they in it: the process would wait for its own answer, and with it everybody who
 // comes near. Errors: ErrNotDirectory, ErrNoParent, ErrNoAccess, ErrNoPlace, ErrNotEmpty,
-// ErrMounted, ErrForeign, ErrOverlap.
+// ErrMounted, ErrForeign, ErrInside, ErrOverlap.
 func Check(mountpoint string, avoid ...Dir) (*Point, error) {
 	path, err := resolve(mountpoint)
 	if err != nil {
@@ -69,6 +69,9 @@ func (p *Point) lookOnce() (found, error) {
 	}
 	if e != nil {
 		return p.lookAtMount(e)
+	}
+	if err := p.outside(); err != nil {
+		return 0, err
 	}
 	if err := p.overlap(); err != nil {
 		return 0, err
@@ -124,6 +127,24 @@ func (p *Point) empty() error {
 		}
 	}
 	return nil
+}
+
+// outside fails for a directory of another mount of imgfs, where a directory for names can be made as anywhere: that mount could
+// not be ended before this one, and what walks it would walk this one too.
+func (p *Point) outside() error {
+	var st unix.Stat_t
+	err := unix.Lstat(p.path, &st)
+	if errors.Is(err, fs.ErrNotExist) {
+		err = unix.Lstat(filepath.Dir(p.path), &st)
+	}
+	if err != nil {
+		return nil //nolint:nilerr // who looks at the directory itself says it better
+	}
+	other, err := oursOn(st.Dev)
+	if err != nil || other == "" {
+		return err
+	}
+	return fmt.Errorf("%w, that of %s: mount elsewhere", ErrInside, other)
 }
 
 func (p *Point) overlap() error {

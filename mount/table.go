@@ -34,6 +34,21 @@ func mountAt(path string) (*entry, error) {
 	return &entry{device: fmt.Sprintf("%d:%d", top.Major, top.Minor), fsType: top.FSType}, nil
 }
 
+// oursOn returns where the mount of ours is whose files have this device number, empty if there is none.
+func oursOn(dev uint64) (string, error) {
+	found, err := mountinfo.GetMounts(func(i *mountinfo.Info) (skip, stop bool) {
+		skip = !(&entry{fsType: i.FSType}).ours() || unix.Mkdev(uint32(i.Major), uint32(i.Minor)) != dev
+		return skip, !skip
+	})
+	if err != nil {
+		return "", fmt.Errorf("reading the mount table: %w", err)
+	}
+	if len(found) == 0 {
+		return "", nil
+	}
+	return found[0].Mountpoint, nil
+}
+
 // disconnected says whether the process that served the FUSE mount at path is gone. It asks by statfs(2), the one
 // request for which the kernel has no cached answer; a mount whose server hangs makes it hang as well, and a mount that
 // belongs to another user counts as connected.

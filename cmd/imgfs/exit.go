@@ -35,6 +35,7 @@ var exitCodes = []struct {
 	{mount.ErrNotEmpty, exitMountpoint},
 	{mount.ErrMounted, exitMountpoint},
 	{mount.ErrForeign, exitMountpoint},
+	{mount.ErrInside, exitMountpoint},
 	{mount.ErrOverlap, exitMountpoint},
 	{mount.ErrNotMount, exitMountpoint},
 	{mount.ErrDead, exitMountpoint},

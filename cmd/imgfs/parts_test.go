@@ -50,25 +50,25 @@ func TestParseSource(t *testing.T) {
 		{arg: "containers-storage:vfs@/s", name: "containers-storage:vfs@/s", dirs: []string{"/s"}},
 		{arg: "containers-storage:[vfs@/s+/run/s]", name: "containers-storage:vfs@/s+/run/s", dirs: []string{"/s", "/run/s"}},
 		{arg: "containers-storage:/a+b/c@d", name: "containers-storage:/a+b/c@d", dirs: []string{"/a+b/c@d"}},
-		{arg: "containers-storage:alpine", err: imgsrc.ErrNoSource},
-		{arg: "containers-storage:[/s", err: imgsrc.ErrNoSource},
+		{arg: "containers-storage:alpine", err: imgsrc.ErrInvalid},
+		{arg: "containers-storage:[/s", err: imgsrc.ErrInvalid},
 		{arg: "containers-storage:[/s]alpine", err: imgsrc.ErrUnsupported},
-		{arg: "oci:", err: imgsrc.ErrNoSource},
-		{arg: "oci::web", err: imgsrc.ErrNoSource},
+		{arg: "oci:", err: imgsrc.ErrInvalid},
+		{arg: "oci::web", err: imgsrc.ErrInvalid},
 		{arg: "none", err: imgsrc.ErrNoSource},
 		{arg: "missing", err: imgsrc.ErrNoSource},
-		{arg: "", err: imgsrc.ErrNoSource},
+		{arg: "", err: imgsrc.ErrInvalid},
 		{arg: "file/below", err: unix.ENOTDIR},
 		{arg: "file", name: "file", dirs: []string{"%/file"}},
 		{arg: "oci-archive:file:web:1", name: "oci-archive:file:web:1", dirs: []string{"%/file"}},
 		{arg: "docker-archive:file:@1", name: "docker-archive:file:@1", dirs: []string{"%/file"}},
 		{arg: "docker-archive:later", name: "docker-archive:later", dirs: []string{"%/later"}},
-		{arg: "oci-archive:", err: imgsrc.ErrNoSource},
+		{arg: "oci-archive:", err: imgsrc.ErrInvalid},
 		{arg: "dir:none", name: "dir:%/none", dirs: []string{"%/none"}},
 		{arg: "skopeo", name: "dir:%/skopeo", dirs: []string{"%/skopeo"}},
-		{arg: "dir:", err: imgsrc.ErrNoSource},
+		{arg: "dir:", err: imgsrc.ErrInvalid},
 		{arg: "docker://example.org/a", name: "docker://example.org/a"},
-		{arg: "docker://", err: imgsrc.ErrNoSource},
+		{arg: "docker://", err: imgsrc.ErrInvalid},
 		{arg: "docker-daemon:", name: "docker-daemon:"},
 		{arg: "ostree:x", err: imgsrc.ErrUnsupported},
 		{arg: "nonsense:x", err: imgsrc.ErrNoSource},
@@ -78,7 +78,11 @@ func TestParseSource(t *testing.T) {
 	for _, test := range tests {
 		specs, err := parseSources([]string{test.arg})
 		if test.err != nil {
-			if !errors.Is(err, test.err) || exitCode(err) != exitSource || strings.Contains(err.Error(), "\n") {
+			code := exitSource
+			if errors.Is(test.err, imgsrc.ErrInvalid) {
+				code = exitUsage
+			}
+			if !errors.Is(err, test.err) || exitCode(err) != code || strings.Contains(err.Error(), "\n") {
 				t.Errorf("%q: error %v with code %d, want %v", test.arg, err, exitCode(err), test.err)
 			}
 			continue
@@ -176,6 +180,7 @@ func TestExitCode(t *testing.T) {
 		{&sourceError{errors.New("x")}, 3},
 		{&sourceError{fs.ErrPermission}, 6},
 		{mount.ErrNotEmpty, 4},
+		{mount.ErrInside, 4},
 		{fmt.Errorf("%w: %w", mount.ErrNoAccess, unix.EACCES), 4},
 		{fmt.Errorf("%w (%w)", mount.ErrNoFUSE, unix.EPERM), 5},
 		{mount.ErrDenied, 6},

@@ -24,7 +24,7 @@ type transport struct {
 	name   string // what stands before the colon, as in containers/image
 	syntax string // for help
 	help   string
-	// parse reads what stands behind the colon.
+	// parse reads what stands behind the colon. Error: imgsrc.ErrInvalid if that is not written as syntax says.
 	parse func(rest string) (*spec, error)
 	// at is for a directory that is given without a transport: nil if it is not one of this kind. Nil for files.
 	at func(dir string) *spec
@@ -131,7 +131,10 @@ func parseSources(args []string) ([]*spec, error) {
 	var specs []*spec
 	for _, arg := range args {
 		s, err := parseSource(arg)
-		if err != nil {
+		switch {
+		case errors.Is(err, imgsrc.ErrInvalid):
+			return nil, &usageError{err: fmt.Errorf("source %q: %w", arg, err), command: "imgfs mount"}
+		case err != nil:
 			return nil, &sourceError{fmt.Errorf("source %q: %w", arg, err)}
 		}
 		specs = append(specs, s)
@@ -139,18 +142,26 @@ func parseSources(args []string) ([]*spec, error) {
 	return specs, nil
 }
 
+// parseSource reads one SOURCE. Errors: imgsrc.ErrInvalid if it is not written as sources are, and others.
 func parseSource(arg string) (*spec, error) {
 	name, rest, hasColon := strings.Cut(arg, ":")
 	for _, t := range transports {
-		if hasColon && t.name == name {
-			return t.parse(rest)
+		if !hasColon || t.name != name {
+			continue
 		}
+		s, err := t.parse(rest)
+		if errors.Is(err, imgsrc.ErrInvalid) {
+			err = fmt.Errorf("%w: write %s, %s", err, t.syntax, t.help)
+		}
+		return s, err
 	}
 	if hasColon && slices.Contains(planned, name) {
 		return nil, fmt.Errorf("the transport %s is %w; there are %s", name, imgsrc.ErrUnsupported, transportNames())
 	}
 	info, err := os.Stat(arg)
 	switch {
+	case arg == "":
+		return nil, malformed("it is empty: write a path, or a transport and what is in it")
 	case errors.Is(err, fs.ErrNotExist) && hasColon && isTransportName(name):
 		return nil, noSource("%q is neither a transport (there are %s) nor the beginning of a path", name, transportNames())
 	case errors.Is(err, fs.ErrNotExist):
@@ -221,6 +232,11 @@ func transportNames() string {
 // isTransportName says whether a word looks like the name of a transport.
 func isTransportName(word string) bool {
 	return word != "" && strings.Trim(word, "abcdefghijklmnopqrstuvwxyz0123456789-+") == ""
+}
+
+// malformed is imgsrc.ErrInvalid, in other words.
+func malformed(format string, args ...any) error {
+	return imgsrc.Of(imgsrc.ErrInvalid, fmt.Errorf(format, args...))
 }
 
 // noSource is imgsrc.ErrNoSource, in other words.

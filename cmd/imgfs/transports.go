@@ -25,7 +25,7 @@ func parseStorage(rest string) (*spec, error) {
 		var image string
 		rest, image, ok = strings.Cut(inner, "]")
 		if !ok {
-			return nil, noSource("the bracket is not closed")
+			return nil, malformed("the bracket is not closed")
 		}
 		if image != "" {
 			return nil, fmt.Errorf("one image of a store is %w as a source; the whole store is", imgsrc.ErrUnsupported)
@@ -44,7 +44,7 @@ func parseStorage(rest string) (*spec, error) {
 		o.RunRoot = "/" + o.RunRoot
 	}
 	if !filepath.IsAbs(o.GraphRoot) {
-		return nil, noSource("%q is not the absolute path of a store", o.GraphRoot)
+		return nil, malformed("%q is not the absolute path of a store", o.GraphRoot)
 	}
 	return storageSpec(name, o), nil
 }
@@ -79,7 +79,7 @@ func parseLayout(rest string) (*spec, error) {
 		dir, ref, _ = strings.Cut(rest, ":")
 	}
 	if dir == "" {
-		return nil, noSource("the name of the directory is missing")
+		return nil, malformed("the name of the directory is missing")
 	}
 	abs, err := filepath.Abs(dir)
 	if err != nil {
@@ -120,7 +120,7 @@ func parseArchive(transport string, open archiveOpener) func(rest string) (*spec
 			file, ref, _ = strings.Cut(rest, ":")
 		}
 		if file == "" {
-			return nil, noSource("the name of the file is missing")
+			return nil, malformed("the name of the file is missing")
 		}
 		return archiveSpec(transport+":"+rest, file, ref, open)
 	}
@@ -177,7 +177,7 @@ func openAnyArchive(ctx context.Context, file, ref string, env sourceEnv) (imgsr
 
 func parseDir(rest string) (*spec, error) {
 	if rest == "" {
-		return nil, noSource("the name of the directory is missing")
+		return nil, malformed("the name of the directory is missing")
 	}
 	abs, err := filepath.Abs(rest)
 	if err != nil {
@@ -215,7 +215,10 @@ func parseDaemon(ref string) (*spec, error) {
 func parseRegistry(rest string) (*spec, error) {
 	ref, ok := strings.CutPrefix(rest, "//")
 	if !ok || ref == "" {
-		return nil, noSource("write docker://HOST, or more of a reference")
+		return nil, malformed("the host is missing")
+	}
+	if err := registry.CheckRef(ref); err != nil {
+		return nil, err
 	}
 	return &spec{
 		name: "docker://" + ref,

@@ -123,6 +123,12 @@ func invalid(format string, args ...any) error {
 	return imgsrc.Of(imgsrc.ErrInvalid, fmt.Errorf(format, args...))
 }
 
+// CheckRef says whether HOST[/REPO[:TAG|@DIGEST]] is written as it has to be. Error: imgsrc.ErrInvalid.
+func CheckRef(ref string) error {
+	_, err := new(Source).parse(ref)
+	return err
+}
+
 // parse takes HOST[/REPO[:TAG|@DIGEST]] apart.
 func (s *Source) parse(ref string) (host string, err error) {
 	host, rest, below := strings.Cut(ref, "/")
