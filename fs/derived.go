@@ -59,8 +59,7 @@ func (img *image) derive(ctx context.Context, r *rendered, row *row) (derivedFil
 	}
 	s := img.f.state.Load()
 	key := derivedKey{img.slot, row.id}
-	_, passing := img.remote() // what has been fetched changes meanwhile
-	passing = passing || r.damaged || r.sketched
+	passing := img.isRemote() || r.damaged || r.sketched // what has been fetched changes meanwhile
 	if d, ok := img.f.derived.get(key); ok && d.generation == s.snap.Generation && d.entry == e && !passing {
 		return d, d.err
 	}

@@ -81,8 +81,9 @@
 // Of an index in a registry, the images that are not listed are asked for when a link in platforms/ is followed, and all of them
 // when somebody first looks into oci/ (children.go).
 //
-// Of an image in a registry, diff.tar, diff/, changes and rootfs/ are listed only when the layers are here (remote.go). Of an image in
-// an engine, what the engine tells of it is answered without having it saved (sketch.go).
+// Of an image in a registry or an engine, diff.tar, diff/, changes and rootfs/ are listed only when the layers are here (remote.go). Of
+// an image in an engine, what the engine tells of it is answered without having it saved (sketch.go), and oci/, which has a file that is
+// called by each manifest's digest, is listed when all have been saved (ocilisted.go). So find and ls -R over a mount cost nothing.
 //
 // # Controls
 //

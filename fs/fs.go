@@ -68,6 +68,7 @@ type FS struct {
 	mu   sync.Mutex
 	lent lent
 	gone goneQueue // names that the kernel is to forget
+	top  topListing
 
 	state atomic.Pointer[state]
 	slots slots
@@ -103,6 +104,8 @@ type state struct {
 	idsTime  time.Time
 	names    [spaces]*nameState
 	kinship  *kinship
+
+	sketchers []imgsrc.Sketcher
 }
 
 // New returns the tree of a catalog. It lists nothing until it is asked to: call Refresh or Run.
@@ -200,7 +203,7 @@ func (f *FS) refresh(ctx context.Context) *state {
 		return old
 	}
 	now := time.Now()
-	s := &state{snap: snap, at: now, byID: make(map[string]*image, len(snap.Entries)), kinship: newKinship()}
+	s := &state{snap: snap, at: now, byID: make(map[string]*image, len(snap.Entries)), kinship: newKinship(), sketchers: sketchersOf(snap)}
 	first := old.snap.Generation == 0
 	changed := first
 	var fresh []*image

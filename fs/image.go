@@ -35,18 +35,20 @@ type image struct {
 	createdAt *time.Time          // once known
 	derived   map[uint32]derivedState
 
-	here   string // of a remote image, a byte for each layer: 1 if it was here when somebody last looked, 2 if its tar was
+	here   string // of an image that may be elsewhere, a byte for each layer when somebody last looked: 1 if it was here, 2 if its tar was, 3 if the image had not been read
 	looked bool
 
-	mendedAt     time.Time       // when the layers' directories last changed while mounted; zero if they have not
+	arrivedAt time.Time // when that last changed while mounted; zero if it has not
+
+	mendedAt     time.Time       // when the directories of layers and labels last changed while mounted; zero if they have not
 	damagedShape string          // what the image had when something of it could not be read; empty if all could
 	unreadSaid   map[string]bool // the reasons for that which are in the log; nil if there are none
 	lineage      *imgsrc.Lineage // once known
 
-	sketchShape string                        // what the image had when it was listed by a sketch; empty if it was not
-	kinSketched bool                          // it was listed while an image that may be its parent or child was not read
-	told        atomic.Pointer[imgsrc.Sketch] // what the kernel may have answers from; nil if that is set right
-	read        atomic.Bool                   // it was rendered once, and the kernel told of it
+	sketchListed bool                          // it was listed by a sketch
+	kinSketched  bool                          // it was listed while an image that may be its parent or child was not read
+	told         atomic.Pointer[imgsrc.Sketch] // what the kernel may have answers from; nil if that is set right
+	read         atomic.Bool                   // it was rendered once, and the kernel told of it
 }
 
 func newImage(f *FS, e *imgsrc.Entry, listed time.Time) *image {

@@ -95,8 +95,8 @@ func (img *image) dirAttr(ctx context.Context, cheap bool) (attr, error) {
 	if err != nil {
 		return attr{}, err
 	}
-	if _, ok := img.remote(); ok && !cheap {
-		r, err := img.renderBare(ctx)
+	if _, far := img.fetcher(); far && !cheap {
+		r, err := img.knownBare(ctx)
 		if err != nil {
 			return attr{}, err
 		}
@@ -136,7 +136,7 @@ func (img *image) listed(created time.Time) time.Time {
 	return unlessZero(img.listing, created)
 }
 
-// mended is when files were found that could not be read before, or were not here; created, if that has not been.
+// mended is when files were found that could not be read before; created, if that has not been.
 func (img *image) mended(created time.Time) time.Time {
 	img.mu.Lock()
 	defer img.mu.Unlock()
@@ -237,7 +237,7 @@ func (v imageView) list(ctx context.Context, dir node, from uint64, emit func(di
 		if err != nil && !isUnread(err) {
 			return err
 		}
-		if !ok || row.view == viewRootfs && !img.allLocal(r) {
+		if !ok || row.view == viewRootfs && (r.sketched || !img.allLocal(r)) {
 			continue
 		}
 		hit := img.found(r, row)

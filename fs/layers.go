@@ -28,6 +28,15 @@ type layerFile struct {
 }
 
 func (v layersView) at(ctx context.Context, n node) (layerFile, error) {
+	l, err := v.place(ctx, n)
+	if err != nil {
+		return layerFile{}, err
+	}
+	return l.of(ctx, l.row)
+}
+
+// place is at, with what is known of the layers without reading the image for the file.
+func (v layersView) place(ctx context.Context, n node) (layerFile, error) {
 	img := v.f.image(n.image())
 	r, err := img.knownLayers(ctx)
 	if err != nil {
@@ -52,12 +61,20 @@ func (v layersView) at(ctx context.Context, n node) (layerFile, error) {
 		l.row = &layerTable[id-1]
 		l.ino = l.ino.nth(uint64(id))
 	}
-	return l.of(ctx, l.row)
+	return l, nil
+}
+
+// isToldBy says whether a rendering of the manifest alone, or of a sketch, decides what is in a row.
+func (row *layerRow) isToldBy(r *rendered) bool {
+	if r.sketched {
+		return row.diffID
+	}
+	return row.bare
 }
 
 // of is the file with all that is needed to say what is in a row.
 func (l layerFile) of(ctx context.Context, row *layerRow) (layerFile, error) {
-	if row == nil || l.r.sketched && row.diffID || !l.r.sketched && row.bare {
+	if row == nil || row.isToldBy(l.r) {
 		return l, nil
 	}
 	render := l.img.render
@@ -167,17 +184,27 @@ func (l layerFile) has(ctx context.Context, row *layerRow) (bool, error) {
 }
 
 func (v layersView) attr(ctx context.Context, n node, cheap bool) (attr, error) {
-	l, err := v.at(ctx, n)
+	l, err := v.place(ctx, n)
 	if err != nil {
+		return attr{}, err
+	}
+	if cheap && l.r.sketched && l.row != nil && !l.row.isToldBy(l.r) {
+		return attr{}, errCostly
+	}
+	if l, err = l.of(ctx, l.row); err != nil {
 		return attr{}, err
 	}
 	switch {
 	case l.row == nil:
-		_, remote := l.img.remote()
-		if remote && !cheap {
+		_, far := l.img.fetcher()
+		if far && !cheap {
 			l.img.arrived(ctx, l.r)
 		}
-		return dirAttr(l.ino, l.img.mended(l.r.created), l.r.damaged || remote), nil
+		changed := l.img.mended(l.r.created)
+		if l.n >= 0 {
+			changed = l.img.cameAndWent(l.r.created)
+		}
+		return dirAttr(l.ino, changed, l.r.damaged || far), nil
 	case l.row.title:
 		a := linkAttr(l.ino, len(blobName), l.r.created)
 		a.live = l.r.damaged
@@ -195,7 +222,7 @@ func (v layersView) attr(ctx context.Context, n node, cheap bool) (attr, error) 
 	b, err := l.bytes(ctx)
 	a := fileAttr(l.ino, int64(len(b)), l.r.created)
 	a.live = l.r.damaged
-	if _, remote := l.img.remote(); remote && l.row.info { // what it says of the files is corrected if they cannot be had so
+	if l.row.info && l.img.isRemote() { // what it says of the files is corrected if they cannot be had so
 		a = a.asLive()
 	}
 	return a, err
@@ -253,6 +280,9 @@ func (v layersView) list(ctx context.Context, dir node, from uint64, emit func(d
 	if l.row != nil {
 		return syscall.ENOTDIR
 	}
+	if l.r.sketched {
+		return l.listSketched(from, emit)
+	}
 	if l, err = l.of(ctx, diffRow); err != nil { // a listing says all that is known
 		return err
 	}
@@ -268,11 +298,7 @@ func (v layersView) list(ctx context.Context, dir node, from uint64, emit func(d
 		if err != nil && !isUnread(err) {
 			return err
 		}
-		d := dirent{name: row.name, node: l.node(row), ino: l.ino.nth(uint64(row.id)), mode: syscall.S_IFREG, cookie: uint64(row.id)}
-		if row.diff {
-			d.mode = syscall.S_IFDIR
-		}
-		if ok && !emit(d) {
+		if ok && !emit(l.dirent(row)) {
 			return nil
 		}
 	}
@@ -284,6 +310,24 @@ func (v layersView) list(ctx context.Context, dir node, from uint64, emit func(d
 		return err
 	}
 	emit(dirent{name: title, node: l.node(&titleRow), ino: l.ino.nth(uint64(titleRow.id)), mode: syscall.S_IFLNK, cookie: uint64(titleRow.id)})
+	return nil
+}
+
+func (l layerFile) dirent(row *layerRow) dirent {
+	d := dirent{name: row.name, node: l.node(row), ino: l.ino.nth(uint64(row.id)), mode: syscall.S_IFREG, cookie: uint64(row.id)}
+	if row.diff {
+		d.mode = syscall.S_IFDIR
+	}
+	return d
+}
+
+// listSketched lists what every layer has, of an image that has not been read.
+func (l layerFile) listSketched(from uint64, emit func(dirent) bool) error {
+	for i := range layerTable {
+		if row := &layerTable[i]; row.sure && uint64(row.id) > from && !emit(l.dirent(row)) {
+			return nil
+		}
+	}
 	return nil
 }
 

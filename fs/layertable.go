@@ -20,6 +20,7 @@ type layerRow struct {
 	diff    bool                                         // or diff/, the layer's files
 	changes bool                                         // or what those do to the layers below
 	bare    bool                                         // as in row
+	sure    bool                                         // every image's layers have it, be it that it cannot be had
 	title   bool                                         // or a link to the blob under the name that its manifest gives it
 }
 
@@ -36,11 +37,11 @@ const (
 var layerTable = []layerRow{
 	{name: "blob", id: 1, bare: true, content: contentBlob, doc: "exactly the bytes of the layer's digest, where the source has them"},
 	{name: "diff.tar", id: 2, content: contentDiff, doc: "the uncompressed layer: sha256sum gives its diff id"},
-	{name: "info.json", id: 3, info: true, doc: "all that is known of the layer"},
-	{name: "digest", id: 4, bare: true, body: imgsrc.LayerDigest, doc: "the digest in the manifest"},
-	{name: "diff-id", id: 5, body: imgsrc.LayerDiffID, diffID: true, doc: "the digest of the uncompressed layer"},
-	{name: "media-type", id: 6, bare: true, body: imgsrc.LayerMediaType, doc: "the media type in the manifest"},
-	{name: "size", id: 7, bare: true, body: imgsrc.LayerSize, doc: "the size in the manifest, in bytes"},
+	{name: "info.json", id: 3, sure: true, info: true, doc: "all that is known of the layer"},
+	{name: "digest", id: 4, sure: true, bare: true, body: imgsrc.LayerDigest, doc: "the digest in the manifest"},
+	{name: "diff-id", id: 5, sure: true, body: imgsrc.LayerDiffID, diffID: true, doc: "the digest of the uncompressed layer"},
+	{name: "media-type", id: 6, sure: true, bare: true, body: imgsrc.LayerMediaType, doc: "the media type in the manifest"},
+	{name: "size", id: 7, sure: true, bare: true, body: imgsrc.LayerSize, doc: "the size in the manifest, in bytes"},
 	{name: "created-by", id: 8, body: imgsrc.LayerCreatedBy, doc: "the step that made it"},
 	{name: "diff", id: 9, diff: true, doc: "the layer's own files; what it deletes is there as .wh.NAME"},
 	{name: "changes", id: 10, changes: true, doc: "a line a path: A added, C changed, D deleted, against the layers below"},

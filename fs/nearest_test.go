@@ -114,7 +114,7 @@ func TestDockerTarNearest(t *testing.T) {
 			src := &fakeSource{}
 			src.set(named(inForm(img, forms[0], lacks[0]), "localhost/a:1"), named(inForm(img, forms[1], lacks[1])))
 			f := treeOf(t, src)
-			if near, _ := f.image(1).remote(); (near.Desc().Digest == f.image(1).first) != (lacks[0] == 0) {
+			if near, _ := f.image(1).fetcher(); (near.Desc().Digest == f.image(1).first) != (lacks[0] == 0) {
 				t.Fatalf("%s: the other one is the nearest", forms)
 			}
 			n := find(t, f, idsNode, img.desc.ID, "export", "docker.tar")

@@ -22,6 +22,10 @@ import (
 //
 // Of what the indexes of a registry list all is in it that the registry has: it is asked for that when somebody first looks.
 //
+// An engine has to save its images before it can be said what is in oci/: a digest of a manifest names a file, and is not told
+// otherwise. Until they have been, oci/ is not listed in the mountpoint, so that find and ls -R cost no save; it is found by its
+// name, and is always whole.
+//
 // Images that were only followed below registry/ are not in it: what a reader looks at does not change what is backed up.
 
 // ociTree is oci/ in all its states.
@@ -51,6 +55,7 @@ type ociState struct {
 	index []byte
 	at    time.Time // when index.json, and what blobs/ lists, last changed
 	files []ociFile // by number
+	known map[imgsrc.Image]*ociImage
 }
 
 // ociFile is one blob of a state.
@@ -113,7 +118,7 @@ func (t *ociTree) update(ctx context.Context) (*ociState, error) {
 		return nil, err
 	}
 	t.known, t.failed = run.done, nil
-	s := &ociState{snap: snap, files: filesOf(entries.images)}
+	s := &ociState{snap: snap, files: filesOf(entries.images), known: run.done}
 	if s.index, err = export.IndexJSON(entries.index); err != nil {
 		return nil, err
 	}

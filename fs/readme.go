@@ -25,6 +25,7 @@ const readmeHead = `Container images as files.
   registry/<host>/<repo>:<tag>
                        any image of a registry: asked for when it is followed, its layers when they are looked into
   oci/                 all of it once more, as one OCI image layout: what to back up, and what other tools read
+                       (of a Docker engine it is listed when all images have been read, and found by its name before)
   pull                 write a reference to pull: REFERENCE [platform=OS/ARCH] [all=true] [dry-run=true] [wait=false]
   load                 write the path of an archive, a layout, or a root file system's tar: PATH [name=REFERENCE] [wait=false]
   error                the text of the last failed pull or load; empty after one that succeeded

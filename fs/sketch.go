@@ -12,7 +12,8 @@ import (
 
 // Of some images a source tells something before their bytes are here, and the bytes cost as much as the whole image
 // (imgsrc.Sketcher). What a sketch tells is answered from it; for anything else the image is read. A row of which it is not known
-// whether the image has it is not listed until then, and found by its name at any time, as are the files of remote layers.
+// whether the image has it is not listed until then, and found by its name at any time, as is what takes a layer's bytes
+// (remote.go). So a listing by a sketch is always the shorter one.
 
 // sketchBytes is how much memory the renderings of sketches may take together.
 const sketchBytes = 8 << 20
@@ -103,7 +104,7 @@ func (r *rendered) lists(row *row) bool {
 	if row.body != nil {
 		return r.shows(row)
 	}
-	return row.derived != nil || row.view == viewRootfs && len(r.facts.Layers) > 0
+	return row.derived != nil
 }
 
 // shows says whether the image is known to have a file that is computed from it alone, be it damaged.
@@ -138,9 +139,7 @@ func (img *image) listedEarly(r *rendered, e *imgsrc.Entry) {
 	}
 	img.mu.Lock()
 	img.kinSketched = img.kinSketched || kin
-	if r.sketched && img.sketchShape == "" {
-		img.sketchShape = r.shape()
-	}
+	img.sketchListed = img.sketchListed || r.sketched
 	img.mu.Unlock()
 	if r.sketched && !img.isSketched() { // it was read just now, perhaps without knowing of this listing
 		img.longer(func() bool { return true })
@@ -172,9 +171,9 @@ func (img *image) wasRead(sketch, r *rendered, e *imgsrc.Entry) {
 		other.longer(func() bool { return other.kinSketched })
 	})
 	img.longer(func() bool {
-		was := img.sketchShape
-		img.sketchShape = ""
-		return was != "" && was != r.shape() || kin && (was != "" || img.kinSketched)
+		was := img.sketchListed
+		img.sketchListed = false
+		return was || kin && img.kinSketched
 	})
 }
 

@@ -3,6 +3,7 @@ package fs
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"syscall"
@@ -36,10 +37,14 @@ func sketched(img *fakeImage, config string) *sketchedImage {
 	return &sketchedImage{img, s}
 }
 
-// rowsOf lists an image's directory, with a row's size, or - where it takes a look.
+// rowsOf lists an image's directory. What is costly is listed without attributes.
 func rowsOf(t *testing.T, f *FS, id string) (names []string, costly []string) {
 	t.Helper()
-	dir := f.state.Load().byID[id].node(viewImage, 0)
+	return listOf(t, f, f.state.Load().byID[id].node(viewImage, 0))
+}
+
+func listOf(t *testing.T, f *FS, dir node) (names []string, costly []string) {
+	t.Helper()
 	err := f.view(dir).list(t.Context(), dir, 0, func(d dirent) bool {
 		names = append(names, d.name)
 		if _, err := f.view(d.node).attr(t.Context(), d.node, true); errors.Is(err, errCostly) {
@@ -94,13 +99,17 @@ func TestSketch(t *testing.T) {
 	}
 	names, costly := rowsOf(t, f, id)
 	const early = "manifest.json config.json config.oci.json config.docker.json history history.json labels.json labels layers id digest names author os " +
-		"size media-type tags push error rootfs inspect.json info.json live.json SHA256SUMS export"
+		"size media-type tags push error inspect.json info.json live.json SHA256SUMS export"
 	if got := strings.Join(names, " "); got != early {
 		t.Errorf("listed are %s", got)
 	}
-	const reads = "manifest.json config.json config.oci.json config.docker.json history history.json size media-type rootfs inspect.json info.json live.json SHA256SUMS"
+	const reads = "manifest.json config.json config.oci.json config.docker.json history history.json size media-type inspect.json info.json live.json SHA256SUMS"
 	if got := strings.Join(costly, " "); got != reads {
 		t.Errorf("listed without attributes are %s", got)
+	}
+	layer := f.state.Load().byID[id].node(viewLayers, layerEntry(1, 0))
+	if names, costly := listOf(t, f, layer); fmt.Sprint(names, costly) != "[info.json digest diff-id media-type size] [info.json digest media-type size]" {
+		t.Errorf("of a layer there is listed %v, without attributes %v", names, costly)
 	}
 	paths := []string{
 		"author", "os", "labels.json", "labels", "labels/b", "labels/org.example%2Fa", "layers", "layers/00", "layers/01/diff-id", "id", "digest", "names",
@@ -132,12 +141,15 @@ func TestSketch(t *testing.T) {
 	}
 	// architecture and created are there now: the kernel has to list the directory anew.
 	now, _ := rowsOf(t, f, id)
-	if !slices.Contains(now, "created") || !listingTime(t, f, id).After(createdAt) {
+	if !slices.Contains(now, "created") || !slices.Contains(now, "rootfs") || !listingTime(t, f, id).After(createdAt) {
 		t.Errorf("listed are %v, in a directory of %s", now, listingTime(t, f, id))
+	}
+	if names, _ := listOf(t, f, layer); fmt.Sprint(names) != "[diff.tar info.json digest diff-id media-type size created-by diff changes]" {
+		t.Errorf("of a layer there is listed %v", names)
 	}
 }
 
-// Each thing that is not told reads the image, and a listing that becomes no longer keeps its time.
+// Each thing that is not told reads the image; then there is what takes a layer's bytes too.
 func TestSketchThatTellsAll(t *testing.T) {
 	for _, path := range []string{"manifest.json", "config.oci.json", "size", "inspect.json", "layers/00/digest", "export/docker.tar", "rootfs", "comment"} {
 		img := makeImage(t, "a", "one")
@@ -152,8 +164,9 @@ func TestSketchThatTellsAll(t *testing.T) {
 			t.Errorf("%s: %v, %d reads", path, err, *img.loads)
 		}
 		after, _ := rowsOf(t, f, img.desc.ID)
-		if !slices.Equal(before, after) || !listingTime(t, f, img.desc.ID).Equal(createdAt) {
-			t.Errorf("%s: listed were %v, and are %v in a directory of %s", path, before, after, listingTime(t, f, img.desc.ID))
+		i := slices.Index(after, "rootfs")
+		if i < 0 || !slices.Equal(before, slices.Delete(after, i, i+1)) || !listingTime(t, f, img.desc.ID).After(createdAt) {
+			t.Errorf("%s: listed were %v, and are %v beside rootfs in a directory of %s", path, before, after, listingTime(t, f, img.desc.ID))
 		}
 	}
 }

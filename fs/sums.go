@@ -80,7 +80,7 @@ func (s *standing) sumsOfLayer(ctx context.Context, b *sums, n int) error {
 	if blob.ok {
 		b.add(l.Digest, dir+"blob")
 	}
-	if _, remote := s.img.remote(); remote || l.DiffID == "" {
+	if s.img.isRemote() || l.DiffID == "" {
 		return nil
 	}
 	diff, err := s.img.probe(ctx, s.r, n, contentDiff)

@@ -87,7 +87,8 @@ func (v topView) attr(ctx context.Context, n node, cheap bool) (attr, error) {
 	i := topIno(n.entry())
 	switch n.entry() {
 	case topRoot:
-		return dirAttr(i, v.f.started, false), nil
+		_, changed := v.f.lookTop()
+		return dirAttr(i, changed, true), nil
 	case topReadme:
 		return fileAttr(i, int64(len(v.f.readme)), v.f.readmeTime), nil
 	case topIDs:
@@ -194,9 +195,10 @@ func (idLinksView) read(context.Context, node, []byte, int64) (fuse.ReadResult, 
 func (v topView) list(ctx context.Context, dir node, from uint64, emit func(dirent) bool) error {
 	switch dir.entry() {
 	case topRoot:
+		oci, _ := v.f.lookTop()
 		for i := int(min(from, uint64(len(topEntries)))); i < len(topEntries); i++ {
 			e := topEntries[i]
-			if !v.has(e.node) {
+			if !v.has(e.node) || e.node == ociNode && !oci {
 				continue
 			}
 			if !emit(dirent{name: e.name, node: e.node, ino: topEntryIno(e.node), mode: e.mode, cookie: uint64(i) + 1}) {

@@ -114,12 +114,17 @@ type Image interface {
 	Files(ctx context.Context, n int) (Files, error)
 }
 
-// A Remote is an image whose layers are fetched when something in them is read. Opening one of them as Blob, Diff or Files
-// fetches nothing.
-type Remote interface {
+// A Fetcher is an image whose layers are brought into the cache when something in them is read: from a registry, or out of
+// all that an engine has of the image.
+type Fetcher interface {
 	Image
 	// Local says whether layer n can be read without fetching anything. It does no I/O beyond a look at the cache.
 	Local(n int) bool
+}
+
+// A Remote is a Fetcher in a registry. Opening one of its layers as Blob, Diff or Files fetches nothing.
+type Remote interface {
+	Fetcher
 	// Lacks is how many bytes of the layers, as the manifest names them, have to be fetched as a whole before the files of
 	// all of them can be read: not those of layers that are here, nor of those whose files can be had one by one. Not ok
 	// if that is not known, or one of them cannot be read at all. It does no I/O beyond a look at the cache.

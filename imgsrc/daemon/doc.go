@@ -31,7 +31,7 @@
 // there the layers go into the cache of package layer, which verifies each against its diff id; then the file is gone.
 // It takes the image's size on the disk, beside the layers in the cache. Config, manifest and the layers' sizes are
 // kept in a small file of their own, so that no later mount needs a save for them. A layer that has been evicted from the
-// cache costs another save when it is read again.
+// cache costs another save when it is read again; whether it would is what Local says (imgsrc.Fetcher).
 //
 // # The manifest
 //

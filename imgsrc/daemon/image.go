@@ -20,12 +20,16 @@ import (
 type image struct {
 	source *Source
 	desc   imgsrc.Desc
-	layers []string                      // diff ids; nil if the engine did not say
-	gone   atomic.Bool                   // it was not in the last listing
-	sketch atomic.Pointer[imgsrc.Sketch] // nil once a save has said more
+	layers []string                        // diff ids; nil if the engine did not say
+	gone   atomic.Bool                     // it was not in the last listing
+	sketch atomic.Pointer[imgsrc.Sketch]   // nil once a save has said more
+	saved  atomic.Pointer[[]digest.Digest] // the diff ids that it has said
 }
 
-var _ imgsrc.Sketcher = (*image)(nil)
+var (
+	_ imgsrc.Sketcher = (*image)(nil)
+	_ imgsrc.Fetcher  = (*image)(nil)
+)
 
 func (m *image) Desc() imgsrc.Desc { return m.desc }
 
@@ -33,6 +37,8 @@ func (m *image) Desc() imgsrc.Desc { return m.desc }
 func (m *image) document(ctx context.Context) (*document, error) {
 	d, err := m.findDocument(ctx)
 	if err == nil {
+		ids := d.diffIDs // not the document's, which would keep all of it
+		m.saved.Store(&ids)
 		m.sketch.Store(nil)
 	}
 	return d, err
@@ -102,6 +108,16 @@ func (m *image) Diff(ctx context.Context, n int) (imgsrc.Content, error) {
 		return nil, m.failed(ctx, fmt.Sprintf("opening layer %d", n), err)
 	}
 	return m.open(doc, n), nil
+}
+
+// Local says whether layer n can be read without a save.
+func (m *image) Local(n int) bool {
+	ids := m.saved.Load()
+	if ids == nil || n < 0 || n >= len(*ids) {
+		return false
+	}
+	id := (*ids)[n]
+	return m.source.isSpooled(id) || m.source.cache.Has(id)
 }
 
 // Files returns the entries of the tar that Diff opens.

@@ -62,6 +62,14 @@ func (s *Source) spooled(diffID digest.Digest) *spool {
 	return nil
 }
 
+func (s *Source) isSpooled(diffID digest.Digest) bool {
+	sp := s.spooled(diffID)
+	if sp != nil {
+		sp.release()
+	}
+	return sp != nil
+}
+
 // save has the engine save an image, unless that is going on, or has just been done. When it returns, what a save says of the
 // image is known; with layers, those can be read, if nobody else has saved it only for what it says at the same moment.
 func (s *Source) save(ctx context.Context, id string, layers bool) (*document, error) {

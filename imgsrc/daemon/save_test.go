@@ -115,6 +115,57 @@ func TestEvictedLayers(t *testing.T) {
 	}
 }
 
+// A layer is here from the save that brings it until the cache has thrown it out, and before and after that for nobody.
+func TestLocal(t *testing.T) {
+	for name, withDir := range map[string]bool{"with a cache": true, "with none": false} {
+		t.Run(name, func(t *testing.T) {
+			f := newFake(t, three(t)...)
+			o := Options{Host: f.host}
+			if withDir {
+				o.CacheDir = t.TempDir()
+				o.Cache = testCache(t, o.CacheDir, 0)
+			}
+			s := openSource(t, o)
+			listed := find(t, s, "docker.io/library/a:1")
+			img := listed.Image.(*image)
+			is := func(when string, local bool) {
+				t.Helper()
+				for n := range img.layers {
+					if img.Local(n) != local {
+						t.Errorf("%s: layer %d is here: %v", when, n, !local)
+					}
+				}
+			}
+			is("before", false)
+			if f.count("GET get") > 0 || img.Local(-1) {
+				t.Error("it was saved to tell")
+			}
+			if _, err := img.Manifest(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			is("saved", true)
+			s.settled()
+			is("in the cache", true)
+			if img.Local(len(img.layers)) {
+				t.Error("there is a layer behind the last")
+			}
+			s.unpin(0)
+			is("nobody reads it", withDir)
+			if withDir {
+				if err := os.RemoveAll(filepath.Join(o.CacheDir, "v1", "diff")); err != nil {
+					t.Fatal(err)
+				}
+			}
+			is("thrown out", false)
+			checkLayers(t, listed)
+			is("read again", true)
+			if n := f.count("GET get"); n != 2 {
+				t.Errorf("%d saves", n)
+			}
+		})
+	}
+}
+
 // settled waits until no image is being taken apart.
 func (s *Source) settled() {
 	for {

@@ -191,6 +191,23 @@ func (c *Cache) Close() error {
 	return c.dir.Close()
 }
 
+// Has says whether the layer with this diff id can be read without opening its blob. It costs a stat(2) at the most.
+func (c *Cache) Has(diffID digest.Digest) bool {
+	if diffID.Validate() != nil {
+		return false
+	}
+	k := key{diffKind, diffID}
+	c.mu.Lock()
+	e := c.entries[k]
+	open := e != nil && (e.store != nil || e.job != nil && e.job.growing != nil)
+	c.mu.Unlock()
+	if open || c.dir == nil {
+		return open
+	}
+	_, err := c.dir.Lstat(k.path())
+	return err == nil
+}
+
 // Diff returns the uncompressed tar of a layer: what open returns, decompressed. It does nothing yet: the first Size or
 // ReadAt finds the file in the cache or decompresses the layer into it, and others wait. blob is the digest of the
 // compressed bytes, diffID of the uncompressed, empty if it is not known. open is called on the cache's context,
