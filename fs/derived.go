@@ -171,7 +171,7 @@ func infoJSON(_ context.Context, s *standing) ([]byte, error) {
 func liveJSON(ctx context.Context, s *standing) ([]byte, error) {
 	type source struct {
 		Source string        `json:"source"`
-		Digest digest.Digest `json:"digest"`
+		Digest digest.Digest `json:"digest,omitempty"`
 		Names  []string      `json:"names,omitempty"`
 		// Nearest says that this is the one whose layers are read.
 		Nearest bool `json:"nearest,omitempty"`

@@ -1,8 +1,11 @@
 package fs
 
 import (
+	"log/slog"
 	"slices"
 	"testing"
+
+	"github.com/imgfs/imgfs/imgsrc"
 )
 
 // engineImage is an image of an engine, whose layers come with all of it and may be thrown out again.
@@ -113,4 +116,24 @@ func TestSketchOfOCI(t *testing.T) {
 	index()
 	moved()
 	is(true) // as whole as it gets
+}
+
+// A manifest that has no digest before its image is saved is not listed beside another.
+func TestSketchBesideAnother(t *testing.T) {
+	img := makeImage(t, "a", "one")
+	unsaved := sketched(makeImage(t, "a", "one"), `{}`)
+	unsaved.desc.Digest, unsaved.desc.Size = "", 0
+	first, second := &fakeSource{}, &fakeSource{}
+	first.set(named(img))
+	second.set(named(unsaved))
+	f := New(Options{
+		Layers: layerCache(t), Catalog: imgsrc.NewCatalog(slog.New(slog.DiscardHandler), first, second), Ops: &fakeOps{},
+		Log: slog.New(slog.DiscardHandler),
+	})
+	t.Cleanup(f.OnUnmount)
+	f.refresh(t.Context())
+	names, _ := rowsOf(t, f, img.desc.ID)
+	if i := slices.Index(names, "export"); i != len(names)-1 || !slices.Contains(names, "rootfs") || *unsaved.loads > 0 {
+		t.Errorf("listed are %v, %d reads", names, *unsaved.loads)
+	}
 }

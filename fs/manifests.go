@@ -34,12 +34,13 @@ func (img *image) place(d digest.Digest) uint32 {
 	return uint32(i)
 }
 
-// further returns the manifests of an entry beside the first, each digest once.
+// further returns the manifests of an entry beside the first, each digest once. One that an engine would have to save the image
+// for, to say what it is, has no digest as yet.
 func further(e *imgsrc.Entry) []imgsrc.Held {
 	var all []imgsrc.Held
 	seen := map[digest.Digest]bool{e.First().Desc().Digest: true}
 	for _, h := range e.Held[1:] {
-		if d := h.Desc().Digest; !seen[d] {
+		if d := h.Desc().Digest; d != "" && !seen[d] {
 			seen[d] = true
 			all = append(all, h)
 		}
