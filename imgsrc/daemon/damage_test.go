@@ -83,6 +83,20 @@ func TestDamagedSaves(t *testing.T) {
 	}
 }
 
+// An engine does not save an image without layers. That is so however often it is asked, and no other image's trouble.
+func TestNoLayers(t *testing.T) {
+	f := newFake(t, partsOf(t).image(nil, "p:1"))
+	f.save = func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		w.WriteHeader(http.StatusInternalServerError)
+		_, _ = io.WriteString(w, `{"message":"empty export - not implemented"}`)
+	}
+	_, err := find(t, openSource(t, Options{Host: f.host}), "docker.io/library/p:1").Manifest(t.Context())
+	if !errors.Is(err, imgsrc.ErrUnsupported) || !strings.Contains(err.Error(), "without layers") {
+		t.Error(err)
+	}
+}
+
 // A layer that is not its diff id is damaged; the others are read.
 func TestDamagedLayer(t *testing.T) {
 	p := partsOf(t, layerOf(t, "a"), layerOf(t, "b"))

@@ -33,6 +33,8 @@
 // kept in a small file of their own, so that no later mount needs a save for them. A layer that has been evicted from the
 // cache costs another save when it is read again; whether it would is what Local says (imgsrc.Fetcher).
 //
+// Of an image without layers the engine has no save to give.
+//
 // # The manifest
 //
 // With the containerd image store an engine keeps the manifest, and the blobs as they were pulled. The manifest here is that

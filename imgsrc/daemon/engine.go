@@ -112,6 +112,8 @@ func (e *engine) explain(ctx context.Context, err error) error {
 		return e.unreachable(err)
 	case dockerhost.IsFull(err):
 		return &failure{fmt.Sprintf("the engine at %s: %s", e.host, text), []error{unix.ENOSPC, err}}
+	case strings.HasPrefix(text, "empty export"):
+		return &failure{"an engine saves no image without layers: of its config there is what docker inspect shows", []error{imgsrc.ErrUnsupported, err}}
 	case cerrdefs.IsNotFound(err):
 		return &failure{text, []error{imgsrc.ErrNotFound, err}}
 	case cerrdefs.IsConflict(err):
