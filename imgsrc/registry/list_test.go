@@ -197,6 +197,32 @@ func TestPages(t *testing.T) {
 	}
 }
 
+// A page without names, as users get who may see nothing of it, is not the end of a list; one that leads to itself is.
+func TestEmptyPages(t *testing.T) {
+	srv := newServer(t)
+	asked := 0
+	srv.front(func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+		if r.URL.Path != "/v2/_catalog" {
+			next.ServeHTTP(w, r)
+			return
+		}
+		names, last := `[]`, "n"
+		switch r.URL.Query().Get("last") {
+		case "":
+			last = "m"
+		case "m":
+			names = `["m1","m2"]`
+		}
+		asked++
+		w.Header().Set("Link", fmt.Sprintf(`</v2/_catalog?last=%s>; rel="next"`, last))
+		fmt.Fprintf(w, `{"repositories":%s}`, names)
+	})
+	got, more, err := newSetup(t, srv.host).mustOpen(t).client.Catalog(t.Context(), 10)
+	if !slices.Equal(got, []string{"m1", "m2"}) || more || err != nil || asked != 3 {
+		t.Errorf("%q, more: %v, %v, after %d requests", got, more, err, asked)
+	}
+}
+
 // A registry with too many repositories and tags is cut, and the log says so. One that cannot be asked is a problem.
 func TestBounds(t *testing.T) {
 	srv := newServer(t)

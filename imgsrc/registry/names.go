@@ -108,11 +108,14 @@ func (c *Client) list(ctx context.Context, p place, r *request, limit int, membe
 		if next == nil && len(list) == size { // a registry that cuts the list without saying so
 			next = url.Values{"n": {strconv.Itoa(size)}, "last": {list[len(list)-1]}}
 		}
-		if next == nil || !fresh {
+		if next == nil || len(list) > 0 && !fresh { // a page may be empty because the user may see nothing of it
 			return names, false, nil
 		}
 		if ns := r.query.Get("ns"); ns != "" {
 			next.Set("ns", ns)
+		}
+		if next.Encode() == r.query.Encode() {
+			return names, false, nil
 		}
 		r.query = next
 	}
