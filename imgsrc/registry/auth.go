@@ -98,19 +98,18 @@ type token struct {
 const tokenLife = 60 * time.Second
 
 // authorize returns what a request shall have in Authorization, empty for nothing. refused is what the registry has just
-// turned down, and is not returned again. offered are the challenges of that answer.
+// turned down, and is not returned again. offered are the challenges of that answer: who has no password may get a token.
 func (e *endpoint) authorize(ctx context.Context, repo, scope, refused string, offered []challenge) (string, error) {
 	for _, c := range e.challengesFor(offered) {
 		switch c.scheme {
 		case "basic":
 			user, err := e.credentials(ctx, repo, refused != "")
-			if err != nil || user.Username == "" {
+			if err != nil {
 				return "", err
 			}
-			if header := basicHeader(user); header != refused {
+			if header := basicHeader(user); user.Username != "" && header != refused {
 				return header, nil
 			}
-			return "", nil
 		case "bearer":
 			if asked := c.params["scope"]; asked != "" && refused != "" {
 				scope = asked

@@ -42,7 +42,8 @@
 //   - Every answer is bounded, in bytes (manifests and configs 4 MiB, a blob what its descriptor says) and in time: ten
 //     seconds for a document, with all attempts; five minutes for a listing; thirty seconds without a byte
 //     for a blob; a mirror has half of that. A failure is the answer for a moment (see inTime), in which other requests are made
-//     but once (see trouble). Requests are repeated a few times when a connection breaks or the registry says 429 or 5xx, and not before the time that it asks for; when that is far, they fail.
+//     but once (see trouble). Requests are repeated a few times when a connection breaks or the registry says 429 or 5xx, and
+//     not before the time that it asks for (ten minutes at most); when that is far, they fail.
 //   - A blob is fetched once, on the source's own context, whoever wants it and however many processes do; a reader who
 //     leaves does not stop it. A connection that breaks is replaced by another that goes on where it stopped, and what
 //     has come of a blob whose fetch failed is not fetched again. Where the disk of the cache is

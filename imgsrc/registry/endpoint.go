@@ -206,12 +206,16 @@ func (e *endpoint) refusal(r *request, resp *http.Response) error {
 		f.text += e.loginHint(user.DockerAuthConfig)
 	case resp.StatusCode == http.StatusTooManyRequests && f.after > 0:
 		e.mu.Lock()
-		e.quiet = time.Now().Add(f.after)
+		e.quiet = time.Now().Add(min(f.after, maxQuiet))
 		e.mu.Unlock()
 		f.text += fmt.Sprintf(": it asks to wait %s", f.after.Round(time.Second))
 	}
 	return f
 }
+
+// maxQuiet is for how long a registry is left alone at most because it asks for that: it may mean years by mistake, and have room
+// again long before.
+const maxQuiet = 10 * time.Minute
 
 // waitQuiet waits while the registry wants no requests. What would have to wait for long fails at once.
 func (e *endpoint) waitQuiet(ctx context.Context, r *request) error {
@@ -246,6 +250,7 @@ func (e *endpoint) roundTrip(ctx context.Context, scheme string, r *request, aut
 		req.Header[name] = values
 	}
 	req.Header.Set("User-Agent", userAgent)
+	req.Header.Set("Accept-Encoding", "identity") // no word at all would let a server choose
 	if authorization != "" {
 		req.Header.Set("Authorization", authorization)
 	}

@@ -1,0 +1,82 @@
+package registry
+
+import (
+	"fmt"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/imgfs/imgfs/imgsrc/layer"
+	"github.com/imgfs/imgfs/test/images"
+)
+
+// A registry that asks for years is asked again in a few minutes.
+func TestQuiet(t *testing.T) {
+	srv := newServer(t)
+	srv.image("web", "1", layer.None, tarOf(t))
+	for _, after := range []string{"2000000000", "Fri, 31 Dec 9999 23:59:59 GMT"} {
+		s := newSetup(t, srv.host+"/web").mustOpen(t)
+		srv.front(func(w http.ResponseWriter, _ *http.Request, _ http.Handler) {
+			w.Header().Set("Retry-After", after)
+			w.WriteHeader(http.StatusTooManyRequests)
+		})
+		if _, err := s.client.Head(t.Context(), "web", "1"); err == nil {
+			t.Error("it had too many requests")
+		}
+		srv.front(nil)
+		_, err := s.client.Head(t.Context(), "web", "1")
+		if err == nil || !strings.Contains(err.Error(), "not asked") {
+			t.Errorf("within the time that it asks for: %v", err)
+		}
+		e, err := s.client.endpoint(srv.host, false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if e.quiet.After(time.Now().Add(maxQuiet)) {
+			t.Errorf("it is left alone until %s", e.quiet)
+		}
+	}
+}
+
+// A server that compresses what it sends unless it is told not to sends everything as it is.
+func TestContentEncoding(t *testing.T) {
+	srv := newServer(t)
+	img := big(t, srv)
+	srv.front(func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+		if r.Header.Get("Accept-Encoding") == "identity" || r.Method != http.MethodGet {
+			next.ServeHTTP(w, r)
+			return
+		}
+		var plain recorder
+		plain.header = w.Header()
+		next.ServeHTTP(&plain, r)
+		w.Header().Set("Content-Encoding", "gzip")
+		w.Header().Del("Content-Length")
+		_, _ = w.Write(images.Gzipped(plain.Bytes()))
+	})
+	m := named(t, newSetup(t, srv.host+"/big").mustOpen(t), srv.host+"/big:1")
+	if _, err := m.Config(t.Context()); err != nil {
+		t.Error(err)
+	}
+	wantBlob(t, m, img)
+}
+
+// Who has no password for a registry that would take one gets the token that it gives to everybody.
+func TestTokenBesidePassword(t *testing.T) {
+	srv := newServer(t)
+	srv.image("web", "1", layer.None, tarOf(t))
+	srv.front(func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+		switch {
+		case r.URL.Path == "/token":
+			fmt.Fprint(w, `{"token":"everybodys"}`)
+		case r.Header.Get("Authorization") != "Bearer everybodys":
+			w.Header().Add("WWW-Authenticate", `Basic realm="web"`)
+			w.Header().Add("WWW-Authenticate", fmt.Sprintf(`Bearer realm="http://%s/token"`, srv.host))
+			w.WriteHeader(http.StatusUnauthorized)
+		default:
+			next.ServeHTTP(w, r)
+		}
+	})
+	list(t, newSetup(t, srv.host+"/web").mustOpen(t))
+}
