@@ -2,7 +2,6 @@ package registry
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io/fs"
 	"os"
@@ -158,7 +157,7 @@ func (b *blobs) use(repo string, d digest.Digest, size int64) (*blob, error) {
 		return nil, fmt.Errorf("registry: %w", fs.ErrClosed)
 	}
 	x := b.open[d]
-	if x == nil {
+	if x == nil || size >= 0 && x.size >= 0 && size != x.size && !x.isHere() { // or it is not clear who is right
 		x = &blob{blobs: b, digest: d, size: size, repo: repo, changed: make(chan struct{}), refs: map[*os.File]int{}}
 		b.open[d] = x
 	}
@@ -187,11 +186,20 @@ func (b *blobs) tidy(x *blob) {
 	x.mu.Lock()
 	busy := x.busy
 	x.mu.Unlock()
-	if x.users > 0 || busy || b.open[x.digest] != x {
+	if x.users > 0 || busy {
 		return
 	}
-	delete(b.open, x.digest)
+	if b.open[x.digest] == x {
+		delete(b.open, x.digest)
+	}
 	x.drop()
+}
+
+// isHere says whether there is something of a blob, or comes in.
+func (x *blob) isHere() bool {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.file != nil || x.busy
 }
 
 // drop lets go of the file. Who reads from it closes it.
@@ -326,55 +334,6 @@ func (x *blob) work(ctx context.Context) (_ any, err error) {
 		}
 	}
 	return nil, x.fetchUnlessSpoilt(ctx)
-}
-
-// verifyAgain looks at the file that is open. It may have changed only its place: somebody has emptied the cache.
-func (x *blob) verifyAgain(ctx context.Context) (bool, error) {
-	if x.file == nil {
-		return false, nil
-	}
-	err := x.verify(ctx, x.file)
-	if err == nil {
-		x.finish(x.file)
-		return true, nil
-	}
-	if errors.Is(err, imgsrc.ErrDamaged) {
-		x.discard(x.file, err)
-		x.drop()
-		err = nil
-	}
-	return false, err
-}
-
-// discard removes a file from the cache that is not what its name says.
-func (x *blob) discard(f *os.File, err error) {
-	x.blobs.source.log.Warn("discarding cache file", "path", blobPath(x.digest), "error", err)
-	if x.blobs.dir != nil {
-		cachefile.Remove(x.blobs.dir, blobPath(x.digest), f, x.blobs.source.log)
-	}
-}
-
-// bringFound takes the blob from the cache, and says whether it was there and right.
-func (x *blob) bringFound(ctx context.Context) (bool, error) {
-	f := x.found()
-	if f == nil {
-		return false, nil
-	}
-	err := x.useFound(f)
-	if err != nil {
-		f.Close()
-		return false, err
-	}
-	if err = x.verify(ctx, f); err == nil {
-		x.finish(f)
-		return true, nil
-	}
-	if errors.Is(err, imgsrc.ErrDamaged) {
-		x.discard(f, err)
-		err = nil
-	}
-	x.drop()
-	return false, err
 }
 
 // finish makes f, which has been verified, the file to read from.

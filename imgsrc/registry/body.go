@@ -179,9 +179,10 @@ func (b *body) connectTo(p place, limit time.Duration) error {
 		b.plain, f.temporary = true, true
 	}
 	if err == nil {
-		if err = b.accept(resp); err != nil {
-			err = &failure{text: r.doing(p.endpoint) + ": " + err.Error(), condition: imgsrc.ErrDamaged}
+		if wrong := b.accept(resp); wrong != nil {
+			wrong.text = r.doing(p.endpoint) + ": " + wrong.text
 			resp.Body.Close()
+			err = wrong
 		}
 	}
 	if err == nil && b.off > 0 && resp.StatusCode == http.StatusOK {
@@ -217,18 +218,24 @@ func (b *body) skip(r io.Reader, stall *time.Timer) error {
 
 var contentRange = regexp.MustCompile(`^bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)$`)
 
+// errOtherSize is that a blob has not the size that it should have, of which not a byte need come. It may well be its digest's.
+var errOtherSize = fmt.Errorf("%w: another size", imgsrc.ErrDamaged)
+
 // accept takes the blob's size from an answer's header. It fails if that is not the part that was asked for, or another
-// size than before.
-func (b *body) accept(resp *http.Response) error {
+// size than before; what was asked for is to be said before that.
+func (b *body) accept(resp *http.Response) *failure {
+	damaged := func(format string, args ...any) *failure {
+		return &failure{text: fmt.Sprintf(format, args...), condition: imgsrc.ErrDamaged}
+	}
 	total := int64(-1)
 	if resp.StatusCode == http.StatusPartialContent {
 		m := contentRange.FindStringSubmatch(resp.Header.Get("Content-Range"))
 		if m == nil {
-			return fmt.Errorf("content range %q", resp.Header.Get("Content-Range"))
+			return damaged("content range %q", resp.Header.Get("Content-Range"))
 		}
 		first, _ := strconv.ParseInt(m[1], 10, 64)
 		if first != b.off {
-			return fmt.Errorf("bytes from %d, asked for those from %d", first, b.off)
+			return damaged("bytes from %d, asked for those from %d", first, b.off)
 		}
 		if m[3] != "*" {
 			total, _ = strconv.ParseInt(m[3], 10, 64)
@@ -237,7 +244,7 @@ func (b *body) accept(resp *http.Response) error {
 		total = resp.ContentLength
 	}
 	if total >= 0 && b.total >= 0 && total != b.total {
-		return fmt.Errorf("it has %d bytes, and should have %d", total, b.total)
+		return &failure{text: fmt.Sprintf("it has %d bytes, and should have %d", total, b.total), condition: errOtherSize}
 	}
 	if total >= 0 {
 		b.total = total
@@ -282,8 +289,9 @@ func (c *Client) blobRange(ctx context.Context, p place, d digest.Digest, offset
 		}
 	default:
 		b := &body{off: offset, total: -1}
-		if err := b.accept(resp); err != nil {
-			return nil, &failure{text: r.doing(p.endpoint) + ": " + err.Error(), condition: imgsrc.ErrDamaged}
+		if wrong := b.accept(resp); wrong != nil {
+			wrong.text = r.doing(p.endpoint) + ": " + wrong.text
+			return nil, wrong
 		}
 	}
 	part := make([]byte, 0, min(n, 4<<20))

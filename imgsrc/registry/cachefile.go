@@ -2,6 +2,7 @@ package registry
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"hash"
 	"io"
@@ -29,8 +30,8 @@ func (x *blob) found() *os.File {
 	}
 	_ = cachefile.Flock(f, unix.LOCK_SH|unix.LOCK_NB) // who evicts it at this moment leaves a file without a name
 	fi, err := f.Stat()
-	if err != nil || !fi.Mode().IsRegular() || x.size >= 0 && fi.Size() != x.size {
-		b.source.log.Warn("discarding cache file", "path", path, "error", "it has another size than the blob")
+	if err != nil || !fi.Mode().IsRegular() {
+		b.source.log.Warn("discarding cache file", "path", path, "error", "it is no file")
 		cachefile.Remove(b.dir, path, f, b.source.log)
 		f.Close()
 		return nil
@@ -43,6 +44,59 @@ func (x *blob) found() *os.File {
 
 // usedTime is how exactly the use of a file is noted: doing so has it hashed again.
 const usedTime = time.Hour
+
+// verifyAgain looks at the file that is open. It may have changed only its place: somebody has emptied the cache.
+func (x *blob) verifyAgain(ctx context.Context) (bool, error) {
+	if x.file == nil {
+		return false, nil
+	}
+	err := x.verify(ctx, x.file)
+	if err == nil {
+		x.finish(x.file)
+		return true, nil
+	}
+	if errors.Is(err, imgsrc.ErrDamaged) {
+		x.discard(x.file, err)
+		x.drop()
+		err = nil
+	}
+	return false, err
+}
+
+// discard removes a file from the cache that is not what its name says.
+func (x *blob) discard(f *os.File, err error) {
+	x.blobs.source.log.Warn("discarding cache file", "path", blobPath(x.digest), "error", err)
+	if x.blobs.dir != nil {
+		cachefile.Remove(x.blobs.dir, blobPath(x.digest), f, x.blobs.source.log)
+	}
+}
+
+// bringFound takes the blob from the cache, and says whether it was there and right.
+func (x *blob) bringFound(ctx context.Context) (bool, error) {
+	f := x.found()
+	if f == nil {
+		return false, nil
+	}
+	err := x.useFound(f)
+	if err != nil {
+		f.Close()
+		return false, err
+	}
+	err = x.verify(ctx, f)
+	size := fileSize(f)
+	switch {
+	case err == nil && (x.size < 0 || size == x.size):
+		x.finish(f)
+		return true, nil
+	case err == nil: // another manifest's has the right size, and the file is its
+		err = fmt.Errorf("%w: it has %d bytes, and its descriptor says %d", imgsrc.ErrDamaged, size, x.size)
+	case errors.Is(err, imgsrc.ErrDamaged):
+		x.discard(f, err)
+		err = nil
+	}
+	x.drop()
+	return false, err
+}
 
 // verify hashes a file, unless it is the one that was found right before.
 func (x *blob) verify(ctx context.Context, f *os.File) error {
@@ -63,6 +117,7 @@ func (x *blob) verify(ctx context.Context, f *os.File) error {
 	if got := digest.NewDigest(x.digest.Algorithm(), sum); got != x.digest {
 		return fmt.Errorf("%w: its bytes are %s", imgsrc.ErrDamaged, got)
 	}
+	x.blobs.remember(x.digest, id)
 	return nil
 }
 

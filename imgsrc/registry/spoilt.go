@@ -78,7 +78,7 @@ func (x *blob) fetchUnlessSpoilt(ctx context.Context) error {
 	switch {
 	case err == nil:
 		s.spoilt.Delete(x.digest)
-	case errors.Is(err, imgsrc.ErrDamaged) && ctx.Err() == nil:
+	case errors.Is(err, imgsrc.ErrDamaged) && !errors.Is(err, errOtherSize) && ctx.Err() == nil:
 		s.spoil(x.digest, err, begun)
 	}
 	return err
