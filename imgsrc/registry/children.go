@@ -111,11 +111,9 @@ func (w *walk) wantedChildren(e *entry) []imgsrc.Child {
 	s := w.source
 	all := s.unaskedChildren(e)
 	unasked := len(all)
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	for _, c := range e.children {
 		switch {
-		case c.Digest.Validate() != nil, !s.children.all && !s.children.asked[c.Digest]:
+		case c.Digest.Validate() != nil, !s.isAsked(c.Digest):
 		case slices.ContainsFunc(all[:unasked], func(o imgsrc.Child) bool { return o.Digest == c.Digest }):
 		case len(all) >= maxOfIndex, w.askedFor >= maxOfAll:
 			s.leavesOut("images", e.image.repo+"@"+e.image.desc.Digest.String(), len(all))
@@ -126,6 +124,13 @@ func (w *walk) wantedChildren(e *entry) []imgsrc.Child {
 		}
 	}
 	return all
+}
+
+// isAsked says whether a listing is to have an image because somebody has asked for it.
+func (s *Source) isAsked(d digest.Digest) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.children.all || s.children.asked[d]
 }
 
 // Ask implements [imgsrc.Asker]. What one repository with the index lacks another may have.
