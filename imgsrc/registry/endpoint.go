@@ -119,12 +119,20 @@ func (e *endpoint) checkRedirect(req *http.Request, via []*http.Request) error {
 	case req.URL.Scheme != "https" && req.URL.Scheme != "http", req.URL.Scheme == "http" && first.URL.Scheme == "https" && !e.insecure:
 		return fmt.Errorf("%w: from https to %s", errRedirect, req.URL.Scheme)
 	}
-	if req.URL.Host != first.URL.Host || req.URL.Scheme != first.URL.Scheme {
+	if !isSameServer(req.URL, first.URL) {
 		req.Header.Del("Authorization")
 		req.Header.Del("Cookie")
 	}
 	req.Header.Del("Referer")
 	return nil
+}
+
+func isSameServer(a, b *url.URL) bool { return a.Host == b.Host && a.Scheme == b.Scheme }
+
+// isOwn says whether an answer is the endpoint's own, and not that of a server that it redirects to, which is not to say who gets
+// the credentials.
+func (e *endpoint) isOwn(resp *http.Response, scheme string) bool {
+	return isSameServer(resp.Request.URL, &url.URL{Scheme: scheme, Host: e.address})
 }
 
 // A request is what is asked of an endpoint.
@@ -166,7 +174,7 @@ func (e *endpoint) send(ctx context.Context, r *request) (_ *http.Response, err 
 	if err != nil {
 		return nil, err
 	}
-	if resp.StatusCode == http.StatusUnauthorized {
+	if resp.StatusCode == http.StatusUnauthorized && e.isOwn(resp, scheme) {
 		refused := header
 		if refused == "" {
 			refused = "none"
@@ -189,16 +197,18 @@ func (e *endpoint) send(ctx context.Context, r *request) (_ *http.Response, err 
 				return resp, nil
 			}
 		}
-		err = e.refusal(r, resp)
+		err = e.refusal(r, resp, e.isOwn(resp, scheme))
 	}
 	discard(resp)
 	return nil, err
 }
 
-// refusal makes a failure of an answer that was not wanted.
-func (e *endpoint) refusal(r *request, resp *http.Response) error {
+// refusal makes a failure of an answer that was not wanted: the endpoint's own, or that of a server that it redirects to.
+func (e *endpoint) refusal(r *request, resp *http.Response, own bool) error {
 	f := statusFailure(r.doing(e), resp, e.knownSecrets())
 	switch {
+	case !own:
+		f.text += ": so says " + resp.Request.URL.Host + ", to which it redirects"
 	case resp.StatusCode == http.StatusUnauthorized:
 		e.mu.Lock()
 		user := e.logins[strings.TrimSuffix(e.host+"/"+r.repo, "/")]
@@ -331,7 +341,10 @@ func (e *endpoint) pingBy(ctx context.Context, scheme string) ([]challenge, erro
 	case http.StatusOK:
 		return nil, nil
 	case http.StatusUnauthorized:
-		return parseChallenges(resp.Header), nil
+		if e.isOwn(resp, scheme) {
+			return parseChallenges(resp.Header), nil
+		}
+		return nil, nil
 	}
 	f := statusFailure(r.doing(e), resp, nil)
 	if resp.StatusCode == http.StatusNotFound {

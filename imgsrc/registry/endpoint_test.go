@@ -1,12 +1,14 @@
 package registry
 
 import (
+	"errors"
 	"fmt"
 	"net/http"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/imgfs/imgfs/imgsrc"
 	"github.com/imgfs/imgfs/imgsrc/layer"
 	"github.com/imgfs/imgfs/test/images"
 )
@@ -60,6 +62,50 @@ func TestContentEncoding(t *testing.T) {
 		t.Error(err)
 	}
 	wantBlob(t, m, img)
+}
+
+// A server that the registry redirects to is given no credentials, also when it asks for them, or names a token server that does.
+func TestRedirectedChallenge(t *testing.T) {
+	srv := newServer(t)
+	img := big(t, srv)
+	store := newServer(t)
+	guard := func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+		if user, password, _ := r.BasicAuth(); user != "tester" || password != "s3cret" {
+			w.Header().Set("WWW-Authenticate", `Basic realm="web"`)
+			w.WriteHeader(http.StatusUnauthorized)
+			return
+		}
+		next.ServeHTTP(w, r)
+	}
+	for _, challenge := range []string{fmt.Sprintf(`Bearer realm="http://%s/token"`, store.host), `Basic realm="store"`} {
+		store.front(func(w http.ResponseWriter, r *http.Request, _ http.Handler) {
+			if r.Header.Get("Authorization") != "" || r.URL.Path == "/token" {
+				t.Errorf("%s was asked with %q", r.URL, r.Header["Authorization"])
+			}
+			w.Header().Set("WWW-Authenticate", challenge)
+			w.WriteHeader(http.StatusUnauthorized)
+		})
+		for _, part := range []string{"/v2/", "/manifests/", "/blobs/"} {
+			srv.front(func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+				if strings.Contains(r.URL.Path, part) {
+					http.Redirect(w, r, "http://"+store.host+r.URL.Path, http.StatusTemporaryRedirect)
+					return
+				}
+				guard(w, r, next)
+			})
+			o := newSetup(t, srv.host)
+			o.login(t, srv.host, "tester:s3cret")
+			o.Asked = true
+			s := o.mustOpen(t)
+			_, err := s.client.Manifest(t.Context(), "big", "1")
+			if err == nil {
+				_, err = s.client.Blob(t.Context(), "big", img.layers[0].Digest, 0)
+			}
+			if !errors.Is(err, imgsrc.ErrDenied) || !strings.Contains(err.Error(), store.host) {
+				t.Errorf("%s: %v", part, err)
+			}
+		}
+	}
 }
 
 // Who has no password for a registry that would take one gets the token that it gives to everybody.
