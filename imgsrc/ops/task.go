@@ -23,7 +23,7 @@ import (
 type task struct {
 	operation
 	o      *Ops
-	number uint32
+	number uint32 // 0: it is no job, or not yet; written with tasks.mu and mu held
 	queued time.Time
 	cancel context.CancelCauseFunc
 	turn   *turn         // nil: it has not lined up

@@ -43,20 +43,27 @@ type tasks struct {
 func (ts *tasks) add(t *task) (ok bool) {
 	ts.mu.Lock()
 	defer ts.mu.Unlock()
-	if t.isOver() {
-		return false
-	}
-	if ts.sameKey(t.key) != nil {
+	if ts.sameKey(t.key) != nil || !t.begins(ts.last+1) {
 		return false
 	}
 	if ts.byNumber == nil {
 		ts.byNumber = map[uint32]*task{}
 	}
 	ts.last++
-	t.number = ts.last
 	ts.byNumber[t.number] = t
 	ts.order = append(ts.order, t)
 	ts.changed = later(ts.changed)
+	return true
+}
+
+// begins makes a task the job of this number, unless it is over: its text is not made any more then.
+func (t *task) begins(number uint32) (ok bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.state.isOver() {
+		return false
+	}
+	t.number = number
 	return true
 }
 
