@@ -235,14 +235,14 @@ func original(ctx context.Context, img loadable) ([]byte, error) {
 	return text, nil
 }
 
-// has says whether a source has the image with this id already.
+// has says whether a source has the image with this id already, whole.
 func (o *Ops) has(ctx context.Context, to Receiver, id string) bool {
 	snapshot, err := o.opt.Catalog.Refresh(ctx)
 	if err != nil {
 		o.log.Debug("listing before loading", "error", redact(err.Error()))
 	}
 	entry := snapshot.ByID(id)
-	return entry != nil && slices.ContainsFunc(entry.Held, func(h imgsrc.Held) bool { return h.Source.Name() == to.Name() && h.Desc().Damaged == nil })
+	return entry != nil && slices.ContainsFunc(entry.Held, func(h imgsrc.Held) bool { return h.Source.Name() == to.Name() && isWhole(ctx, h.Image) })
 }
 
 // platformOf returns the image of an index for the platform that is meant.

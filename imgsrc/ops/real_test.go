@@ -166,3 +166,36 @@ func TestStoreIsFree(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestMakeWhole pushes and loads an image into a store that has it and has lost a part of it.
+func TestMakeWhole(t *testing.T) {
+	img := testImages(t)["oci with blobs"]
+	dir := t.TempDir()
+	loaded := &fakeSource{name: "oci:" + dir, images: []imgsrc.Listed{{Image: img, Names: []string{"localhost/b:1"}}}}
+	for lost, lose := range map[string]string{
+		"config": "rm =$(printf %s " + img.desc.Config.String() + " | base64 -w0)", "layers": "rm -r ../../overlay-layers ../../overlay/*",
+	} {
+		for _, control := range []string{"push", "load"} {
+			s := newStore(t, "overlay")
+			pushing, _ := newOps(t, Options{}, img)
+			if err := pushing.Do(t.Context(), pushTo(img, s.spec()+"localhost/a:1")); err != nil {
+				t.Fatal(err)
+			}
+			needs.Run(t, "sh", "-c", "cd "+filepath.Join(s.root, "overlay-images", img.desc.ID)+" && "+lose)
+			var err error
+			if control == "push" {
+				err = pushing.Do(t.Context(), pushTo(img, s.spec()+"localhost/b:1"))
+			} else {
+				loading, _ := newOpsOn(t, Options{Open: opens(dir, loaded)}, s.open(t))
+				err = loading.Do(t.Context(), request("load", dir))
+			}
+			if err != nil {
+				t.Errorf("%s: %v", control, err)
+			}
+			list, err := s.open(t).List(t.Context())
+			if err != nil || len(list.Images) != 1 || !isWhole(t.Context(), list.Images[0].Image) || len(list.Images[0].Names) != 2 {
+				t.Errorf("after a %s the store lacks the %s: %+v, %v", control, lost, list, err)
+			}
+		}
+	}
+}

@@ -138,7 +138,7 @@ func (d *storeName) stage(ctx context.Context, s staging) (staged, error) {
 	}
 }
 
-// addName gives the image the name if the store has this very image, and reports whether it did. Copying it once more
+// addName gives the image the name if the store has this very image, whole, and reports whether it did. Copying it once more
 // would replace the manifest that it has by one that says the same of uncompressed layers, and so change its digest.
 func (d *storeName) addName(ctx context.Context, img imgsrc.Desc, open receiverOpener) (bool, error) {
 	src, done, err := open(ctx, d.options)
@@ -155,9 +155,23 @@ func (d *storeName) addName(ctx context.Context, img imgsrc.Desc, open receiverO
 		return false, fmt.Errorf("looking for the image in %s: %w", src.Name(), err)
 	}
 	for _, have := range list.Images {
-		if desc := have.Desc(); desc.ID == img.ID && desc.Digest == img.Digest {
+		if desc := have.Desc(); desc.ID == img.ID && desc.Digest == img.Digest && isWhole(ctx, have.Image) {
 			return true, tagger.Tag(ctx, desc, []string{d.named.String()}, nil)
 		}
 	}
 	return false, nil
+}
+
+// isWhole says whether a source has all of an image, as far as that can be told without reading layers. What is not whole is
+// made so by copying it once more.
+func isWhole(ctx context.Context, img imgsrc.Image) bool {
+	if img.Desc().Damaged != nil {
+		return false
+	}
+	recorded, ok := img.(imgsrc.DiffIDer)
+	if !ok {
+		return true
+	}
+	_, err := recorded.DiffIDs(ctx)
+	return err == nil || errors.Is(err, imgsrc.ErrAbsent)
 }
