@@ -61,11 +61,11 @@
 // are here and the store unpacks them.
 //
 // What is loaded is opened by [Options].Open as the source that it would be for a mount, and copied from there as in a
-// push, after all its blobs have been verified. A tar without the members of an archive is the root file system of a new
-// image: it is read once to be measured, and once more to be copied. An image that the receiver has already, by its id,
-// and whole, only gets names: a second manifest of the same config would change the digest that others know it by. One that has come
-// without all its names is an error that says so. Artifacts go into a layout alone (chosen.go); signatures are verified, and left
-// out of a layout.
+// push, after all its blobs have been verified. A tar without the members of an archive is the root file system of a
+// new image: it is read once to be measured, and once more to be copied. An image that the receiver has already, by its
+// id, and whole, only gets names: a second manifest of the same config would change the digest that others know it by.
+// One that has come without all its names is an error that says so. Artifacts go into a layout alone (chosen.go);
+// signatures are verified, and left out of a layout.
 //
 // A blob that the receiver has is not copied. A layout verifies it first, takes it as it lies, and is asked for it once more
 // right before the image is listed: it may have no name there yet, and somebody may clean up (present.go). Nor does a layout

@@ -286,6 +286,10 @@ func (o *Ops) addNames(ctx context.Context, to Receiver, id string, names []stri
 }
 
 func (o *Ops) addNamesTo(ctx context.Context, to Receiver, held imgsrc.Held, names []string) error {
+	names = slices.DeleteFunc(slices.Clone(names), func(name string) bool { return slices.Contains(held.Names, name) })
+	if len(names) == 0 { // a store writes all of its list anew for each image
+		return nil
+	}
 	tagger, ok := to.(imgsrc.Tagger)
 	if !ok {
 		return fail(imgsrc.ErrUnsupported, "%s takes one name for an image", to.Name())

@@ -152,6 +152,9 @@ func TestLoadWhatIsThere(t *testing.T) {
 	if want := []string{"localhost/old:1", "localhost/a:1", "localhost/b:1"}; !slices.Equal(to.images[0].Names, want) || len(to.names) > 0 {
 		t.Errorf("names %q, want %q; arrived %q", to.images[0].Names, want, to.names)
 	}
+	if err := o.Do(t.Context(), request("load", dir)); err != nil || to.calls != 1 {
+		t.Errorf("once more: %v; names were written %d times", err, to.calls)
+	}
 	o, _ = newOpsOn(t, Options{Open: opens(dir, src), SignaturePolicy: write(t, `{"default":[{"type":"reject"}]}`)}, to)
 	if err := o.Do(t.Context(), request("load", dir)); !errors.Is(err, imgsrc.ErrDenied) {
 		t.Errorf("in spite of the policy: %v", err)
