@@ -1,5 +1,5 @@
 // Package indexjson changes the index.json of an OCI image layout, which several programs may do at the same time. It
-// does not know what is in it.
+// does not know what is in it, but for where names are.
 //
 // The file is replaced by rename, so that every reader sees the old or the new one, whole. Who uses this package excludes
 // the others by flock on the layout's directory, which leaves no file behind. Other tools lock nothing: the file is
@@ -32,6 +32,10 @@ const Temp = ".index.json.imgfs"
 // Max is how many bytes the file may have. It is no manifest that a registry would have to take: ten thousand images need some
 // four megabytes.
 const Max = 64 << 20
+
+// NameContainerd is the annotation of an entry in which containerd and docker save keep the image's full reference. Where it is
+// there it counts, and not the name that the image specification has an annotation for.
+const NameContainerd = "io.containerd.image.name"
 
 const (
 	lockPoll   = 10 * time.Millisecond // how often to look whether the lock is free

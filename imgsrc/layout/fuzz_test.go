@@ -14,6 +14,7 @@ import (
 
 	"github.com/imgfs/imgfs/imgsrc"
 	"github.com/imgfs/imgfs/imgsrc/blobs"
+	"github.com/imgfs/imgfs/imgsrc/indexjson"
 )
 
 // seeds are index.json files that name the manifests of l.
@@ -27,7 +28,7 @@ func seeds(f *testing.F, l *testLayout) {
 	l.name(b, "b/c:d")
 	l.name(a, "e")
 	l.name(ix, "ix")
-	l.add(b, nameContainerd, "docker.io/library/b:1", v1.AnnotationRefName, "1")
+	l.add(b, indexjson.NameContainerd, "docker.io/library/b:1", v1.AnnotationRefName, "1")
 	l.made(a, l.asDocker(a), "f")
 	l.made(b, a, "")
 	s := text(f, map[string]any{"schemaVersion": 2, "manifests": l.entries, "x": 1.5})

@@ -16,10 +16,8 @@ import (
 	"github.com/imgfs/imgfs/imgsrc"
 	"github.com/imgfs/imgfs/imgsrc/blobs"
 	"github.com/imgfs/imgfs/imgsrc/export"
+	"github.com/imgfs/imgfs/imgsrc/indexjson"
 )
-
-// nameContainerd is the annotation in which containerd and docker save keep the full reference.
-const nameContainerd = "io.containerd.image.name"
 
 // An index is index.json, or an index among the blobs: its entries, and all the rest as it was written.
 type index struct {
@@ -117,7 +115,7 @@ func (e *entry) parse(raw []byte) (err error) {
 	if original, err := e.annotations.text(export.AnnotationOriginal); err == nil && digest.Digest(original).Validate() == nil {
 		e.original = digest.Digest(original)
 	}
-	for _, key := range []string{nameContainerd, v1.AnnotationRefName} {
+	for _, key := range []string{indexjson.NameContainerd, v1.AnnotationRefName} {
 		if e.name, err = e.annotations.text(key); err != nil {
 			return fmt.Errorf("annotation %s is not a string", key)
 		}

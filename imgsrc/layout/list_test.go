@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/imgfs/imgfs/imgsrc"
+	"github.com/imgfs/imgfs/imgsrc/indexjson"
 )
 
 func TestList(t *testing.T) {
@@ -39,8 +40,8 @@ func TestList(t *testing.T) {
 		}},
 		"docker save": {make: func(l *testLayout) []string {
 			a := l.image("a")
-			l.add(a, nameContainerd, "docker.io/library/busybox:1", v1.AnnotationRefName, "1")
-			l.add(a, nameContainerd, "", v1.AnnotationRefName, "2")
+			l.add(a, indexjson.NameContainerd, "docker.io/library/busybox:1", v1.AnnotationRefName, "1")
+			l.add(a, indexjson.NameContainerd, "", v1.AnnotationRefName, "2")
 			return []string{show(a, "", "docker.io/library/busybox:1", "2")}
 		}},
 		"no names": {make: func(l *testLayout) []string {
@@ -257,7 +258,7 @@ func TestRef(t *testing.T) {
 	l.name(b, "b")
 	l.name(a, "a2")
 	l.name(ix, "ix")
-	l.add(b, nameContainerd, "docker.io/library/b:1", v1.AnnotationRefName, "1")
+	l.add(b, indexjson.NameContainerd, "docker.io/library/b:1", v1.AnnotationRefName, "1")
 	for ref, want := range map[string][]string{
 		"a":                     {show(a, "", "a", "a2")},
 		"ix":                    {show(ix, "", "ix"), show(c, "")},

@@ -9,6 +9,7 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/imgfs/imgfs/imgsrc"
+	"github.com/imgfs/imgfs/imgsrc/indexjson"
 )
 
 // retag returns index.json with other names: target has those in add, which nobody else has any more, and no longer
@@ -100,7 +101,7 @@ func (t *tags) add(target descriptor, name string) {
 
 // setName gives an entry a name, or takes it away. The name by which containerd knows it goes too: it would come back.
 func (t *tags) setName(e *tagged, name string) {
-	a := e.annotations.without(nameContainerd, v1.AnnotationRefName)
+	a := e.annotations.without(indexjson.NameContainerd, v1.AnnotationRefName)
 	if name != "" {
 		a = a.with(v1.AnnotationRefName, quote(name))
 	}

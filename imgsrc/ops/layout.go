@@ -1,6 +1,7 @@
 package ops
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -192,23 +193,26 @@ func (x *ociIndex) MarshalJSON() ([]byte, error) {
 // there already keeps what is said of it and gets the name.
 func (x *ociIndex) add(other *ociIndex) error {
 	for _, image := range other.manifests {
-		name := refName(image)
+		name := nameOfEntry(image)
 		there := -1
 		for i, have := range x.manifests {
-			if name != "" && refName(have) == name {
-				if err := setRefName(have, ""); err != nil {
-					return err
-				}
+			if err := untag(have, name); err != nil {
+				return err
 			}
-			if string(have["digest"]) == string(image["digest"]) && (there < 0 || refName(x.manifests[there]) != "") {
+			if string(have["digest"]) == string(image["digest"]) && (there < 0 || nameOfEntry(x.manifests[there]) != "") {
 				there = i // one that has no name yet, if possible
 			}
 		}
 		switch {
-		case there < 0 || name != "" && refName(x.manifests[there]) != "":
+		case there < 0 || name != "" && nameOfEntry(x.manifests[there]) != "":
 			x.manifests = append(x.manifests, image)
 		case name != "":
-			if err := setRefName(x.manifests[there], name); err != nil {
+			annotations, err := annotationsOf(x.manifests[there])
+			if err != nil {
+				return err
+			}
+			annotations[imgspecv1.AnnotationRefName] = name
+			if err := annotate(x.manifests[there], annotations); err != nil {
 				return err
 			}
 		}
@@ -216,26 +220,43 @@ func (x *ociIndex) add(other *ociIndex) error {
 	return nil
 }
 
-func refName(descriptor map[string]json.RawMessage) string {
-	var annotations map[string]string
-	if json.Unmarshal(descriptor["annotations"], &annotations) != nil {
+// nameOfEntry is the name of an image by its descriptor in an index; empty if it has none.
+func nameOfEntry(descriptor map[string]json.RawMessage) string {
+	annotations, err := annotationsOf(descriptor)
+	if err != nil {
 		return ""
 	}
-	return annotations[imgspecv1.AnnotationRefName]
+	return cmp.Or(annotations[indexjson.NameContainerd], annotations[imgspecv1.AnnotationRefName])
 }
 
-// setRefName changes the name of a descriptor, and takes it away if name is empty.
-func setRefName(descriptor map[string]json.RawMessage, name string) error {
-	annotations := map[string]string{}
-	if text := descriptor["annotations"]; text != nil {
-		if err := json.Unmarshal(text, &annotations); err != nil {
-			return err
-		}
+// untag takes a name from a descriptor, if it has that. What only some tools know by it keeps the name that counts.
+func untag(descriptor map[string]json.RawMessage, name string) error {
+	annotations, err := annotationsOf(descriptor)
+	if err != nil || name == "" {
+		return nil //nolint:nilerr // it has no name
+	}
+	switch name {
+	case nameOfEntry(descriptor):
+		delete(annotations, indexjson.NameContainerd)
+	case annotations[imgspecv1.AnnotationRefName]:
+	default:
+		return nil
 	}
 	delete(annotations, imgspecv1.AnnotationRefName)
-	if name != "" {
-		annotations[imgspecv1.AnnotationRefName] = name
+	return annotate(descriptor, annotations)
+}
+
+func annotationsOf(descriptor map[string]json.RawMessage) (map[string]string, error) {
+	annotations := map[string]string{}
+	if text := descriptor["annotations"]; text != nil && string(text) != "null" {
+		if err := json.Unmarshal(text, &annotations); err != nil {
+			return nil, err
+		}
 	}
+	return annotations, nil
+}
+
+func annotate(descriptor map[string]json.RawMessage, annotations map[string]string) error {
 	delete(descriptor, "annotations")
 	if len(annotations) == 0 {
 		return nil
