@@ -14,7 +14,7 @@ const (
 	// recheck is how often a watch asks for itself: not every engine tells of every new image, and a connection can be
 	// dead without ending.
 	recheck = time.Minute
-	// settle is how long to wait for more after an event: a build has many.
+	// settle is how long to wait for more after an event before those hear of it who do not look: a build has many.
 	settle                = 50 * time.Millisecond
 	firstRetry, lastRetry = time.Second, 30 * time.Second
 )
@@ -75,7 +75,11 @@ func (s *Source) follow(ctx context.Context, notify func()) error {
 		case err := <-stream.Err:
 			return s.ended(ctx, err)
 		case e := <-stream.Messages:
-			if settled == nil && concerns(e) {
+			if !concerns(e) {
+				continue
+			}
+			s.stamp.Add(1) // who looks before the events have settled sees what has happened so far
+			if settled == nil {
 				settled = time.After(settle)
 			}
 		case <-settled:
