@@ -24,13 +24,14 @@ type body struct {
 	ctx    context.Context
 	repo   string
 	digest digest.Digest
-	off    int64 // of the next byte
-	total  int64 // bytes of the whole blob; -1 until a server has said
-	begun  int64 // off at the beginning
-	failed int   // connections that broke, but for those that are forgiven
-	mark   int64 // off when the last one did
-	plain  bool  // the server does not understand ranges
-	direct bool  // mirrors are left out
+	off    int64  // of the next byte
+	total  int64  // bytes of the whole blob; -1 until a server has said
+	begun  int64  // off at the beginning
+	failed int    // connections that broke, but for those that are forgiven
+	mark   int64  // off when the last one did
+	plain  bool   // the server does not understand ranges
+	direct bool   // mirrors are left out
+	came   func() // called when something has come; nil: nobody wants to know
 
 	in     io.ReadCloser // nil: there is no connection
 	cancel context.CancelCauseFunc
@@ -45,11 +46,16 @@ func (c *Client) Blob(ctx context.Context, repo string, d digest.Digest, offset 
 // blob is Blob for one whose size is known; -1 if it is not. Another size than that is imgsrc.ErrDamaged. With direct no
 // mirror is asked.
 func (c *Client) blob(ctx context.Context, repo string, d digest.Digest, offset, size int64, direct bool) (io.ReadCloser, error) {
-	b := &body{client: c, ctx: ctx, repo: repo, digest: d, off: offset, begun: offset, mark: offset, total: size, direct: direct}
+	b := c.newBody(ctx, repo, d, offset, size, direct)
 	if err := b.connect(); err != nil {
 		return nil, err
 	}
 	return b, nil
+}
+
+// newBody is blob, before it is connected.
+func (c *Client) newBody(ctx context.Context, repo string, d digest.Digest, offset, size int64, direct bool) *body {
+	return &body{client: c, ctx: ctx, repo: repo, digest: d, off: offset, begun: offset, mark: offset, total: size, direct: direct}
 }
 
 // bytesFor is how far a blob must come for a failure to be forgiven. None is forgiven beforehand: a registry that goes away
@@ -79,7 +85,7 @@ func (b *body) Read(p []byte) (int, error) {
 		n, err := b.in.Read(p)
 		b.stall.Stop()
 		b.off += int64(n)
-		b.client.counted(b.digest, n)
+		b.count(n)
 		if err == io.EOF && (b.total < 0 || b.off >= b.total) {
 			b.disconnect()
 			b.total = b.off
@@ -208,12 +214,20 @@ func (b *body) skip(r io.Reader, stall *time.Timer) error {
 		stall.Reset(b.client.limits.stall)
 		n, err := r.Read(buf[:min(left, int64(len(buf)))])
 		left -= int64(n)
-		b.client.counted(b.digest, n)
+		b.count(n)
 		if err != nil && left > 0 {
 			return err
 		}
 	}
 	return nil
+}
+
+// count takes note of n bytes that have come.
+func (b *body) count(n int) {
+	b.client.counted(b.digest, n)
+	if n > 0 && b.came != nil {
+		b.came()
+	}
 }
 
 var contentRange = regexp.MustCompile(`^bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)$`)

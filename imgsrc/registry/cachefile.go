@@ -77,7 +77,7 @@ func (x *blob) bringFound(ctx context.Context) (bool, error) {
 	if f == nil {
 		return false, nil
 	}
-	err := x.useFound(f)
+	err := x.useFound(ctx, f)
 	if err != nil {
 		f.Close()
 		return false, err
@@ -111,7 +111,7 @@ func (x *blob) verify(ctx context.Context, f *os.File) error {
 		return nil
 	}
 	sum := x.digest.Algorithm().Hash()
-	if err := hashFile(ctx, f, sum, id.Size); err != nil {
+	if err := hashFile(ctx, f, sum, 0, id.Size); err != nil {
 		return err
 	}
 	if got := digest.NewDigest(x.digest.Algorithm(), sum); got != x.digest {
@@ -148,14 +148,14 @@ func (b *blobs) remember(d digest.Digest, id cachefile.Identity) {
 	b.lasting = len(b.verified)
 }
 
-// hashFile adds the first n bytes of f to sum.
-func hashFile(ctx context.Context, f *os.File, sum hash.Hash, n int64) error {
+// hashFile adds the bytes of f from an offset up to another to sum.
+func hashFile(ctx context.Context, f *os.File, sum hash.Hash, off, end int64) error {
 	buf := make([]byte, 1<<20)
-	for off := int64(0); off < n; {
-		m, err := f.ReadAt(buf[:min(int64(len(buf)), n-off)], off)
+	for off < end {
+		m, err := f.ReadAt(buf[:min(int64(len(buf)), end-off)], off)
 		sum.Write(buf[:m])
 		off += int64(m)
-		if err != nil && (err != io.EOF || off < n) {
+		if err != nil && (err != io.EOF || off < end) {
 			return fmt.Errorf("reading %s: %w", f.Name(), err)
 		}
 		if ctx.Err() != nil {

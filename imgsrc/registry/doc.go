@@ -47,8 +47,9 @@
 //   - A blob is fetched once, on the source's own context, whoever wants it and however many processes do; a reader who
 //     leaves does not stop it. A connection that breaks is replaced by another that goes on where it stopped, and what
 //     has come of a blob whose fetch failed is not fetched again. Where the disk of the cache is
-//     full, what was not used for long goes; a blob that there is no room for even so comes into a temporary file from the beginning on. Six come in at a time: one that nobody waits for any more
-//     stops for one that somebody waits for, and goes on later (see turns); meanwhile another process may go on with it.
+//     full, what was not used for long goes; a blob that there is no room for even so comes into a temporary file from the beginning on. Six come in at a time: one that nobody waits for any more, or of which
+//     nothing comes, stops for one that somebody waits for, and goes on later (see turns); meanwhile another process may go on with
+//     it, or finish it: whoever is in the middle of it reads on.
 //     One that is wrong is not fetched again for a moment (see spoilt).
 //   - Credentials go to the registry and to the token server that it names, and to no server that either redirects to;
 //     over an open line only where registries.conf, --tls-verify=false or the loopback interface allow that. They appear

@@ -21,12 +21,11 @@ var _ imgsrc.Verdict = (*filling)(nil)
 // errGivenUp ends a filling that another takes the place of, or that nobody waits for.
 var errGivenUp = errors.New("the blob was not verified")
 
-// Wait implements [imgsrc.Verdict].
+// Wait implements [imgsrc.Verdict]. It is nobody who wants more of the blob, for which others would have to wait.
 func (f *filling) Wait(ctx context.Context) error {
 	if f.ended() {
 		return f.err
 	}
-	defer f.blob.blobs.turns.ask(&f.blob.demand)()
 	select {
 	case <-f.done:
 		return f.err
@@ -59,17 +58,28 @@ func (x *blob) endLocked(err error) {
 	}
 }
 
-// useFound makes f, which lies in the cache and is about to be verified, a file that can be read early.
-func (x *blob) useFound(f *os.File) error {
+// useFound makes f, which lies in the cache and is about to be verified, a file that can be read early. If another process has
+// finished what was parked here, that goes on being read.
+func (x *blob) useFound(ctx context.Context, f *os.File) error {
 	fi, err := f.Stat()
 	if err != nil {
 		return err
 	}
+	goesOn := false
+	if p := x.parked; p != nil {
+		_, goesOn = p.begins(ctx, x, f)
+		x.parked = nil
+	}
 	x.update(func() {
-		x.dropLocked()
-		x.file, x.unsure = f, fi.Size()
-		x.refs[f]++
-		x.beginLocked()
+		if goesOn {
+			x.swapLocked(f)
+		} else {
+			x.dropLocked()
+			x.file = f
+			x.refs[f]++
+			x.beginLocked()
+		}
+		x.arrived, x.unsure = 0, fi.Size()
 	})
 	return nil
 }

@@ -66,7 +66,9 @@ func (x *blob) fetch(ctx context.Context) (err error) {
 	if x.blobs.dir != nil {
 		s.log.Warn("using a temporary file for a blob", "blob", x.digest, "error", err)
 	}
-	x.update(x.dropLocked)
+	if x.parked == nil {
+		x.drop()
+	}
 	return x.fetchPrivate(ctx)
 }
 
@@ -91,13 +93,12 @@ func (x *blob) fetchShared(ctx context.Context) error {
 	}
 	f, err := x.lockPart(ctx)
 	if err != nil {
-		x.parked = nil
 		return err
 	}
-	x.takeAgain(f)
 	defer x.countWritten(f, fileSize(f))
 	part := partPath(x.digest)
 	x.shared = true
+	x.takeAgain(ctx, f)
 	err = x.fill(ctx, f)
 	x.shared = false
 	if err != nil {
@@ -142,7 +143,7 @@ func (x *blob) fetchPrivate(ctx context.Context) error {
 	if err != nil {
 		return &sinkError{err}
 	}
-	x.take(f)
+	x.takeAgain(ctx, f)
 	if err := x.fill(ctx, f); err != nil {
 		return err
 	}
@@ -216,7 +217,7 @@ func (x *blob) fillFrom(ctx context.Context, f *os.File, have int64, direct bool
 		return &sinkError{err}
 	}
 	sum := x.digest.Algorithm().Hash()
-	if err := hashFile(ctx, f, sum, have); err != nil {
+	if err := hashFile(ctx, f, sum, 0, have); err != nil {
 		return &sinkError{err}
 	}
 	if have < x.size { // where it does not fit, whoever reads it early would lose what he has when the disk is full
@@ -269,11 +270,14 @@ func (x *blob) receive(ctx context.Context, f *os.File, sum hash.Hash, off int64
 		if err != nil {
 			return off, err
 		}
+		x.turn.asks()
 		off, err = x.receiveIn(turn, f, sum, off, direct)
 		gaveWay := turn.Err() != nil && ctx.Err() == nil
 		switch {
 		case gaveWay && off == x.size:
 			return off, nil
+		case gaveWay && x.turn.silent() >= x.blobs.source.client.limits.attempts:
+			return off, sendFailure(fmt.Sprintf("reading blob %s of %s/%s at %d", x.digest, x.blobs.source.Host(), x.repo, off), errStalled, nil)
 		case !gaveWay || err == nil || isSinkError(err) || errors.Is(err, imgsrc.ErrDamaged):
 			return off, err
 		}
@@ -283,7 +287,9 @@ func (x *blob) receive(ctx context.Context, f *os.File, sum hash.Hash, off int64
 // ask asks for the blob from an offset: in the repository of one of those who want it after the other, until one gives it out.
 func (x *blob) ask(ctx context.Context, off int64, direct bool) (io.ReadCloser, error) {
 	for asked := []string{x.repo}; ; asked = append(asked, x.repo) {
-		in, err := x.blobs.source.client.blob(ctx, x.repo, x.digest, off, x.size, direct)
+		in := x.blobs.source.client.newBody(ctx, x.repo, x.digest, off, x.size, direct)
+		in.came = x.turn.came
+		err := in.connect()
 		if !errors.Is(err, imgsrc.ErrNotFound) && !errors.Is(err, imgsrc.ErrDenied) {
 			return in, err
 		}

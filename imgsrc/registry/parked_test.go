@@ -3,8 +3,11 @@ package registry
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -100,42 +103,89 @@ func TestParkedForOthers(t *testing.T) {
 	}
 }
 
-// What was read early of a blob that gave way is found right when the blob goes on where it stopped.
+// What was read early of a blob that gave way is found right when the blob goes on, whatever has become of its part file. Only what
+// another process has begun with other bytes is not gone on with.
 func TestParkedVerdict(t *testing.T) {
-	o, img, letGo := earlySetup(t)
-	s := o.mustOpen(t)
-	m := named(t, s, o.Ref)
-	c, err := m.Blob(t.Context(), img.layers[0].Digest)
-	if err != nil {
+	for name, test := range map[string]struct {
+		meanwhile func(t *testing.T, f *os.File, dir string, img made) // to the part file
+		right     bool
+	}{
+		"nothing": {func(*testing.T, *os.File, string, made) {}, true},
+		"another process went on": {func(t *testing.T, f *os.File, _ string, img made) {
+			writeAt(t, f, img.blobs[0][fileSize(f):][:100_000], fileSize(f))
+		}, true},
+		"another process finished it": {func(t *testing.T, f *os.File, dir string, img made) {
+			writeAt(t, f, img.blobs[0], 0)
+			finished := filepath.Join(dir, blobPath(img.layers[0].Digest))
+			if err := errors.Join(os.MkdirAll(filepath.Dir(finished), 0o700), os.Rename(f.Name(), finished)); err != nil {
+				t.Fatal(err)
+			}
+		}, true},
+		"evicted": {func(t *testing.T, f *os.File, _ string, _ made) {
+			if err := os.Remove(f.Name()); err != nil {
+				t.Fatal(err)
+			}
+		}, true},
+		"begun anew": {func(t *testing.T, f *os.File, _ string, _ made) {
+			if err := f.Truncate(0); err != nil {
+				t.Fatal(err)
+			}
+		}, false},
+		"begun anew with other bytes": {func(t *testing.T, f *os.File, _ string, _ made) { writeAt(t, f, []byte("other bytes"), 1000) }, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			o, img, letGo := earlySetup(t)
+			s := o.mustOpen(t)
+			c, err := named(t, s, o.Ref).Blob(t.Context(), img.layers[0].Digest)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.Close()
+			var verdict imgsrc.Verdict
+			early := imgsrc.WithEarly(t.Context(), func(v imgsrc.Verdict) { verdict = v })
+			if _, err := c.ReadAt(early, make([]byte, earlyRead), 0); err != nil || verdict == nil {
+				t.Fatalf("%v, verdict %v", err, verdict)
+			}
+			told := make(chan error, 1)
+			go func() { told <- verdict.Wait(t.Context()) }() // as who has to know it does, who does not want more of the blob
+			var others []*turn
+			for range maxFetches {
+				var d demand
+				defer s.blobs.turns.ask(&d)()
+				n, err := s.blobs.turns.take(t.Context(), &d)
+				if err != nil {
+					t.Fatal(err)
+				}
+				others = append(others, n)
+			}
+			part := partPath(img.layers[0].Digest)
+			locked, err := cachefile.Lock(t.Context(), s.blobs.dir, part, time.Minute) // it is parked
+			if err != nil {
+				t.Fatal(err)
+			}
+			dir := filepath.Join(o.CacheDir, cacheVersion)
+			f, err := os.OpenFile(filepath.Join(dir, part), os.O_RDWR, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			test.meanwhile(t, f, dir, img)
+			f.Close()
+			locked.Close()
+			letGo()
+			for _, n := range others {
+				n.leave()
+			}
+			if err := <-told; (err == nil) != test.right {
+				t.Errorf("what was read early: %v", err)
+			}
+			wantWhole(t.Context(), t, c, img)
+		})
+	}
+}
+
+func writeAt(t *testing.T, f *os.File, b []byte, off int64) {
+	t.Helper()
+	if _, err := f.WriteAt(b, off); err != nil {
 		t.Fatal(err)
 	}
-	defer c.Close()
-	var verdict imgsrc.Verdict
-	early := imgsrc.WithEarly(t.Context(), func(v imgsrc.Verdict) { verdict = v })
-	if _, err := c.ReadAt(early, make([]byte, earlyRead), 0); err != nil || verdict == nil {
-		t.Fatalf("%v, verdict %v", err, verdict)
-	}
-	var others []*turn
-	for range maxFetches {
-		var d demand
-		defer s.blobs.turns.ask(&d)()
-		n, err := s.blobs.turns.take(t.Context(), &d)
-		if err != nil {
-			t.Fatal(err)
-		}
-		others = append(others, n)
-	}
-	f, err := cachefile.Lock(t.Context(), s.blobs.dir, partPath(img.layers[0].Digest), time.Minute)
-	if err != nil {
-		t.Fatal(err)
-	}
-	f.Close() // it is parked, and nobody has written to it
-	letGo()
-	for _, n := range others {
-		n.leave()
-	}
-	if err := verdict.Wait(t.Context()); err != nil {
-		t.Error(err)
-	}
-	wantWhole(t.Context(), t, c, img)
 }

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -90,6 +91,115 @@ func TestLookedInto(t *testing.T) {
 			}
 			begun[path] = true
 		}
+	}
+}
+
+// Blobs of which a registry sends no more are not in the way of others because somebody waits for them: the kernel does, which reads
+// ahead. Those who wait get them when they come.
+func TestSilentBlobs(t *testing.T) {
+	srv := newServer(t)
+	var tars [][]byte
+	content := strings.Repeat("x", imgsrc.Withheld+earlySent)
+	for i := range maxFetches + 1 {
+		tars = append(tars, tarOf(t, fmt.Sprint("f", i), content))
+	}
+	img := srv.image("many", "1", layer.None, tars...)
+	held := make(chan struct{})
+	letGo := sync.OnceFunc(func() { close(held) })
+	t.Cleanup(letGo)
+	srv.front(func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+		if strings.Contains(r.URL.Path, "/blobs/") && !strings.HasSuffix(r.URL.Path, img.layers[maxFetches].Digest.String()) {
+			w = &heldWriter{ResponseWriter: w, left: earlySent, held: held}
+		}
+		next.ServeHTTP(w, r)
+	})
+	o := newSetup(t, srv.host+"/many:1")
+	o.test.limits.stall = time.Minute
+	m := named(t, o.mustOpen(t), o.Ref)
+	var readers sync.WaitGroup
+	defer readers.Wait()
+	defer letGo()
+	for i, l := range img.layers[:maxFetches] {
+		c := looked(t, m, l.Digest)
+		readers.Go(func() {
+			if b, err := readAll(t.Context(), c); err != nil || !bytes.Equal(b, img.blobs[i]) {
+				t.Errorf("layer %d: %d bytes of %d, or others, %v", i, len(b), len(img.blobs[i]), err)
+			}
+		})
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	c, err := m.Blob(ctx, img.layers[maxFetches].Digest)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if b, err := readAll(ctx, c); err != nil || !bytes.Equal(b, img.blobs[maxFetches]) {
+		t.Errorf("of a blob that comes %d bytes came: %v", len(b), err)
+	}
+}
+
+// A blob of which nothing comes is given up in the end, though it gives way to others again and again.
+func TestSilentTurns(t *testing.T) { synctest.Test(t, testSilentTurns) }
+
+func testSilentTurns(t *testing.T) {
+	var ts turns
+	var d, other demand
+	defer ts.ask(&d)()
+	n, err := ts.take(t.Context(), &d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer n.leave()
+	var others []*turn
+	for range maxFetches {
+		defer ts.ask(&other)()
+	}
+	for range maxFetches - 1 {
+		o, err := ts.take(t.Context(), &other)
+		if err != nil {
+			t.Fatal(err)
+		}
+		others = append(others, o)
+	}
+	for i, want := range []time.Duration{silentTime, 2 * silentTime, 4 * silentTime, 8 * silentTime, longestSilence, longestSilence} {
+		ctx, err := n.wait()
+		if err != nil {
+			t.Fatal(err)
+		}
+		n.asks()
+		for _, o := range others {
+			o.came()
+		}
+		began := time.Now()
+		next := make(chan *turn)
+		go func() {
+			o, err := ts.take(t.Context(), &other)
+			if err != nil {
+				t.Error(err)
+			}
+			next <- o
+		}()
+		const look = silentTime / 4
+		for ctx.Err() == nil {
+			time.Sleep(look)
+			for _, o := range others {
+				o.came()
+			}
+		}
+		if took := time.Since(began); took < want || took > want+look || n.silent() != i+1 {
+			t.Errorf("it gave way after %s, and has been silent %d times: want %s, %d", took, n.silent(), want, i+1)
+		}
+		(<-next).leave()
+	}
+	if _, err := n.wait(); err != nil {
+		t.Fatal(err)
+	}
+	n.came()
+	if n.silent() != 0 {
+		t.Error("it is called silent when something has come")
+	}
+	for _, o := range others {
+		o.leave()
 	}
 }
 
