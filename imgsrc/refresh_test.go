@@ -36,6 +36,20 @@ func (s *hangingSource) setHang(c chan struct{}) {
 	s.hang = c
 }
 
+// watch has a catalog watched until the test ends.
+func watch(t *testing.T, c *Catalog, changed func()) {
+	t.Helper()
+	var watching sync.WaitGroup
+	watching.Go(func() { c.Watch(t.Context(), changed) })
+	t.Cleanup(watching.Wait) // the context has ended then
+}
+
+// watchIdly is how a source is watched that never says that something has changed.
+func watchIdly(ctx context.Context, _ func()) error {
+	<-ctx.Done()
+	return nil
+}
+
 // What changes in one source shows while another does not answer; what that one says shows when it says it.
 func TestRefreshBesideAHungSource(t *testing.T) { synctest.Test(t, testRefreshBesideAHungSource) }
 
@@ -45,13 +59,9 @@ func testRefreshBesideAHungSource(t *testing.T) {
 	far.set(nil, listed("x"))
 	c := NewCatalog(slog.New(slog.DiscardHandler), store, far)
 	refresh(t, c)
-	ctx, stop := context.WithCancel(t.Context())
-	var watching sync.WaitGroup
-	defer watching.Wait()
-	defer stop()
 	told := make(chan *Snapshot, 10)
-	far.watch = func(ctx context.Context, _ func()) error { <-ctx.Done(); return nil }
-	watching.Go(func() { c.Watch(ctx, func() { told <- c.Snapshot() }) })
+	far.watch = watchIdly
+	watch(t, c, func() { told <- c.Snapshot() })
 
 	hang := make(chan struct{})
 	far.setHang(hang)
@@ -206,14 +216,9 @@ func testRefreshBesideAHungStamp(t *testing.T) {
 	far.set(nil, listed("x"))
 	c := NewCatalog(slog.New(slog.DiscardHandler), far, store)
 	refresh(t, c)
-	ctx, stop := context.WithCancel(t.Context())
-	var watching sync.WaitGroup
-	defer watching.Wait()
-	defer stop()
 	told := make(chan bool, 10)
-	wait := func(ctx context.Context, _ func()) error { <-ctx.Done(); return nil }
-	far.watch, store.watch = wait, wait
-	watching.Go(func() { c.Watch(ctx, func() { told <- true }) })
+	far.watch, store.watch = watchIdly, watchIdly
+	watch(t, c, func() { told <- true })
 
 	hang := make(chan struct{})
 	far.setHang(hang)

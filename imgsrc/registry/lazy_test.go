@@ -102,6 +102,16 @@ func (c *counter) front(w http.ResponseWriter, r *http.Request, next http.Handle
 	next.ServeHTTP(&countingWriter{w, &c.bytes}, r)
 }
 
+// countLazy is pushLazy with a counter of what is asked for until the test ends.
+func (s *server) countLazy(t testing.TB, repo string, m lazyImage) (v1.Descriptor, *counter) {
+	t.Helper()
+	l := s.pushLazy(repo, "1", m)
+	c := &counter{digest: l.Digest}
+	s.front(c.front)
+	t.Cleanup(func() { s.front(nil) })
+	return l, c
+}
+
 type countingWriter struct {
 	http.ResponseWriter
 	n *atomic.Int64
@@ -197,11 +207,8 @@ func TestLazyBytes(t *testing.T) {
 	srv := newServer(t)
 	for _, m := range lazyImages(t, lazyEntries()) {
 		t.Run(m.form, func(t *testing.T) {
-			l := srv.pushLazy(m.form, "1", m)
+			l, c := srv.countLazy(t, m.form, m)
 			srv.pushLazy(m.form, "2", m)
-			c := &counter{digest: l.Digest}
-			srv.front(c.front)
-			defer srv.front(nil)
 			o := newSetup(t, srv.host+"/"+m.form)
 			s := o.mustOpen(t)
 			img := named(t, s, srv.host+"/"+m.form+":1")
@@ -332,9 +339,7 @@ func TestLazyUnkept(t *testing.T) {
 func TestLazyParallel(t *testing.T) {
 	srv := newServer(t)
 	for _, m := range lazyImages(t, lazyEntries()) {
-		l := srv.pushLazy(m.form, "1", m)
-		c := &counter{digest: l.Digest}
-		srv.front(c.front)
+		l, c := srv.countLazy(t, m.form, m)
 		o := newSetup(t, srv.host+"/"+m.form+":1")
 		img := named(t, o.mustOpen(t), srv.host+"/"+m.form+":1")
 		r := lookInto(t, img)

@@ -19,10 +19,7 @@ func TestLazySequential(t *testing.T) {
 	srv := newServer(t)
 	for _, m := range lazyImages(t, lazyEntries()) {
 		t.Run(m.form, func(t *testing.T) {
-			l := srv.pushLazy(m.form, "1", m)
-			c := &counter{digest: l.Digest}
-			srv.front(c.front)
-			defer srv.front(nil)
+			l, c := srv.countLazy(t, m.form, m)
 			o := newSetup(t, srv.host+"/"+m.form+":1")
 			s := o.mustOpen(t)
 			img := named(t, s, srv.host+"/"+m.form+":1")
@@ -77,10 +74,7 @@ func TestLazyScattered(t *testing.T) {
 	rand.New(rand.NewPCG(1, 2)).Shuffle(len(entries), func(i, j int) { entries[i], entries[j] = entries[j], entries[i] })
 	for _, m := range lazyImages(t, entries) {
 		t.Run(m.form, func(t *testing.T) {
-			l := srv.pushLazy(m.form, "1", m)
-			c := &counter{digest: l.Digest}
-			srv.front(c.front)
-			defer srv.front(nil)
+			l, c := srv.countLazy(t, m.form, m)
 			o := newSetup(t, srv.host+"/"+m.form+":1")
 			img := named(t, o.mustOpen(t), srv.host+"/"+m.form+":1")
 			r := lookInto(t, img)
@@ -107,9 +101,7 @@ func TestLazyScattered(t *testing.T) {
 func TestLazySeed(t *testing.T) {
 	srv := newServer(t)
 	m := lazyImages(t, lazyEntries())[0]
-	l := srv.pushLazy("a", "1", m)
-	c := &counter{digest: l.Digest}
-	srv.front(c.front)
+	l, c := srv.countLazy(t, "a", m)
 	s := newSetup(t, srv.host+"/a:1").mustOpen(t)
 	img := named(t, s, srv.host+"/a:1")
 	r := lookInto(t, img)
@@ -185,9 +177,7 @@ func (w *haltingWriter) Write(p []byte) (int, error) {
 func TestLazyAhead(t *testing.T) {
 	srv := newServer(t)
 	m := lazyImages(t, []images.Entry{images.File("a", noise(8<<20)), images.File("b", noise(24<<20))})[1]
-	l := srv.pushLazy("a", "1", m)
-	c := &counter{digest: l.Digest}
-	srv.front(c.front)
+	_, c := srv.countLazy(t, "a", m)
 	r := lookInto(t, named(t, newSetup(t, srv.host+"/a:1").mustOpen(t), srv.host+"/a:1"))
 	p, b := r.place("b"), make([]byte, 128<<10)
 	asked := c.asked.Load()
@@ -212,10 +202,7 @@ func TestLazyMostlyHere(t *testing.T) {
 	srv := newServer(t)
 	for _, m := range lazyImages(t, lazyEntries()) {
 		t.Run(m.form, func(t *testing.T) {
-			l := srv.pushLazy(m.form, "1", m)
-			c := &counter{digest: l.Digest}
-			srv.front(c.front)
-			defer srv.front(nil)
+			l, c := srv.countLazy(t, m.form, m)
 			o := newSetup(t, srv.host+"/"+m.form+":1")
 			again := func(first, last int) *reader {
 				o.newCache(t)
