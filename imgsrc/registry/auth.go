@@ -191,7 +191,8 @@ func (e *endpoint) requestToken(ctx context.Context, c challenge, scope string, 
 	if err != nil {
 		return "", 0, err
 	}
-	resp, err := e.http.Do(req)
+	asks, _ := e.tokenClient(req.URL.Host)
+	resp, err := asks.Do(req)
 	if err != nil {
 		return "", 0, sendFailure(doing, err, e.knownSecrets())
 	}
@@ -208,8 +209,12 @@ func (e *endpoint) requestToken(ctx context.Context, c challenge, scope string, 
 
 func (e *endpoint) tokenRequest(ctx context.Context, c challenge, scope string, user types.DockerAuthConfig) (*http.Request, string, error) {
 	realm, err := url.Parse(c.params["realm"])
+	open := false
+	if err == nil {
+		_, open = e.tokenClient(realm.Host)
+	}
 	// A password goes over an open line only where the registry itself may be spoken to like that.
-	if err != nil || realm.Host == "" || realm.Scheme != "https" && (realm.Scheme != "http" || !e.insecure) {
+	if err != nil || realm.Host == "" || realm.Scheme != "https" && (realm.Scheme != "http" || !open) {
 		return nil, "", &failure{text: fmt.Sprintf("asking for a token: %s names no token server that can be trusted", e.host), condition: imgsrc.ErrDenied}
 	}
 	realm.User = nil

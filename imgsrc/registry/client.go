@@ -75,6 +75,9 @@ func (c *Client) Close() {
 	defer c.mu.Unlock()
 	for _, e := range c.endpoints {
 		e.http.CloseIdleConnections()
+		if e.strict != nil {
+			e.strict.CloseIdleConnections()
+		}
 	}
 }
 

@@ -52,8 +52,9 @@
 //     it, or finish it: whoever is in the middle of it reads on.
 //     One that is wrong is not fetched again for a moment (see spoilt).
 //   - Credentials go to the registry and to the token server that it names, and to no server that either redirects to;
-//     over an open line only where registries.conf, --tls-verify=false or the loopback interface allow that. They appear
-//     in no error and no log, even if a server repeats them.
+//     over an open line only where registries.conf, --tls-verify=false or the loopback interface allow that, and never to a
+//     token server elsewhere because of where the registry lies. They appear in no error and no log, even if a server
+//     repeats them.
 //   - While nobody looks at the stamp, the registry is left alone; otherwise it is asked at most once a minute.
 //
 // # Layers with a table of contents

@@ -34,6 +34,7 @@ type endpoint struct {
 	address  string // the one that is connected to
 	insecure bool   // no certificate is asked for, and HTTP will do
 	http     *http.Client
+	strict   *http.Client // for hosts that are not where the endpoint is, if only that says that it is insecure; otherwise nil
 
 	pinging chan struct{} // holds one element while somebody asks for the scheme
 
@@ -90,6 +91,21 @@ func (c *Client) newEndpoint(host string, insecure bool) (*endpoint, error) {
 		},
 	}
 	return e, nil
+}
+
+// makeStrict has no other host believed without a certificate because of where the endpoint is.
+func (e *endpoint) makeStrict() {
+	transport := e.http.Transport.(*http.Transport).Clone()
+	transport.TLSClientConfig.InsecureSkipVerify = false
+	e.strict = &http.Client{CheckRedirect: e.checkRedirect, Transport: transport}
+}
+
+// tokenClient returns what a token server is asked with, and whether that may be over an open line.
+func (e *endpoint) tokenClient(host string) (asks *http.Client, open bool) {
+	if e.strict == nil || e.client.trusts(host) {
+		return e.http, e.insecure
+	}
+	return e.strict, false
 }
 
 // defaultCertDirs is where containers-certs.d(5) has certificates, a directory for each registry: where pushes and pulls look too,

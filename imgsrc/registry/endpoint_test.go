@@ -3,8 +3,12 @@ package registry
 import (
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
+	"net/http/httptest"
+	"net/netip"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -103,6 +107,50 @@ func TestRedirectedChallenge(t *testing.T) {
 			}
 			if !errors.Is(err, imgsrc.ErrDenied) || !strings.Contains(err.Error(), store.host) {
 				t.Errorf("%s: %v", part, err)
+			}
+		}
+	}
+}
+
+// That a registry lies where no certificate is needed says nothing of a token server elsewhere: that is trusted where
+// registries.conf says so of the registry.
+func TestTokenServerElsewhere(t *testing.T) {
+	srv := newServer(t)
+	srv.image("web", "1", layer.None, tarOf(t))
+	var asked atomic.Int32
+	for _, start := range []func(*httptest.Server){(*httptest.Server).Start, (*httptest.Server).StartTLS} {
+		tokens := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			asked.Add(1)
+			fmt.Fprint(w, `{"token":"good"}`)
+		}))
+		tokens.Config.ErrorLog = discardLog
+		tokens.Listener.Close()
+		var err error
+		if tokens.Listener, err = net.Listen("tcp", "127.0.0.2:0"); err != nil {
+			t.Fatal(err)
+		}
+		start(tokens)
+		defer tokens.Close()
+		srv.front(func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+			if r.Header.Get("Authorization") != "Bearer good" {
+				w.Header().Set("WWW-Authenticate", fmt.Sprintf(`Bearer realm="%s/token"`, tokens.URL))
+				w.WriteHeader(http.StatusUnauthorized)
+				return
+			}
+			next.ServeHTTP(w, r)
+		})
+		for conf, ok := range map[string]bool{"": false, fmt.Sprintf("[[registry]]\nlocation = %q\ninsecure = true\n", srv.host): true} {
+			asked.Store(0)
+			o := newSetup(t, srv.host+"/web:1")
+			o.registries = conf
+			o.Insecure = []netip.Prefix{netip.MustParsePrefix("127.0.0.1/32")}
+			o.login(t, srv.host, "tester:s3cret")
+			s, err := o.open(t)
+			if s != nil {
+				s.Close()
+			}
+			if (err == nil) != ok || (asked.Load() > 0) != ok {
+				t.Errorf("%s, by configuration: %t: asked %d times, %v", tokens.URL, ok, asked.Load(), err)
 			}
 		}
 	}

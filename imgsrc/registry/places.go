@@ -105,14 +105,18 @@ func (c *Client) endpoint(host string, insecure bool) (*endpoint, error) {
 	if e != nil {
 		return e, nil
 	}
+	trusted := false
 	if c.verify != nil {
 		insecure = !*c.verify
-	} else {
-		insecure = insecure || c.trusts(host)
+	} else if !insecure {
+		trusted = c.trusts(host)
 	}
-	e, err := c.newEndpoint(host, insecure)
+	e, err := c.newEndpoint(host, insecure || trusted)
 	if err != nil {
 		return nil, err
+	}
+	if trusted {
+		e.makeStrict()
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
