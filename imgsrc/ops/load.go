@@ -174,7 +174,7 @@ func (o *Ops) loadOne(ctx context.Context, img loadable, platform *imgsrc.Platfo
 		if err := o.allowed(ctx, src); err != nil {
 			return "", err
 		}
-		return id, o.addNames(ctx, to, id, img.names)
+		return id, o.addNamesOf(ctx, to, id, img.Desc().Digest, img.names)
 	}
 	if into, apart := to.(indexReceiver); apart && img.below != nil {
 		return o.loadIndex(ctx, img, plan, to, into, t)
@@ -265,19 +265,24 @@ func (o *Ops) platformOf(ctx context.Context, src *source, img loadable, sys *ty
 	return imgsrc.Held{}, fail(imgsrc.ErrNotFound, "image %s of the index is not in it", d)
 }
 
-// addNames gives names to an image that has been put into a source, or was there.
+// addNames gives names to an image that has been put into a source.
 func (o *Ops) addNames(ctx context.Context, to Receiver, id string, names []string) error {
+	return o.addNamesOf(ctx, to, id, "", names)
+}
+
+// addNamesOf gives names to an image that is in a source: to the manifest with this digest, if it has that, or to its first.
+func (o *Ops) addNamesOf(ctx context.Context, to Receiver, id string, d digest.Digest, names []string) error {
 	if len(names) == 0 {
 		return nil
 	}
-	err := error(fail(imgsrc.ErrNotFound, "%s does not list the image any more", to.Name()))
+	var its []imgsrc.Held
 	if entry := o.opt.Catalog.Snapshot().ByID(id); entry != nil {
-		for _, held := range entry.Held {
-			if held.Source.Name() == to.Name() {
-				err = o.addNamesTo(ctx, to, held, names)
-				break
-			}
-		}
+		its = slices.DeleteFunc(slices.Clone(entry.Held), func(h imgsrc.Held) bool { return h.Source.Name() != to.Name() })
+	}
+	err := error(fail(imgsrc.ErrNotFound, "%s does not list the image any more", to.Name()))
+	if len(its) > 0 {
+		same := slices.IndexFunc(its, func(h imgsrc.Held) bool { return h.Desc().Digest == d })
+		err = o.addNamesTo(ctx, to, its[max(same, 0)], names)
 	}
 	if err != nil {
 		return fmt.Errorf("the image is there, but does not have %s: %w", strings.Join(names, " "), err)

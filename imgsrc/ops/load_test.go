@@ -161,6 +161,22 @@ func TestLoadWhatIsThere(t *testing.T) {
 	}
 }
 
+// Of several manifests of one config the one that is loaded gets the name.
+func TestLoadSecondManifest(t *testing.T) {
+	one := testImages(t)["oci with blobs"]
+	two := *one
+	two.manifest = append([]byte(" "), one.manifest...)
+	two.desc.Digest, two.desc.Size = digest.FromBytes(two.manifest), int64(len(two.manifest))
+	to := newReceiving(t)
+	to.images = []imgsrc.Listed{{Image: one, Names: []string{"localhost/one:1"}}, {Image: &two, Names: []string{"localhost/two:1"}}}
+	dir := t.TempDir()
+	src := &fakeSource{name: "oci:" + dir, images: []imgsrc.Listed{{Image: &two, Names: []string{"localhost/a:1"}}}}
+	o, _ := newOpsOn(t, Options{Open: opens(dir, src)}, to)
+	if err := o.Do(t.Context(), request("load", dir)); err != nil || len(to.images[0].Names) != 1 || len(to.images[1].Names) != 2 {
+		t.Errorf("%q and %q, %v", to.images[0].Names, to.images[1].Names, err)
+	}
+}
+
 // Names that a loaded image does not get are a failure, which says that the image has come.
 func TestLoadLosesNoName(t *testing.T) {
 	img := testImages(t)["oci with blobs"]
