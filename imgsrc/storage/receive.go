@@ -68,7 +68,7 @@ func (s *Source) Receive(ctx context.Context, name, id string, copy func(to type
 // ReceiveAs is Receive of an image whose manifest, in the store, is to be another than the one that is copied: one of the
 // same config, whose layers are the same but for their compression, which a store does not keep. nil: the one that is
 // copied.
-func (s *Source) ReceiveAs(ctx context.Context, name, id string, text []byte, copy func(to types.ImageReference) error) error {
+func (s *Source) ReceiveAs(ctx context.Context, name, id string, text []byte, copy func(to types.ImageReference) error) (err error) {
 	if err := s.MayReceive(); err != nil {
 		return err
 	}
@@ -79,11 +79,12 @@ func (s *Source) ReceiveAs(ctx context.Context, name, id string, text []byte, co
 	if s.writer != nil {
 		receive = s.writer.receive
 	}
-	made, err := receive(ctx, name, id, text, copy)
+	var made []string
+	defer func() { s.strays.end(made, err) }() // also of a copy that panics
+	made, err = receive(ctx, name, id, text, copy)
 	if err != nil && !errors.Is(err, syscall.ENOSPC) && strings.Contains(err.Error(), syscall.ENOSPC.Error()) {
 		err = fmt.Errorf("%w: %w", err, syscall.ENOSPC) // said by the process that unpacks
 	}
-	s.strays.end(made, err)
 	return err
 }
 

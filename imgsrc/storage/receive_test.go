@@ -244,6 +244,20 @@ func TestReceiveTogether(t *testing.T) {
 	}
 }
 
+// A copy that panics keeps no others' layers.
+func TestReceivePanics(t *testing.T) {
+	r := newReal(t, "overlay")
+	r.do(t, "podman", "images", "-q")
+	s := r.source(t)
+	func() {
+		defer func() { _ = recover() }()
+		_ = s.Receive(t.Context(), "localhost/a:1", "", func(types.ImageReference) error { panic("a bug") })
+	}()
+	if s.strays.receiving != 0 {
+		t.Error("it is received for ever, and no layer goes any more")
+	}
+}
+
 // Strays go when their time is over, and not while an image is received.
 func TestStrays(t *testing.T) {
 	removed := make(chan []string, 10)
