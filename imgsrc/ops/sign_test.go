@@ -38,13 +38,28 @@ func gpgHome(t *testing.T) (public string) {
 		_ = exec.Command("gpgconf", "--homedir", home, "--kill", "all").Run()
 		_ = os.RemoveAll(home)
 	})
+	launchAgent(t, home)
 	for name, passphrase := range map[string]string{signerName: "", "locked@example.org": "s3cret"} {
 		needs.Run(t, "gpg", "--batch", "--quiet", "--pinentry-mode", "loopback", "--passphrase", passphrase, "--quick-gen-key", name, "default", "default", "never")
 	}
 	needs.Run(t, "gpgconf", "--homedir", home, "--kill", "gpg-agent") // which knows the passphrase
+	launchAgent(t, home)
 	public = filepath.Join(home, "public")
 	needs.Run(t, "gpg", "--batch", "--output", public, "--export", signerName)
 	return public
+}
+
+// launchAgent returns when there is an agent. gpg starts one itself, and waits for it no longer than five seconds.
+func launchAgent(t *testing.T, home string) {
+	t.Helper()
+	var out []byte
+	var err error
+	for range 10 {
+		if out, err = exec.Command("gpgconf", "--homedir", home, "--launch", "gpg-agent").CombinedOutput(); err == nil {
+			return
+		}
+	}
+	t.Fatalf("gpg-agent: %v: %s", err, out)
 }
 
 // policyFor is a policy.json that lets only what is signed through, by a requirement on the transport.
