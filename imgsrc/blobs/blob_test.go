@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 
@@ -215,7 +216,7 @@ func TestVerify(t *testing.T) {
 	s, dir := storeOf(t, text)
 	path := filepath.Join(dir, d.Encoded())
 	write := func(text string) func() error { return func() error { return os.WriteFile(path, []byte(text), 0o644) } }
-	for _, step := range []struct {
+	for i, step := range []struct {
 		name string
 		do   func() error // before; may be nil
 		d    digest.Digest
@@ -236,6 +237,7 @@ func TestVerify(t *testing.T) {
 			if err := step.do(); err != nil {
 				t.Fatal(err)
 			}
+			setAge(t, path, time.Hour-time.Duration(i)*time.Minute)
 		}
 		n, err := s.Verify(t.Context(), step.d, step.size)
 		if (err != nil) != (step.want != nil) || err == nil && n != 1<<20 {

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 
@@ -33,6 +34,7 @@ func earlyStore(t *testing.T, flip int) (c imgsrc.Content, want []byte, file str
 	if err := os.WriteFile(file, want, 0o644); err != nil {
 		t.Fatal(err)
 	}
+	setAge(t, file, time.Hour)
 	return openBlob(t, s, d), want, file, stopHashing(s)
 }
 
@@ -192,6 +194,7 @@ func TestEarlyReplaced(t *testing.T) {
 	if err := os.WriteFile(file, want, 0o644); err != nil {
 		t.Fatal(err)
 	}
+	setAge(t, file, time.Minute)
 	if n, err := c.ReadAt(ctx, buf, earlySize-100); n != 100 || err != io.EOF {
 		t.Errorf("repaired: %d, %v", n, err)
 	}

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/imgfs/imgfs/imgsrc"
 	"github.com/imgfs/imgfs/imgsrc/layer"
@@ -54,6 +55,16 @@ func writeArchive(t *testing.T, b []byte) string {
 		t.Fatal(err)
 	}
 	return file
+}
+
+// setAge makes a file one that was written so long ago: what is written next has another time, and so has what was written just
+// now, however coarse the file system's clock is.
+func setAge(t *testing.T, file string, age time.Duration) {
+	t.Helper()
+	then := time.Now().Add(-age)
+	if err := os.Chtimes(file, then, then); err != nil {
+		t.Fatal(err)
+	}
 }
 
 func openTar(t *testing.T, file string) *Tar {
@@ -288,6 +299,7 @@ func TestTarReplacedByNone(t *testing.T) {
 	if err := os.WriteFile(file, archive(t, [2]string{"a", "repaired"}), 0o644); err != nil {
 		t.Fatal(err)
 	}
+	setAge(t, file, time.Minute)
 	if got, _, err := ReadFile(d, "a", 100); err != nil || string(got) != "repaired" {
 		t.Errorf("%q, %v", got, err)
 	}

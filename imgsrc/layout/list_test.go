@@ -282,12 +282,10 @@ func TestListAgain(t *testing.T) {
 		t.Error("an unchanged manifest was read again")
 	}
 	b, err := os.ReadFile(l.path(a.Digest))
-	if err != nil {
+	if err := errors.Join(err, os.Remove(l.path(a.Digest))); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Remove(l.path(a.Digest)); err != nil {
-		t.Fatal(err)
-	}
+	l.age()
 	if got := shown(list(t, s)); got != show(a, "!!", "a") {
 		t.Errorf("missing: %s", got)
 	}
@@ -318,6 +316,7 @@ func TestSparseIndex(t *testing.T) {
 	if err := os.Remove(l.path(a.Digest)); err != nil {
 		t.Fatal(err)
 	}
+	l.age()
 	s := l.open()
 	if got := shown(list(t, s)); got != show(ix, "", "ix") {
 		t.Errorf("without the platform: %s", got)

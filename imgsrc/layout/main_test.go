@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
@@ -33,6 +34,16 @@ func newLayout(t testing.TB) *testLayout {
 	}
 	l.index()
 	return l
+}
+
+// age makes the directory of the blobs one that has not changed for an hour: the next change gives it another time, however
+// coarse the file system's clock is.
+func (l *testLayout) age() {
+	l.Helper()
+	then := time.Now().Add(-time.Hour)
+	if err := os.Chtimes(filepath.Join(l.dir, "blobs/sha256"), then, then); err != nil {
+		l.Fatal(err)
+	}
 }
 
 func (l *testLayout) file(path, text string) {

@@ -208,6 +208,7 @@ func TestOriginalArrives(t *testing.T) {
 		t.Fatal(err)
 	}
 	l.made(oci, was, "x")
+	l.age()
 	s := l.open()
 	if got, want := shown(list(t, s)), show(oci, "", "x"); got != want {
 		t.Errorf("%s, want %s", got, want)

@@ -81,8 +81,9 @@ func TestBodyIsNotTheLayers(t *testing.T) {
 		bad := bytes.Clone(good)
 		bad[len(bad)-1] ^= 1
 		outside := write(t, good, t.TempDir(), "outside")
+		later := time.Now().Add(time.Second) // than it was written, however coarse the file system's clock is
 		for name, damage := range map[string]func() error{
-			"changed in place": func() error { return os.WriteFile(victim, bad, 0o644) },
+			"changed in place": func() error { return errors.Join(os.WriteFile(victim, bad, 0o644), os.Chtimes(victim, later, later)) },
 			"replaced":         func() error { return errors.Join(os.Remove(victim), os.WriteFile(victim, bad, 0o644)) },
 			"shorter":          func() error { return os.Truncate(victim, int64(size-1)) },
 			"longer":           func() error { return os.Truncate(victim, int64(size+1)) },
