@@ -1,6 +1,7 @@
 package fs
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -47,7 +48,7 @@ func (f *FS) isFollowed(src imgsrc.Source) bool {
 	return ok && src == followed
 }
 
-// An ociGroup is the manifests of one digest that are one image, with the names that lead to them.
+// An ociGroup is the manifests of one digest, and made from the same one, that are one image, with the names that lead to them.
 type ociGroup struct {
 	held  []imgsrc.Image // the nearest first
 	from  []imgsrc.Source
@@ -58,7 +59,8 @@ type ociGroup struct {
 // them.
 func (f *FS) groupsOf(e *imgsrc.Entry) []*ociGroup {
 	var all []*ociGroup
-	byDigest := map[digest.Digest]*ociGroup{}
+	type form struct{ digest, original digest.Digest }
+	byForm := map[form]*ociGroup{}
 	byName := map[string]*ociGroup{}
 	var first *imgsrc.Desc
 	for _, h := range e.Held {
@@ -72,10 +74,10 @@ func (f *FS) groupsOf(e *imgsrc.Entry) []*ociGroup {
 		if first.Lists == nil && d.Lists != nil {
 			continue
 		}
-		g := byDigest[d.Digest]
+		g := byForm[form{d.Digest, d.Original}]
 		if g == nil || d.Digest == "" {
 			g = &ociGroup{}
-			byDigest[d.Digest] = g
+			byForm[form{d.Digest, d.Original}] = g
 			all = append(all, g)
 		}
 		at := len(g.held)
@@ -115,10 +117,12 @@ type ociEntries struct {
 // convertAll puts all images into OCI form, which takes what is known of them from the last time. Error: that it cannot be
 // told of one of them whether it can be had.
 func (r *ociRun) convertAll(ctx context.Context) (*ociEntries, error) {
-	groups := make([][]*ociGroup, len(r.snap.Entries))
+	entries := slices.Clone(r.snap.Entries)
+	slices.SortStableFunc(entries, func(a, b *imgsrc.Entry) int { return cmp.Compare(ociOrder(a), ociOrder(b)) })
+	groups := make([][]*ociGroup, len(entries))
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(2 * runtime.GOMAXPROCS(0))
-	for i, e := range r.snap.Entries {
+	for i, e := range entries {
 		groups[i] = r.t.f.groupsOf(e)
 		for _, group := range groups[i] {
 			if !slices.ContainsFunc(group.held, isIndex) {
@@ -133,12 +137,24 @@ func (r *ociRun) convertAll(ctx context.Context) (*ociEntries, error) {
 		return nil, err
 	}
 	all := &ociEntries{}
-	for i := range r.snap.Entries {
-		if err := r.add(ctx, all, groups[i]); err != nil {
+	for _, its := range groups {
+		if err := r.add(ctx, all, its); err != nil {
 			return nil, err
 		}
 	}
 	return all, nil
+}
+
+// ociOrder is what the images are listed by: their ids, but for an index, whose id a store makes up.
+func ociOrder(e *imgsrc.Entry) string {
+	d := e.First().Desc()
+	switch {
+	case d.Lists == nil:
+		return e.ID
+	case d.Original != "":
+		return d.Original.Encoded()
+	}
+	return d.Digest.Encoded()
 }
 
 // add adds an image of the catalog: its manifests, in their order, each with its names.

@@ -36,8 +36,8 @@ type Stamp string
 
 // A Listing is what a source held at one moment.
 type Listing struct {
-	// Images are in the source's own order, one for each manifest. Two of them may have the same id (two manifests over
-	// one config): the first then stands for the image.
+	// Images are in the source's own order, one for each manifest, or for each that it was made from (Desc.Original). Two of
+	// them may have the same id (two manifests over one config): the first then stands for the image.
 	Images []Listed
 	// ModTime is when the source says that its listing last changed; zero if it does not record it.
 	ModTime time.Time
@@ -139,12 +139,12 @@ type Peeker interface {
 	Peek(ctx context.Context, n int, p []byte) (int, error)
 }
 
-// Converted is an image that may have been made from another form of it, whose manifest is kept beside its own: containers-storage
-// keeps no compressed layers, so what leaves it has other layers than the manifest that it was pulled with.
+// Converted is an image, or an index, that may have been made from another form of it, whose manifest is kept beside its own:
+// containers-storage keeps no compressed layers, so what leaves it has other layers than the manifest that it was pulled with.
 type Converted interface {
 	Image
-	// Original returns the exact bytes of that manifest, at most MaxManifest. It is over the same config, and has as many layers.
-	// Error: ErrAbsent if there is none.
+	// Original returns the exact bytes of that manifest, at most MaxManifest. It is over the same config, and has as many layers;
+	// an index lists, by the digests that they had, all that this one lists. Error: ErrAbsent if there is none.
 	Original(ctx context.Context) ([]byte, error)
 }
 
@@ -168,6 +168,9 @@ type Desc struct {
 	Subject digest.Digest
 	// Lists are the digests in an index, in its order; nil for what is none.
 	Lists []digest.Digest
+	// Original is the digest, as a file, of the manifest that this one was made from, where that is kept beside it (see Converted);
+	// empty if there is none. What is made of two manifests can be one: then it is listed twice.
+	Original digest.Digest
 	// Damaged says why the manifest or config cannot be read, if that is known from listing. The image is then listed
 	// with what there is.
 	Damaged error

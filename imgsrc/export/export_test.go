@@ -71,8 +71,12 @@ func read(t testing.TB, src imgsrc.Source, as func(imgsrc.Image) imgsrc.Image) *
 			img.Image = as(img.Image)
 		}
 		d := img.Desc().Digest
+		if same, there := s.images[d]; there { // that was another
+			img.Names = append(same.Names, img.Names...)
+		} else {
+			s.order = append(s.order, d)
+		}
 		s.images[d] = img
-		s.order = append(s.order, d)
 	}
 	return s
 }
@@ -381,10 +385,10 @@ func TestIndexJSON(t *testing.T) {
 	for _, d := range ix.Manifests {
 		got = append(got, d.Annotations[v1.AnnotationRefName]+" "+d.Annotations[export.AnnotationOriginal])
 	}
-	if want := []string{" ", "a<b sha256:00", "b sha256:00"}; !slices.Equal(got, want) {
+	if want := []string{" " + desc.Digest.String(), "a<b sha256:00", "b sha256:00"}; !slices.Equal(got, want) {
 		t.Errorf("%q, want %q", got, want)
 	}
-	if _, ok := changed.Annotations[v1.AnnotationRefName]; ok {
+	if _, ok := changed.Annotations[v1.AnnotationRefName]; ok || desc.Annotations != nil {
 		t.Error("the entry was changed")
 	}
 }

@@ -112,10 +112,20 @@ type Entry struct {
 }
 
 // IndexJSON is a layout's index.json: a descriptor for each name of an image, or one without a name. The names are
-// org.opencontainers.image.ref.name, whatever they are.
+// org.opencontainers.image.ref.name, whatever they are. A manifest that was made from none, beside one that turned out the
+// same, has itself for its original.
 func IndexJSON(images []Entry) ([]byte, error) {
 	ix := v1.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: v1.MediaTypeImageIndex, Manifests: []v1.Descriptor{}}
+	made := map[digest.Digest]bool{}
 	for _, img := range images {
+		made[img.Desc.Digest] = made[img.Desc.Digest] || img.Desc.Annotations[AnnotationOriginal] != ""
+	}
+	for _, img := range images {
+		if made[img.Desc.Digest] && img.Desc.Annotations[AnnotationOriginal] == "" {
+			annotations := map[string]string{AnnotationOriginal: img.Desc.Digest.String()}
+			maps.Copy(annotations, img.Desc.Annotations)
+			img.Desc.Annotations = annotations
+		}
 		if len(img.Names) == 0 {
 			ix.Manifests = append(ix.Manifests, img.Desc)
 		}

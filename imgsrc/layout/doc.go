@@ -23,7 +23,9 @@
 // what it was, with that manifest's bytes and digest, if the original is over the same config and has the same layers: those
 // are all there then. Otherwise, as of an image out of containers-storage, whose layers are kept uncompressed, what is there is
 // listed, and knows its original ([imgsrc.Converted]). An index is listed as what it was if all of its images that are there
-// are. The original is never listed beside what was made from it.
+// are, and knows its original if each of them is what it was or knows that. The original is never listed beside what was made
+// from it. What was made from several, as one manifest over gzip and one over zstd become the same in oci/, is listed for each;
+// that it was there by itself, too, an entry says whose annotation names itself.
 //
 // # What must hold
 //

@@ -45,6 +45,11 @@ type descriptor struct {
 	original digest.Digest // of the manifest that this one was made from; empty: it was made from none
 }
 
+// A variant is a manifest of the layout with the one that it was made from: what is made of two manifests can be one.
+type variant struct{ digest, original digest.Digest }
+
+func (d descriptor) variant() variant { return variant{d.digest, d.original} }
+
 // manifestTypes are the media types that an entry of an index may have.
 var manifestTypes = map[string]bool{
 	"":                        true,
@@ -138,6 +143,23 @@ func parseAnnotations(o object) (object, error) {
 	return a, nil
 }
 
+// adopt has an entry that does not say what its manifest was made from say what the first other one of that manifest says: tools
+// that do not know the annotation name an image without it. One that was made from none, beside one that was, says that it was
+// made from itself.
+func (ix *index) adopt() {
+	first := map[digest.Digest]digest.Digest{}
+	for _, e := range ix.entries {
+		if e.err == nil && e.original != "" && first[e.digest] == "" {
+			first[e.digest] = e.original
+		}
+	}
+	for i := range ix.entries {
+		if e := &ix.entries[i]; e.err == nil && e.original == "" {
+			e.original = first[e.digest]
+		}
+	}
+}
+
 // isNamed says whether a person can mean this entry by name: other tools know it by its ref.name only.
 func (e *entry) isNamed(name string) bool {
 	if e.err != nil {
@@ -192,6 +214,7 @@ func (s *images) readIndex(ctx context.Context) (*index, error) {
 			var ix *index
 			if ix, err = parseIndex(b); err == nil {
 				ix.modTime = id.ModTime()
+				ix.adopt()
 				return ix, nil
 			}
 			err = damagedJSON(v1.ImageIndexFile, err)

@@ -60,7 +60,7 @@ type images struct {
 	log   *slog.Logger
 
 	mu    sync.Mutex
-	known map[digest.Digest]*manifest // from the last List
+	known map[variant]*manifest // from the last List
 
 	// damaged is set when the last List found a manifest missing, also one that only an index lists, or damaged: then the
 	// blobs count for the stamp, so that a repaired one is seen.

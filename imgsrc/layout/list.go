@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"runtime"
+	"slices"
 
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sync/errgroup"
@@ -24,9 +25,10 @@ const (
 type manifest struct {
 	identity   blobs.Identity // of its file; zero if there is none
 	descriptor                // that led to it
-	image      *blobs.Image   // that is listed
+	image      *blobs.Image   // that is listed: one of the next three
 	own        *blobs.Image   // of its own bytes
 	original   *blobs.Image   // of the manifest that it was made from, if that may be listed in its place; else nil
+	converted  *blobs.Image   // own, which knows its original, if it may be listed so; else nil
 	layers     []string       // their digests
 	children   []descriptor   // an index's
 	problems   []error        // an index's entries that are none
@@ -51,21 +53,27 @@ func (s *images) List(ctx context.Context) (*imgsrc.Listing, error) {
 	if err := w.run(ctx, ix.wanted(s.ref)); err != nil {
 		return nil, fmt.Errorf("listing %s: %w", s.Name(), err)
 	}
-	names := map[digest.Digest][]string{}
+	names := map[variant][]string{}
 	l := &imgsrc.Listing{ModTime: ix.modTime}
 	for _, e := range ix.entries {
 		switch {
 		case e.err != nil:
 			l.Problems = append(l.Problems, fmt.Errorf("index.json: %w", e.err))
 		case e.name != "":
-			names[e.digest] = append(names[e.digest], e.name)
+			names[e.variant()] = append(names[e.variant()], e.name)
 		}
 	}
 	l.Problems = append(l.Problems, w.problems...)
 	damaged := w.sparse
+	at := map[variant]int{} // where there are two that are listed as the same, as if one had lost its original
 	for _, m := range w.order {
-		l.Images = append(l.Images, imgsrc.Listed{Image: m.image, Names: unique(names[m.digest]), Layers: m.layers})
 		damaged = damaged || m.image.Desc().Damaged != nil
+		if i, there := at[m.shown()]; there {
+			l.Images[i].Names = unique(append(l.Images[i].Names, names[m.variant()]...))
+			continue
+		}
+		at[m.shown()] = len(l.Images)
+		l.Images = append(l.Images, imgsrc.Listed{Image: m.image, Names: unique(names[m.variant()]), Layers: m.layers})
 	}
 	s.mu.Lock()
 	s.known = w.found
@@ -102,25 +110,49 @@ func unique(names []string) []string {
 // also ends cycles.
 type walk struct {
 	source   *images
-	known    map[digest.Digest]*manifest
-	found    map[digest.Digest]*manifest
+	known    map[variant]*manifest
+	found    map[variant]*manifest
 	order    []*manifest
 	problems []error
 	sparse   bool // an index below index.json lists what is not there, or an original is not there
 
-	originals map[digest.Digest]digest.Digest // as index.json says
-	chosen    map[*manifest]bool              // those of which it is decided what they are listed as
-	taken     map[digest.Digest]bool          // what is listed
+	originals map[digest.Digest][]digest.Digest // as index.json says
+	chosen    map[*manifest]bool                // those of which it is decided what they are listed as
+	taken     map[digest.Digest]bool            // what is listed
 }
 
-func newWalk(s *images, known map[digest.Digest]*manifest, ix *index) *walk {
-	w := &walk{source: s, known: known, found: map[digest.Digest]*manifest{}, originals: map[digest.Digest]digest.Digest{}}
+func newWalk(s *images, known map[variant]*manifest, ix *index) *walk {
+	w := &walk{source: s, known: known, found: map[variant]*manifest{}, originals: map[digest.Digest][]digest.Digest{}}
 	for _, e := range ix.entries {
-		if e.err == nil && e.original != "" && w.originals[e.digest] == "" {
-			w.originals[e.digest] = e.original
+		if e.err == nil && e.original != "" && !slices.Contains(w.originals[e.digest], e.original) {
+			w.originals[e.digest] = append(w.originals[e.digest], e.original)
 		}
 	}
 	return w
+}
+
+// variants returns what an entry of an index leads to: an index below index.json does not say what its images were made from.
+func (w *walk) variants(d descriptor) []descriptor {
+	if d.original != "" || len(w.originals[d.digest]) == 0 {
+		return []descriptor{d}
+	}
+	var all []descriptor
+	for _, original := range w.originals[d.digest] {
+		d.original = original
+		all = append(all, d)
+	}
+	return all
+}
+
+// of returns what was found under a digest.
+func (w *walk) of(d descriptor) []*manifest {
+	var all []*manifest
+	for _, v := range w.variants(d) {
+		if m := w.found[v.variant()]; m != nil {
+			all = append(all, m)
+		}
+	}
+	return all
 }
 
 func (w *walk) run(ctx context.Context, level []descriptor) error {
@@ -131,18 +163,20 @@ func (w *walk) run(ctx context.Context, level []descriptor) error {
 			return nil
 		}
 		var fresh []*manifest
-		for _, d := range level {
-			if w.found[d.digest] != nil {
-				continue
+	entries:
+		for _, entry := range level {
+			for _, d := range w.variants(entry) {
+				if w.found[d.variant()] != nil {
+					continue
+				}
+				if len(w.found) == maxImages {
+					w.problems = append(w.problems, fmt.Errorf("%w: more than %d images: leaving out the rest", imgsrc.ErrUnsupported, maxImages))
+					break entries
+				}
+				m := &manifest{descriptor: d}
+				w.found[d.variant()] = m
+				fresh = append(fresh, m)
 			}
-			if len(w.found) == maxImages {
-				w.problems = append(w.problems, fmt.Errorf("%w: more than %d images: leaving out the rest", imgsrc.ErrUnsupported, maxImages))
-				break
-			}
-			d.original = w.originals[d.digest]
-			m := &manifest{descriptor: d}
-			w.found[d.digest] = m
-			fresh = append(fresh, m)
 		}
 		g, gctx := errgroup.WithContext(ctx)
 		g.SetLimit(2 * runtime.GOMAXPROCS(0))
@@ -174,7 +208,7 @@ func (w *walk) read(ctx context.Context, m *manifest) error {
 		return err
 	}
 	s := w.source
-	if old := w.known[m.digest]; old != nil && old.identity != (blobs.Identity{}) && old.descriptor == m.descriptor {
+	if old := w.known[m.variant()]; old != nil && old.identity != (blobs.Identity{}) && old.descriptor == m.descriptor {
 		if id, err := s.store.Dir.Stat(blobPath(m.digest)); err == nil && id == old.identity {
 			*m = *old
 			return nil

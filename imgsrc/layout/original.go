@@ -13,7 +13,7 @@ import (
 )
 
 // readOriginal reads the manifest that m was made from. It may be listed in m's place if it has the same config and the same
-// layers, or is an index; otherwise it is only known to have been there. What it has in common with m is looked at, so that
+// layers; otherwise it is only known to have been there. Which of the two an index may be its images decide. What it has in common with m is looked at, so that
 // no layout makes one image look like another. Facts are m's.
 func (s *images) readOriginal(m *manifest, facts *imgsrc.Facts) {
 	d := m.descriptor.original
@@ -34,19 +34,28 @@ func (s *images) readOriginal(m *manifest, facts *imgsrc.Facts) {
 		return
 	case same:
 		m.original = s.newImage(desc, was.ConfigSize())
+	}
+	if same && facts.Kind != imgsrc.KindIndex {
 		return
 	}
-	from := s.manifest(m.own.Desc())
+	made := m.own.Desc()
+	from := s.manifest(made)
 	from.Original = func(context.Context) ([]byte, error) {
 		b, _, err := s.store.Read(d, -1)
 		return b, err
 	}
-	m.own = blobs.NewImage(s.store, m.own.Desc(), facts.ConfigSize(), from)
-	m.image = m.own
+	made.Original = d
+	m.converted = blobs.NewImage(s.store, made, facts.ConfigSize(), from)
+}
+
+// shown is what m is listed as.
+func (m *manifest) shown() variant {
+	d := m.image.Desc()
+	return variant{d.Digest, d.Original}
 }
 
 // choose decides which of them are listed as what they were made from: none that is listed anyhow, and an index only if the
-// images below it that are there are, too.
+// images below it that are there are, too. If they all know at least what they were, so does it.
 func (w *walk) choose() {
 	w.chosen = map[*manifest]bool{}
 	w.taken = map[digest.Digest]bool{}
@@ -58,42 +67,60 @@ func (w *walk) choose() {
 	}
 }
 
-// show returns the digest under which m is listed; empty if it is not there.
-func (w *walk) show(m *manifest, depth int) digest.Digest {
-	switch {
-	case m.own == nil || errors.Is(m.own.Desc().Damaged, fs.ErrNotExist):
-		return ""
-	case w.chosen[m] || depth > maxDepth:
-		return m.image.Desc().Digest
+// show decides what m is listed as, if it is there.
+func (w *walk) show(m *manifest, depth int) {
+	if m.own == nil || isMissing(m.own) || w.chosen[m] || depth > maxDepth {
+		return
 	}
 	w.chosen[m] = true
 	m.image = m.own
-	if m.original == nil || w.taken[m.original.Desc().Digest] {
-		return m.digest
+	if m.original != nil && w.taken[m.original.Desc().Digest] {
+		return
 	}
-	lists := map[digest.Digest]bool{}
-	for _, d := range m.original.Desc().Lists {
-		lists[d] = true
+	switch are, were := w.below(m, depth); {
+	case m.original != nil && are:
+		m.image = m.original
+		w.taken[m.image.Desc().Digest] = true
+	case m.converted != nil && were:
+		m.image = m.converted
 	}
-	for _, c := range m.children {
-		if child := w.found[c.digest]; child != nil {
-			if d := w.show(child, depth+1); d != "" && !lists[d] {
-				return m.digest
-			}
-		}
-	}
-	m.image = m.original
-	d := m.image.Desc().Digest
-	w.taken[d] = true
-	return d
 }
 
-// listed returns what is listed under a digest, or nil.
-func (w *walk) listed(d digest.Digest) *manifest {
-	for _, m := range w.found {
-		if m.image != nil && m.image.Desc().Digest == d {
-			return m
+// below says whether the images of an index that are there are listed as those of its original, and whether they are or were.
+func (w *walk) below(m *manifest, depth int) (are, were bool) {
+	lists := map[digest.Digest]bool{}
+	if m.original != nil {
+		for _, d := range m.original.Desc().Lists {
+			lists[d] = true
 		}
 	}
-	return nil
+	are, were = true, true
+	for _, c := range m.children {
+		missing, is, was := true, false, false
+		for _, child := range w.of(c) {
+			if w.show(child, depth+1); child.image == nil || isMissing(child.image) {
+				continue
+			}
+			d := child.image.Desc()
+			missing, is, was = false, is || lists[d.Digest], was || lists[d.Original]
+		}
+		are, were = are && (missing || is), were && (missing || is || was)
+	}
+	return are, were
+}
+
+func isMissing(img *blobs.Image) bool { return errors.Is(img.Desc().Damaged, fs.ErrNotExist) }
+
+// listed returns what is listed as img, or nil.
+func (w *walk) listed(img imgsrc.Desc) *manifest {
+	var same *manifest // by its digest
+	for _, m := range w.order {
+		if m.shown() == (variant{img.Digest, img.Original}) {
+			return m
+		}
+		if same == nil && m.image.Desc().Digest == img.Digest {
+			same = m
+		}
+	}
+	return same
 }

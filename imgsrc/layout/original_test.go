@@ -98,6 +98,22 @@ func TestOriginal(t *testing.T) {
 			l.name(was, "y")
 			return []string{show(oci, "", "x"), show(was, "", "y")}
 		},
+		"beside one that was made from none": func(l *testLayout) []string {
+			oci := l.image("a")
+			was := l.asDocker(oci)
+			l.made(oci, oci, "x")
+			l.made(oci, was, "y")
+			l.made(oci, oci, "z")
+			return []string{show(oci, "", "x", "z"), show(was, "", "y")}
+		},
+		"of two, one of which is missing": func(l *testLayout) []string {
+			oci := l.image("a")
+			was := l.asDocker(oci)
+			l.made(oci, v1.Descriptor{Digest: digest.FromString("missing")}, "x")
+			l.made(oci, was, "y")
+			l.made(oci, oci, "z")
+			return []string{show(oci, "", "x", "z"), show(was, "", "y")}
+		},
 		"no digest": func(l *testLayout) []string {
 			oci := l.image("a")
 			l.add(oci, export.AnnotationOriginal, "../../etc/passwd")
@@ -192,6 +208,57 @@ func TestConverted(t *testing.T) {
 	o, err := export.Convert(t.Context(), img, facts, nil)
 	if err != nil || o.Desc.Digest != oci.Digest || o.OriginalDigest() != was.Digest {
 		t.Errorf("%+v, %v; want it unchanged, and the original with it", o, err)
+	}
+}
+
+// What was made of two images whose layers are others is there twice; so is it known of an index what it was if it is of all its
+// images that are there.
+func TestConvertedIndex(t *testing.T) {
+	for name, test := range map[string]struct {
+		lists func(gzip, docker, other v1.Descriptor) []v1.Descriptor // of the original
+		want  bool
+	}{
+		"of one":                   {func(gzip, _, _ v1.Descriptor) []v1.Descriptor { return []v1.Descriptor{gzip} }, true},
+		"of both":                  {func(gzip, docker, _ v1.Descriptor) []v1.Descriptor { return []v1.Descriptor{docker, gzip} }, true},
+		"and of what is not there": {func(gzip, _, other v1.Descriptor) []v1.Descriptor { return []v1.Descriptor{other, gzip} }, true},
+		"of another image":         {func(_, _, other v1.Descriptor) []v1.Descriptor { return []v1.Descriptor{other} }, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			l := newLayout(t)
+			plain := l.blob(v1.MediaTypeImageLayer, tarOf("a"))
+			made := l.manifest([]v1.Descriptor{plain}, []digest.Digest{plain.Digest})
+			gzip := l.image("a")
+			docker := l.asDocker(gzip)
+			index := l.nested(made)
+			was := l.asDocker(l.nested(test.lists(gzip, docker, l.image("b"))...))
+			l.made(made, gzip, "")
+			l.made(made, docker, "docker")
+			l.made(index, was, "multi")
+			s := l.open()
+			for range 2 { // the second time from what is known
+				images := list(t, s).Images
+				if len(images) != 3 || images[0].Desc().Original != gzip.Digest || images[1].Desc().Original != docker.Digest || images[1].Names[0] != "docker" {
+					t.Fatalf("%s", shown(list(t, s)))
+				}
+				d := images[2].Desc()
+				b, err := images[2].Image.(imgsrc.Converted).Original(t.Context())
+				if test.want && (err != nil || d.Original != was.Digest || digest.FromBytes(b) != was.Digest) {
+					t.Errorf("%s, %v, %s; want %s", d.Original, err, b, was.Digest)
+				}
+				if !test.want && (!errors.Is(err, imgsrc.ErrAbsent) || d.Original != "") {
+					t.Errorf("%s, %v; want none", d.Original, err)
+				}
+			}
+			// Each of the two has names of its own.
+			images := list(t, s).Images
+			if err := s.Tag(t.Context(), images[0].Desc(), []string{"docker", "gzip"}, nil); err != nil {
+				t.Fatal(err)
+			}
+			images = list(t, s).Images
+			if len(images) != 3 || strings.Join(images[0].Names, " ") != "docker gzip" || len(images[1].Names) > 0 || images[1].Desc().Original != docker.Digest {
+				t.Errorf("%s", shown(list(t, s)))
+			}
+		})
 	}
 }
 

@@ -39,16 +39,24 @@ func (s *Source) remove(ctx context.Context, manifests []imgsrc.Desc, names []st
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	gone := map[digest.Digest]bool{}
-	for _, m := range manifests {
-		gone[m.Digest] = true
-	}
 	return s.update(ctx, func() (was, text []byte, err error) {
 		ix, err := s.readIndex(ctx)
 		if err != nil {
 			return nil, nil, err
 		}
-		if err := s.isFree(ctx, ix, gone); err != nil {
+		s.mu.Lock()
+		w := newWalk(&s.images, s.known, ix)
+		s.mu.Unlock()
+		if err := w.run(ctx, ix.wanted("")); err != nil {
+			return nil, nil, err
+		}
+		gone := map[digest.Digest]bool{}
+		for _, img := range manifests {
+			if m := w.listed(img); m != nil {
+				gone[m.digest] = true
+			}
+		}
+		if err := w.isFree(gone); err != nil {
 			return nil, nil, err
 		}
 		text, err = ix.without(gone, names)
@@ -57,19 +65,13 @@ func (s *Source) remove(ctx context.Context, manifests []imgsrc.Desc, names []st
 }
 
 // isFree fails if an index that stays lists one of the manifests that are to go.
-func (s *Source) isFree(ctx context.Context, ix *index, gone map[digest.Digest]bool) error {
-	s.mu.Lock()
-	w := &walk{source: &s.images, known: s.known, found: map[digest.Digest]*manifest{}}
-	s.mu.Unlock()
-	if err := w.run(ctx, ix.wanted("")); err != nil {
-		return err
-	}
-	for d, m := range w.found {
-		if gone[d] {
+func (w *walk) isFree(gone map[digest.Digest]bool) error {
+	for _, m := range w.order {
+		if gone[m.digest] {
 			continue
 		}
 		if slices.ContainsFunc(m.children, func(c descriptor) bool { return gone[c.digest] }) {
-			return fmt.Errorf("%w: it belongs to the index %s: remove that", imgsrc.ErrInUse, d)
+			return fmt.Errorf("%w: it belongs to the index %s: remove that", imgsrc.ErrInUse, m.image.Desc().Digest)
 		}
 	}
 	return nil

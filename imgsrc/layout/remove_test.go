@@ -32,6 +32,9 @@ func TestRemove(t *testing.T) {
 		t.Fatalf("%s is not listed", d.Digest)
 		return nil
 	}
+	made := l.image("d")
+	was := l.asDocker(made)
+	l.made(made, was, "d:1")
 	first := byDigest(a)
 	for _, step := range []struct {
 		what  string
@@ -40,9 +43,10 @@ func TestRemove(t *testing.T) {
 		want  error
 		left  []string // the entries' names
 	}{
-		{"it has got another name", first, []string{"a:1"}, imgsrc.ErrInUse, []string{"a:1", "b:1", "a:2", "", "multi"}},
-		{"part of an index", byDigest(b), []string{"b:1"}, imgsrc.ErrInUse, []string{"a:1", "b:1", "a:2", "", "multi"}},
-		{"with all its names", first, []string{"a:2", "a:1"}, nil, []string{"b:1", "", "multi"}},
+		{"it has got another name", first, []string{"a:1"}, imgsrc.ErrInUse, []string{"a:1", "b:1", "a:2", "", "multi", "d:1"}},
+		{"part of an index", byDigest(b), []string{"b:1"}, imgsrc.ErrInUse, []string{"a:1", "b:1", "a:2", "", "multi", "d:1"}},
+		{"with all its names", first, []string{"a:2", "a:1"}, nil, []string{"b:1", "", "multi", "d:1"}},
+		{"what was made from another", byDigest(was), []string{"d:1"}, nil, []string{"b:1", "", "multi"}},
 		{"again", first, nil, imgsrc.ErrNotFound, []string{"b:1", "", "multi"}},
 		{"without a name", byDigest(c), nil, nil, []string{"b:1", "multi"}},
 		{"the index", byDigest(index), []string{"multi"}, nil, []string{"b:1"}},

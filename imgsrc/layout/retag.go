@@ -49,7 +49,7 @@ type tagged struct {
 func (t *tags) remove(target descriptor, name string) bool {
 	found := false
 	for _, e := range t.list {
-		if e.err == nil && e.digest == target.digest && e.name == name {
+		if e.err == nil && e.variant() == target.variant() && e.name == name {
 			t.setName(e, "")
 			found = true
 		}
@@ -63,7 +63,7 @@ func (t *tags) add(target descriptor, name string) {
 	for _, e := range t.list {
 		switch {
 		case e.err != nil:
-		case e.digest != target.digest:
+		case e.variant() != target.variant():
 			if e.name == name {
 				t.setName(e, "")
 			} else if e.isNamed(name) { // by tools that do not know the other annotation
@@ -122,16 +122,16 @@ func (t *tags) setAnnotations(e *tagged, a object) {
 
 // settle drops the entries that have lost their names, but for the last of an image: that one stays, without a name.
 func (t *tags) settle() {
-	count := map[string]int{}
+	count := map[variant]int{}
 	for _, e := range t.list {
 		if e.err == nil {
-			count[e.digest.String()]++
+			count[e.variant()]++
 		}
 	}
 	kept := t.list[:0]
 	for _, e := range t.list {
-		if e.lost && count[e.digest.String()] > 1 {
-			count[e.digest.String()]--
+		if e.lost && count[e.variant()] > 1 {
+			count[e.variant()]--
 			continue
 		}
 		kept = append(kept, e)

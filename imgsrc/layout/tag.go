@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"regexp"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -82,12 +83,19 @@ func (s *Source) update(ctx context.Context, next func() (was, text []byte, err 
 	return indexjson.Update(ctx, root, next, nil)
 }
 
-// find returns the manifest of this digest, which index.json or an index below it must hold.
+// find returns the manifest that is listed as img, which index.json or an index below it must hold.
 func (s *Source) find(ctx context.Context, ix *index, img imgsrc.Desc) (descriptor, error) {
+	var all []variant
+	var first descriptor
 	for _, e := range ix.entries {
-		if e.err == nil && e.digest == img.Digest {
-			return e.descriptor, nil
+		if e.err == nil && e.digest == img.Digest && !slices.Contains(all, e.variant()) {
+			if all = append(all, e.variant()); len(all) == 1 {
+				first = e.descriptor
+			}
 		}
+	}
+	if len(all) == 1 {
+		return first, nil
 	}
 	s.mu.Lock()
 	w := newWalk(&s.images, s.known, ix)
@@ -95,7 +103,7 @@ func (s *Source) find(ctx context.Context, ix *index, img imgsrc.Desc) (descript
 	if err := w.run(ctx, ix.wanted("")); err != nil {
 		return descriptor{}, err
 	}
-	m := w.listed(img.Digest)
+	m := w.listed(img)
 	if m == nil {
 		return descriptor{}, fmt.Errorf("%w: the image was removed from the layout", imgsrc.ErrNotFound)
 	}
