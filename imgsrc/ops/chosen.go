@@ -21,8 +21,11 @@ type loadable struct {
 	list     *imgsrc.Listing
 	artifact bool // it is one, or what has layers that are no tars, or an index of nothing else
 
-	below   []imgsrc.Held   // of an index that comes with all of its images: those that are there
+	others []imgsrc.Held // that turned out the same in oci/, by their originals
+
+	below   []part          // of an index that comes with all of its images: those that are there
 	missing []digest.Digest // and those that are not
+	text    []byte          // of an index: what it was before oci/ made it anew, and is to be again; nil: what it is
 }
 
 // chosen returns the images that are to be loaded, with the names that they get. What only an index lists does not count by
@@ -63,7 +66,7 @@ func (o *Ops) chosen(ctx context.Context, src imgsrc.Source, list *imgsrc.Listin
 	}
 	for i := range all {
 		if _, apart := to.(indexReceiver); p.all && !all[i].artifact && all[i].Desc().Lists != nil && (apart || isLayout(to)) {
-			if err := o.gather(ctx, &all[i]); err != nil {
+			if err := o.gather(ctx, &all[i], apart); err != nil {
 				return nil, fmt.Errorf("nothing was loaded: %w", err)
 			}
 		}
@@ -112,7 +115,8 @@ func listed(ctx context.Context, src imgsrc.Source, list *imgsrc.Listing, asked 
 		}
 	}
 	var all []loadable
-	at := map[digest.Digest]int{}
+	type form struct{ digest, original digest.Digest }
+	at := map[form]int{}
 	for _, img := range list.Images {
 		d := img.Desc()
 		names := slices.DeleteFunc(slices.Clone(img.Names), func(name string) bool { return !meant(name) })
@@ -122,11 +126,18 @@ func listed(ctx context.Context, src imgsrc.Source, list *imgsrc.Listing, asked 
 		if d.Damaged != nil {
 			return nil, fmt.Errorf("nothing was loaded: %w", d.Damaged)
 		}
-		if i, there := at[d.Digest]; there {
+		is := form{digest: d.Digest}
+		if d.Lists != nil { // which has an id of its own for each that it was
+			is.original = d.Original
+		}
+		if i, there := at[is]; there {
 			all[i].names = append(all[i].names, names...)
+			if held := (imgsrc.Held{Listed: img, Source: src}); d.Original != all[i].Desc().Original {
+				all[i].others = append(all[i].others, held)
+			}
 			continue
 		}
-		at[d.Digest] = len(all)
+		at[is] = len(all)
 		artifact, err := isArtifactIn(ctx, img, list)
 		if err != nil {
 			return nil, fmt.Errorf("nothing was loaded: %w", err)

@@ -73,7 +73,7 @@ func (o *Ops) loadPlace(ctx context.Context, p pullLine, to Receiver, t *task) e
 	}
 	plan := o.planLoad(ctx, images, p.platform, to, t)
 	for _, img := range images {
-		if err := verified(ctx, img); err != nil {
+		if err := o.verified(ctx, img, p.platform); err != nil {
 			return fmt.Errorf("nothing was loaded: %w", err)
 		}
 	}
@@ -107,42 +107,55 @@ func notLoadable(place string, err error) error {
 
 // verified has every blob of an image checked before anything of it is written: sources verify a blob as a whole
 // before they give the first of its bytes.
-func verified(ctx context.Context, img loadable) error {
-	var images []imgsrc.Image
-	for _, part := range img.parts() {
-		images = append(images, part)
+func (o *Ops) verified(ctx context.Context, img loadable, platform *imgsrc.Platform) error {
+	for _, p := range img.below {
+		if err := verifiedOne(ctx, p); err != nil {
+			return fmt.Errorf("image %s of the index: %w", p.as, err)
+		}
 	}
-	if lists := img.Desc().Lists; lists != nil && img.below == nil {
-		images = nil
+	if img.below != nil {
+		return nil
+	}
+	if lists := img.Desc().Lists; lists != nil && img.artifact {
 		for _, other := range img.list.Images {
 			if slices.Contains(lists, other.Desc().Digest) && other.Desc().Damaged == nil {
-				images = append(images, other)
-			}
-		}
-	}
-	for _, one := range images {
-		facts, err := imgsrc.Load(ctx, one)
-		if err != nil {
-			return err
-		}
-		if err := errors.Join(facts.ManifestErr, ignoreAbsent(facts.ConfigErr)); err != nil {
-			return err
-		}
-		for n, l := range facts.Layers {
-			content, err := one.Blob(ctx, l.Digest)
-			if errors.Is(err, imgsrc.ErrAbsent) {
-				continue
-			}
-			if err == nil {
-				_, err = content.ReadAt(ctx, make([]byte, 1), 0)
-				if errors.Is(err, io.EOF) {
-					err = nil
+				if err := verifiedOne(ctx, other); err != nil {
+					return err
 				}
-				err = errors.Join(err, content.Close())
 			}
-			if err != nil {
-				return fmt.Errorf("layer %d (%s): %w", n, l.Digest, err)
+		}
+		return nil
+	}
+	held, err := o.meant(ctx, img, platform)
+	if err != nil {
+		return err
+	}
+	return verifiedOne(ctx, held)
+}
+
+// verifiedOne is verified for what has layers of its own.
+func verifiedOne(ctx context.Context, img imgsrc.Image) error {
+	facts, err := imgsrc.Load(ctx, img)
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(facts.ManifestErr, ignoreAbsent(facts.ConfigErr)); err != nil {
+		return err
+	}
+	for n, l := range facts.Layers {
+		content, err := img.Blob(ctx, l.Digest)
+		if errors.Is(err, imgsrc.ErrAbsent) {
+			continue
+		}
+		if err == nil {
+			_, err = content.ReadAt(ctx, make([]byte, 1), 0)
+			if errors.Is(err, io.EOF) {
+				err = nil
 			}
+			err = errors.Join(err, content.Close())
+		}
+		if err != nil {
+			return fmt.Errorf("layer %d (%s): %w", n, l.Digest, err)
 		}
 	}
 	return nil
@@ -182,17 +195,19 @@ func (o *Ops) loadOne(ctx context.Context, img loadable, platform *imgsrc.Platfo
 	a := arrival{to: to, id: id, ref: src, instances: src.only, sys: &types.SystemContext{BlobInfoCacheDir: os.DevNull}, known: plan, task: t, watch: new(watchdog)}
 	a.all, a.exact = img.artifact, img.artifact
 	o.choose(a.sys, platform)
-	if a.text, err = original(ctx, img); err != nil {
-		return "", err
-	}
-	if len(img.names) > 0 {
-		a.name = img.names[0]
-	}
-	for depth := 0; img.below == nil && !img.artifact && src.held.Desc().Lists != nil && depth < maxNested; depth++ {
-		if src.held, err = o.platformOf(ctx, src, img, a.sys); err != nil {
+	var later []string
+	a.name, later = nameOrder(img.names, to)
+	if img.below == nil && !img.artifact {
+		if src.held, err = o.meant(ctx, img, platform); err != nil {
 			return "", err
 		}
 		a.id = src.held.Desc().ID
+		if a.text, err = original(ctx, src.held); err != nil {
+			return "", err
+		}
+	}
+	if err := o.loadOthers(ctx, img, plan, to, t); err != nil {
+		return "", err
 	}
 	src.toOCI = isLayout(to)
 	if isLayout(to) && src.held.Unpacked == 0 { // see shape
@@ -207,32 +222,20 @@ func (o *Ops) loadOne(ctx context.Context, img loadable, platform *imgsrc.Platfo
 	if id = o.show(ctx, to, id, a.name); id == "" {
 		id = a.id
 	}
-	return id, o.addNames(ctx, to, id, img.names[min(1, len(img.names)):])
+	return id, o.addNames(ctx, to, id, later)
 }
 
-// original returns the manifest that the image had before oci/ made an OCI manifest of it, and that is to be its own again;
-// nil if that is not of the same config and as many layers.
-func original(ctx context.Context, img loadable) ([]byte, error) {
-	converted, ok := img.Image.(imgsrc.Converted)
-	if !ok {
-		return nil, nil
+// nameOrder returns the name that an image comes with, and those that it is given then. A store puts these before the one that
+// it has, so it comes with the last.
+func nameOrder(names []string, to Receiver) (name string, later []string) {
+	switch n := len(names) - 1; {
+	case n < 0:
+		return "", nil
+	case isLayout(to):
+		return names[0], names[1:]
+	default:
+		return names[n], names[:n]
 	}
-	text, err := converted.Original(ctx)
-	if errors.Is(err, imgsrc.ErrAbsent) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, fmt.Errorf("reading the original manifest of %s: %w", img.Desc().Digest, err)
-	}
-	facts, err := imgsrc.Load(ctx, img)
-	if err != nil {
-		return nil, err
-	}
-	was, err := manifest.FromBlob(text, manifest.GuessMIMEType(text))
-	if err != nil || was.ConfigInfo().Digest != img.Desc().Config || len(was.LayerInfos()) != len(facts.Layers) {
-		return nil, nil //nolint:nilerr // an index, schema 1, or nothing that oci/ would write: the image is what it is
-	}
-	return text, nil
 }
 
 // has says whether a source has the image with this id already, whole.
@@ -243,6 +246,20 @@ func (o *Ops) has(ctx context.Context, to Receiver, id string) bool {
 	}
 	entry := snapshot.ByID(id)
 	return entry != nil && slices.ContainsFunc(entry.Held, func(h imgsrc.Held) bool { return h.Source.Name() == to.Name() && isWhole(ctx, h.Image) })
+}
+
+// meant returns what is loaded of what does not come with all of its images: of an index the image for the platform that is
+// meant.
+func (o *Ops) meant(ctx context.Context, img loadable, platform *imgsrc.Platform) (imgsrc.Held, error) {
+	src, sys := img.source(nil), new(types.SystemContext)
+	o.choose(sys, platform)
+	for depth := 0; src.held.Desc().Lists != nil && depth < maxNested; depth++ {
+		var err error
+		if src.held, err = o.platformOf(ctx, src, img, sys); err != nil {
+			return imgsrc.Held{}, err
+		}
+	}
+	return src.held, nil
 }
 
 // platformOf returns the image of an index for the platform that is meant.

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/opencontainers/go-digest"
 	"go.podman.io/image/v5/manifest"
@@ -65,6 +66,11 @@ func addIndex(store cs.Store, name string, text []byte, images map[digest.Digest
 	}
 	if name == "" {
 		return id, nil
+	}
+	if !made { // a name that it has would come before its others
+		if img, err := store.Image(id); err == nil && slices.Contains(img.Names, name) {
+			return id, nil
+		}
 	}
 	if err := store.AddNames(id, []string{name}); err != nil {
 		if made {

@@ -204,6 +204,20 @@ func (r *receiving) CreateImage(id string, names []string, layer, metadata strin
 	return img, err
 }
 
+// SetImageBigData is how the image gets its data where it is there already, by another of its manifests.
+func (r *receiving) SetImageBigData(id, key string, data []byte, digestManifest func([]byte) (digest.Digest, error)) error {
+	if r.manifest != nil && (key == manifestKeyName || strings.HasPrefix(key, manifestPrefix)) {
+		d, err := manifest.Digest(r.manifest)
+		if err != nil {
+			return fmt.Errorf("reading the original manifest: %w: %w", err, imgsrc.ErrDamaged)
+		}
+		if data = r.manifest; key != manifestKeyName {
+			key = manifestPrefix + d.String()
+		}
+	}
+	return r.Store.SetImageBigData(id, key, data, digestManifest)
+}
+
 // withManifest returns the options of an image that has another manifest. What else there is of it stays.
 func withManifest(options *cs.ImageOptions, text []byte) (*cs.ImageOptions, error) {
 	d, err := manifest.Digest(text)
