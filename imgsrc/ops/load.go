@@ -110,7 +110,7 @@ func notLoadable(place string, err error) error {
 func (o *Ops) verified(ctx context.Context, img loadable, platform *imgsrc.Platform) error {
 	for _, p := range img.below {
 		if err := verifiedOne(ctx, p); err != nil {
-			return fmt.Errorf("image %s of the index: %w", p.as, err)
+			return img.damagedPart(p.as, p.platform, err)
 		}
 	}
 	if img.below != nil {
@@ -326,7 +326,10 @@ func (o *Ops) addNamesTo(ctx context.Context, to Receiver, held imgsrc.Held, nam
 
 // arrivalLocalHint says what to do about an error of loading.
 func arrivalLocalHint(err error) string {
+	var part *damagedPart
 	switch {
+	case errors.As(err, &part):
+		return part.hint
 	case rejected(err):
 		return "the signature policy (policy.json) does not let this image in"
 	case errors.Is(err, syscall.ENOSPC):

@@ -59,7 +59,7 @@ func (o *Ops) gather(ctx context.Context, l *loadable, restored bool) error {
 			l.missing = append(l.missing, c.Digest)
 		case img == nil: // it may have stayed where it was
 		case img.Desc().Damaged != nil:
-			return fmt.Errorf("image %s of the index: %w", c.Digest, img.Desc().Damaged)
+			return l.damagedPart(c.Digest, c.Platform, img.Desc().Damaged)
 		case img.Desc().Lists != nil:
 			l.below, l.missing = nil, nil
 			o.loadWarning("the index %s lists other indexes: of it only the image for the mount's platform is loaded", l)
@@ -297,4 +297,25 @@ func missingText(img loadable) string {
 		all = append(all, d.String())
 	}
 	return "the archive lacks " + strings.Join(all, " ") + " of it"
+}
+
+// A damagedPart is the failure of an image of an index that cannot be loaded with the others.
+type damagedPart struct {
+	error
+	hint string
+}
+
+func (e *damagedPart) Unwrap() error { return e.error }
+
+// damagedPart says which image of the index is damaged, and how the others are loaded without it.
+func (l *loadable) damagedPart(d digest.Digest, platform *imgsrc.Platform, err error) error {
+	which, place := string(d), l.Source.Name()
+	if platform != nil {
+		which += " (" + platform.String() + ")"
+	}
+	if len(l.Names) > 0 && !strings.HasSuffix(place, ":"+l.Names[0]) {
+		place += ":" + l.Names[0]
+	}
+	hint := fmt.Sprintf("get it anew; the image of another platform can be loaded alone: echo %s platform=OS/ARCHITECTURE >pull", quote(place))
+	return &damagedPart{fmt.Errorf("image %s of the index: %w", which, err), hint}
 }
