@@ -8,7 +8,6 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	"go.podman.io/image/v5/docker/reference"
-	"go.podman.io/image/v5/manifest"
 
 	"github.com/imgfs/imgfs/imgsrc"
 	"github.com/imgfs/imgfs/imgsrc/layer"
@@ -176,16 +175,20 @@ func unpackable(facts *imgsrc.Facts) bool {
 	})
 }
 
-// areTars fails with imgsrc.ErrUnsupported if one of the layers of a manifest is no tar: a store could not unpack it.
-func areTars(text []byte, mediaType string) error {
-	m, err := manifest.FromBlob(text, mediaType)
-	if err != nil {
+// keepable fails with imgsrc.ErrUnsupported if a store cannot keep what has this manifest: an artifact, or what has a layer that
+// is no tar.
+func keepable(text []byte, mediaType string) error {
+	facts := imgsrc.Describe(&imgsrc.Desc{Digest: digest.FromBytes(text), MediaType: mediaType}, text)
+	if facts.ManifestErr != nil {
 		return nil //nolint:nilerr // whoever copies it says what is wrong with it
 	}
-	for n, l := range m.LayerInfos() {
+	for n, l := range facts.Layers {
 		if err := layer.CheckMediaType(l.MediaType); err != nil {
 			return fmt.Errorf("layer %d is none of an image: %w; an OCI layout keeps it as it is", n, err)
 		}
+	}
+	if facts.Kind == imgsrc.KindArtifact {
+		return fail(imgsrc.ErrUnsupported, "it is an artifact, and no image: an OCI layout keeps it as it is")
 	}
 	return nil
 }

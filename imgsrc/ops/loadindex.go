@@ -209,6 +209,9 @@ func (o *Ops) loadIndex(ctx context.Context, img loadable, plan *blobPlan, to Re
 			return "", err
 		}
 		if !unpackable(facts) {
+			if !isAttestation(p.platform) {
+				o.loadWarning("of the index %s "+artifactText(p.as, to), &img)
+			}
 			continue
 		}
 		if id, err = o.loadPart(ctx, p, img.list, plan, to, t); err != nil {
@@ -236,6 +239,11 @@ func (o *Ops) loadIndex(ctx context.Context, img loadable, plan *blobPlan, to Re
 	o.others.own(id, name)
 	o.show(ctx, to, id, name)
 	return id, o.addNames(ctx, to, id, later)
+}
+
+// artifactText says of an artifact in an index that a store cannot keep it.
+func artifactText(d digest.Digest, to Receiver) string {
+	return fmt.Sprintf("the artifact %s was left out: %s holds images alone", d, to.Name())
 }
 
 // loadPart loads an image of an index, under the manifest by which the index lists it.

@@ -24,7 +24,7 @@ type planner struct {
 	watch  *watchdog
 	only   *imgsrc.Platform           // an image that is not of an index must be for it; nil: for any
 	all    bool                       // all images of an index are copied
-	tars   bool                       // only what has tars as its layers can be kept
+	tars   bool                       // only images can be kept, with tars as their layers
 	known  *blobPlan                  // of several images, of which this is one, as the task has been told; nil: this is all
 	images map[digest.Digest]blobPlan // those of an index that have been looked at
 	to     types.ImageDestination     // nil: it has not been opened
@@ -107,7 +107,7 @@ func (p *planner) keeps(text []byte, mediaType string) error {
 	if !p.tars {
 		return nil
 	}
-	return areTars(text, mediaType)
+	return keepable(text, mediaType)
 }
 
 func (p *planner) remember(d digest.Digest, plan blobPlan) {

@@ -157,7 +157,7 @@ func (o *Ops) pullOne(ctx context.Context, p pullLine, named reference.Named, to
 		only = nil
 	}
 	if p.dryRun {
-		return shorter(o.attempt(ctx, t, watch, func() error { return o.askWhether(ctx, ref, sys, only) }), ref)
+		return shorter(o.attempt(ctx, t, watch, func() error { return o.askWhether(ctx, ref, sys, only, p.all, to) }), ref)
 	}
 	a := arrival{to: to, name: name, ref: ref, sys: sys, only: only, blobs: true, task: t, watch: watch}
 	var id string
@@ -197,11 +197,12 @@ func (o *Ops) withIndex(ctx context.Context, ref types.ImageReference, sys *type
 	return do(src, policy, text, mediaType)
 }
 
-// pullAll pulls all images of an index one by one, and then the index. What is no image (the attestations that builders
-// put beside them) stays in the registry.
+// pullAll pulls all images of an index one by one, and then the index. What is no image stays in the registry: artifacts, which
+// is said, and the attestations that builders put beside images.
 func (o *Ops) pullAll(ctx context.Context, a arrival, into indexReceiver, named reference.Named) (id string, err error) {
 	var index []byte
 	var instances []instance
+	var artifacts []digest.Digest
 	look := func(src types.ImageSource, _ *signature.PolicyContext, text []byte, mediaType string) error {
 		if !manifest.MIMETypeIsMultiImage(mediaType) {
 			return nil
@@ -211,7 +212,7 @@ func (o *Ops) pullAll(ctx context.Context, a arrival, into indexReceiver, named 
 		if err != nil {
 			return fail(imgsrc.ErrDamaged, "reading the index: %s", err)
 		}
-		instances, err = instancesOf(ctx, src, list)
+		instances, artifacts, err = instancesOf(ctx, src, list, a.to)
 		return err
 	}
 	err = o.attempt(ctx, a.task, a.watch, func() error { return o.withIndex(ctx, a.ref, a.sys, look) })
@@ -245,10 +246,16 @@ func (o *Ops) pullAll(ctx context.Context, a arrival, into indexReceiver, named 
 		}
 	}
 	id, err = into.AddIndex(ctx, a.name, index, ids, "docker://"+repo.Name())
-	if err == nil {
-		o.others.own(id, a.name)
+	if err != nil {
+		return id, err
 	}
-	return id, err
+	o.others.own(id, a.name)
+	for _, d := range artifacts {
+		text := fmt.Sprintf("of the index %s %s", quote(a.name), artifactText(d, a.to))
+		o.log.Warn("pulling", "error", text)
+		o.Record("pull-warning", "", text)
+	}
+	return id, nil
 }
 
 // An instance is an image of an index.
@@ -259,13 +266,13 @@ type instance struct {
 	blobs                     blobPlan
 }
 
-// instancesOf returns the images of an index, without what is none.
-func instancesOf(ctx context.Context, src types.ImageSource, list manifest.List) ([]instance, error) {
-	var all []instance
+// instancesOf returns the images of an index, and the artifacts, without what was attested of others. Error:
+// imgsrc.ErrUnsupported if there is nothing but artifacts.
+func instancesOf(ctx context.Context, src types.ImageSource, list manifest.List, to Receiver) (all []instance, artifacts []digest.Digest, err error) {
 	for _, d := range list.Instances() {
 		entry, err := list.Instance(d)
 		if err != nil {
-			return nil, fail(imgsrc.ErrDamaged, "reading the index: %s", err)
+			return nil, nil, fail(imgsrc.ErrDamaged, "reading the index: %s", err)
 		}
 		platform := entry.ReadOnly.Platform
 		if platform != nil && platform.OS == "unknown" {
@@ -273,20 +280,27 @@ func instancesOf(ctx context.Context, src types.ImageSource, list manifest.List)
 		}
 		text, mediaType, err := src.GetManifest(ctx, &d)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
+		}
+		if keepable(text, mediaType) != nil {
+			artifacts = append(artifacts, d)
+			continue
 		}
 		m, err := manifest.FromBlob(text, mediaType)
 		if err != nil {
-			return nil, fail(imgsrc.ErrDamaged, "reading manifest %s: %s", d, err)
+			return nil, nil, fail(imgsrc.ErrDamaged, "reading manifest %s: %s", d, err)
 		}
 		it := instance{digest: d, config: m.ConfigInfo().Digest, blobs: planOf(text, mediaType)}
 		if it.config.Validate() != nil {
-			return nil, fail(imgsrc.ErrUnsupported, "image %s of the index has no config", d)
+			return nil, nil, fail(imgsrc.ErrUnsupported, "image %s of the index has no config", d)
 		}
 		if platform != nil {
 			it.os, it.architecture, it.variant = platform.OS, platform.Architecture, platform.Variant
 		}
 		all = append(all, it)
 	}
-	return all, nil
+	if all == nil && artifacts != nil {
+		return nil, nil, fail(imgsrc.ErrUnsupported, "there are %d artifacts in the index, and no image: %s holds images alone; an OCI layout keeps artifacts", len(artifacts), to.Name())
+	}
+	return all, artifacts, nil
 }

@@ -22,16 +22,34 @@ func (o *Ops) choose(sys *types.SystemContext, platform *imgsrc.Platform) {
 	sys.OSChoice, sys.ArchitectureChoice, sys.VariantChoice = platform.OS, platform.Architecture, platform.Variant
 }
 
-// askWhether asks whether an image could be pulled: for its manifest, whether the signature policy lets it in, and whether it
-// is for the only platform that is wanted.
-func (o *Ops) askWhether(ctx context.Context, ref types.ImageReference, sys *types.SystemContext, only *imgsrc.Platform) error {
+// askWhether asks whether an image could be pulled: for its manifest, whether the signature policy lets it in, whether it is for
+// the only platform that is wanted, and whether it can be kept where it would go. all says that of an index all images would.
+func (o *Ops) askWhether(ctx context.Context, ref types.ImageReference, sys *types.SystemContext, only *imgsrc.Platform, all bool, to Receiver) error {
+	kept := func(text []byte, mediaType string) error {
+		if isLayout(to) {
+			return nil
+		}
+		return keepable(text, mediaType)
+	}
 	return o.withIndex(ctx, ref, sys, func(src types.ImageSource, policy *signature.PolicyContext, text []byte, mediaType string) error {
 		if !manifest.MIMETypeIsMultiImage(mediaType) {
+			if err := kept(text, mediaType); err != nil {
+				return err
+			}
 			return isFor(ctx, src, sys, only)
 		}
 		list, err := manifest.ListFromBlob(text, mediaType)
 		if err != nil {
 			return fail(imgsrc.ErrDamaged, "reading the index: %s", err)
+		}
+		if _, apart := to.(indexReceiver); all && apart {
+			images, _, err := instancesOf(ctx, src, list, to)
+			for _, it := range images {
+				if _, err := policy.IsRunningImageAllowed(ctx, image.UnparsedInstance(src, &it.digest)); err != nil {
+					return err
+				}
+			}
+			return err
 		}
 		instance, err := list.ChooseInstance(sys)
 		if err != nil {
@@ -41,8 +59,10 @@ func (o *Ops) askWhether(ctx context.Context, ref types.ImageReference, sys *typ
 		if _, err := policy.IsRunningImageAllowed(ctx, unparsed); err != nil {
 			return err
 		}
-		_, _, err = unparsed.Manifest(ctx)
-		return err
+		if text, mediaType, err = unparsed.Manifest(ctx); err != nil {
+			return err
+		}
+		return kept(text, mediaType)
 	})
 }
 
