@@ -3,14 +3,12 @@ package registry
 import (
 	"errors"
 	"net/http"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/opencontainers/go-digest"
-	"go.podman.io/image/v5/types"
 
 	"github.com/imgfs/imgfs/imgsrc"
 	"github.com/imgfs/imgfs/imgsrc/layer"
@@ -19,9 +17,7 @@ import (
 func newFollowed(t *testing.T) *Followed {
 	t.Helper()
 	o := newSetup(t, "")
-	conf := filepath.Join(t.TempDir(), "registries.conf")
-	write(t, conf, "")
-	o.test.sys = &types.SystemContext{SystemRegistriesConfPath: conf, SystemRegistriesConfDirPath: filepath.Join(t.TempDir(), "none")}
+	o.configure(t)
 	f := NewFollowed(o.Options)
 	t.Cleanup(func() {
 		if err := f.Close(); err != nil {
@@ -98,18 +94,14 @@ func TestFollowFailing(t *testing.T) {
 	one.image("a", "1", layer.Gzip, tarOf(one, "f", "a"))
 	two.image("b", "1", layer.Gzip, tarOf(two, "f", "b"))
 	f := newFollowed(t)
-	one.mu.Lock()
-	one.wrap = func(w http.ResponseWriter, r *http.Request, next http.Handler) { w.WriteHeader(http.StatusForbidden) }
-	one.mu.Unlock()
+	refuse(one, "/", http.StatusForbidden)
 	if _, err := f.Follow(t.Context(), one.host+"/a:1"); !errors.Is(err, imgsrc.ErrDenied) {
 		t.Errorf("a registry that refuses: %v", err)
 	}
 	if _, err := f.Follow(t.Context(), two.host+"/b:1"); err != nil {
 		t.Errorf("the other: %v", err)
 	}
-	one.mu.Lock()
-	one.wrap = nil
-	one.mu.Unlock()
+	one.front(nil)
 	if _, err := f.Follow(t.Context(), one.host+"/a:1"); err != nil {
 		t.Errorf("it refuses no more: %v", err)
 	}

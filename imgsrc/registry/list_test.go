@@ -34,17 +34,11 @@ func index(srv *server, repo, tag string) (ix v1.Descriptor, children []made) {
 func TestIndex(t *testing.T) {
 	srv := newServer(t)
 	ix, children := index(srv, "multi", "1")
-	digests := func(l *imgsrc.Listing) (list []digest.Digest) {
-		for _, i := range l.Images {
-			list = append(list, i.Desc().Digest)
-		}
-		return list
-	}
 	// Where many tags are listed, an index brings the image for the platform.
 	o := newSetup(t, srv.host)
 	s := o.mustOpen(t)
 	l := list(t, s)
-	if got, want := digests(l), []digest.Digest{ix.Digest, children[1].Digest}; !slices.Equal(got, want) {
+	if got, want := digestsOf(l), []digest.Digest{ix.Digest, children[1].Digest}; !slices.Equal(got, want) {
 		t.Errorf("listed: %v, want %v", got, want)
 	}
 	d := l.Images[0].Desc()
@@ -64,7 +58,7 @@ func TestIndex(t *testing.T) {
 	if s.Stamp() == stamp {
 		t.Error("the stamp has not moved")
 	}
-	if got, want := digests(list(t, s)), []digest.Digest{ix.Digest, children[1].Digest, children[2].Digest}; len(got) != 3 || !slices.Contains(got, want[2]) {
+	if got, want := digestsOf(list(t, s)), []digest.Digest{ix.Digest, children[1].Digest, children[2].Digest}; len(got) != 3 || !slices.Contains(got, want[2]) {
 		t.Errorf("listed: %v, want %v", got, want)
 	}
 	// One that the registry does not have is not there.
@@ -76,14 +70,14 @@ func TestIndex(t *testing.T) {
 		next.ServeHTTP(w, r)
 	})
 	o = newSetup(t, srv.host+"/multi:1")
-	if l, want := list(t, o.mustOpen(t)), []digest.Digest{ix.Digest, children[1].Digest}; !slices.Equal(digests(l), want) {
-		t.Errorf("listed: %v, want %v", digests(l), want)
+	if l, want := list(t, o.mustOpen(t)), []digest.Digest{ix.Digest, children[1].Digest}; !slices.Equal(digestsOf(l), want) {
+		t.Errorf("listed: %v, want %v", digestsOf(l), want)
 	}
 	srv.front(nil)
 	// A single reference brings all its platforms.
 	o = newSetup(t, srv.host+"/multi:1")
 	o.Platform = imgsrc.Platform{OS: "linux", Architecture: "arm64"}
-	if got, want := digests(list(t, o.mustOpen(t))), []digest.Digest{ix.Digest, children[0].Digest, children[1].Digest}; !slices.Equal(got, want) {
+	if got, want := digestsOf(list(t, o.mustOpen(t))), []digest.Digest{ix.Digest, children[0].Digest, children[1].Digest}; !slices.Equal(got, want) {
 		t.Errorf("listed: %v, want %v", got, want)
 	}
 }

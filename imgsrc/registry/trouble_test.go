@@ -191,10 +191,7 @@ func TestSlowBesideIll(t *testing.T) {
 func TestSilentName(t *testing.T) {
 	srv := newServer(t)
 	srv.image("lib/a", "1", layer.Gzip, tarOf(t, "f", "a"))
-	o := newSetup(t, "")
-	o.configure(t)
-	f := NewFollowed(o.Options)
-	t.Cleanup(func() { _ = f.Close() })
+	f := newFollowed(t)
 	srv.front(func(w http.ResponseWriter, r *http.Request, next http.Handler) {
 		if strings.Contains(r.URL.Path, "/manifests/") {
 			<-r.Context().Done()
