@@ -46,6 +46,9 @@ func (o *Ops) push(ctx context.Context, r Request) error {
 				defer o.others.hold(name)()
 				defer o.showPushed(ctx, r.Image, line.dest, name)
 			}
+			if d, ok := line.dest.(*registry); ok {
+				defer o.tellPushed(d.named.String())
+			}
 			return t.work(ctx, func() error { return o.copy(ctx, pushJob{line, snapshot, entry, entry.First(), t}) })
 		}
 		carryOut := o.waitFor
@@ -85,6 +88,15 @@ func (o *Ops) showPushed(ctx context.Context, id string, dest destination, name 
 	}
 	if _, err := o.opt.Catalog.Refresh(context.WithoutCancel(ctx)); err != nil {
 		o.log.Warn("listing after pushing", "image", id, "error", redact(err.Error()))
+	}
+}
+
+// tellPushed tells the sources of a name that a registry has now, or may have: one of them may have asked for it in vain.
+func (o *Ops) tellPushed(name string) {
+	for _, src := range o.opt.Catalog.Sources() {
+		if told, ok := src.(interface{ Pushed(names ...string) }); ok {
+			told.Pushed(name)
+		}
 	}
 }
 

@@ -78,6 +78,11 @@ func TestFollow(t *testing.T) {
 	if n := len(one.requests("HEAD /v2/lib/a/manifests/2")); n != 1 {
 		t.Errorf("asked %d times for what is not there", n)
 	}
+	one.image("lib/a", "2", layer.Gzip, tarOf(one, "f", "a2"))
+	f.Pushed(one.host + "/lib/a:2")
+	if _, err := f.Follow(t.Context(), one.host+"/lib/a:2"); err != nil {
+		t.Errorf("what was pushed since: %v", err)
+	}
 	if _, err := f.Follow(t.Context(), one.host+"/UPPER:1"); !errors.Is(err, imgsrc.ErrInvalid) {
 		t.Errorf("no reference: %v", err)
 	}

@@ -330,7 +330,7 @@ func (f *Followed) Tag(ctx context.Context, img imgsrc.Desc, add, remove []strin
 			*of = append(*of, name)
 		}
 	}
-	defer f.forget(add)
+	defer f.Pushed(add...)
 	for _, s := range order {
 		if err := s.Tag(ctx, img, changes[s].add, changes[s].remove); err != nil {
 			return err
@@ -358,8 +358,8 @@ func (f *Followed) holder(d digest.Digest, name string) (*Source, error) {
 	return nil, err
 }
 
-// forget lets names be asked for again that were not there.
-func (f *Followed) forget(names []string) {
+// Pushed lets names be asked for again that were not there.
+func (f *Followed) Pushed(names ...string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for _, name := range names {
