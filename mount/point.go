@@ -86,7 +86,7 @@ func (p *Point) lookOnce() (found, error) {
 	case errors.Is(err, unix.ENOTDIR):
 		return 0, fmt.Errorf("%s: %w", filepath.Dir(p.path), ErrNotDirectory)
 	case err != nil:
-		return 0, fmt.Errorf("%w: %w", ErrNoAccess, err)
+		return 0, noAccess(err)
 	case !st.IsDir():
 		return 0, ErrNotDirectory
 	}
@@ -163,6 +163,17 @@ func (p *Point) overlap() error {
 	return nil
 }
 
+// noAccess is the error for a place that cannot be looked at: of the user, or because nothing can be there.
+func noAccess(err error) error {
+	switch {
+	case errors.Is(err, unix.ENAMETOOLONG):
+		return fmt.Errorf("%w: %w", ErrNoPlace, unix.ENAMETOOLONG)
+	case errors.Is(err, unix.ELOOP):
+		return fmt.Errorf("%w: %w", ErrNotDirectory, unix.ELOOP)
+	}
+	return fmt.Errorf("%w: %w", ErrNoAccess, err)
+}
+
 // inside says whether path is dir or lies below it, by name or, where both exist, by identity: that sees through
 // symlinks and bind mounts.
 func inside(path, dir string) bool {
@@ -207,7 +218,7 @@ func resolve(path string) (string, error) {
 		case errors.Is(err, unix.ENOTDIR):
 			return "", fmt.Errorf("%s: %w", filepath.Dir(full), ErrNotDirectory)
 		case err != nil:
-			return "", fmt.Errorf("%w: %w", ErrNoAccess, err)
+			return "", noAccess(err)
 		}
 		full = filepath.Join(dir, filepath.Base(full))
 		target, err := os.Readlink(full)
@@ -219,5 +230,5 @@ func resolve(path string) (string, error) {
 		}
 		full = filepath.Clean(target)
 	}
-	return "", fmt.Errorf("%s: %w", path, unix.ELOOP)
+	return "", fmt.Errorf("%w: %w", ErrNotDirectory, unix.ELOOP)
 }

@@ -1,12 +1,14 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"os"
 
 	"github.com/sirupsen/logrus"
+	"golang.org/x/sys/unix"
 )
 
 // logOptions says where the log goes.
@@ -29,7 +31,11 @@ func (o *logOptions) open() (*os.File, error) {
 	if o.file == "" {
 		return nil, nil
 	}
-	f, err := os.OpenFile(o.file, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o600)
+	// Of a FIFO that nobody reads it does not wait for who does.
+	f, err := os.OpenFile(o.file, os.O_WRONLY|os.O_APPEND|os.O_CREATE|unix.O_NONBLOCK, 0o600)
+	if errors.Is(err, unix.ENXIO) {
+		return nil, fmt.Errorf("opening the log file: nobody reads %s: %w", o.file, unix.ENXIO)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("opening the log file: %w", err)
 	}

@@ -145,8 +145,14 @@ func (o *mountOptions) parse() error {
 		*path = abs
 	}
 	for flag, file := range map[string]string{"authfile": o.authFile, "signature-policy": o.signaturePolicy} {
-		if _, err := os.Stat(file); file != "" && errors.Is(err, fs.ErrNotExist) {
+		if file == "" {
+			continue
+		}
+		switch info, err := os.Stat(file); {
+		case errors.Is(err, fs.ErrNotExist):
 			return fmt.Errorf("--%s %s: there is no such file", flag, file)
+		case err == nil && (info.IsDir() || info.Mode()&(fs.ModeNamedPipe|fs.ModeSocket) != 0): // a pipe can be read once, and is waited for
+			return fmt.Errorf("--%s %s: it is not a file", flag, file)
 		}
 	}
 	return nil

@@ -151,7 +151,7 @@ func parseSource(arg string) (*spec, error) {
 		}
 		s, err := t.parse(rest)
 		if errors.Is(err, imgsrc.ErrInvalid) {
-			err = fmt.Errorf("%w: write %s, %s", err, t.syntax, t.help)
+			err = fmt.Errorf("%w (it is written %s)", err, t.syntax)
 		}
 		return s, err
 	}
@@ -162,12 +162,14 @@ func parseSource(arg string) (*spec, error) {
 	switch {
 	case arg == "":
 		return nil, malformed("it is empty: write a path, or a transport and what is in it")
+	case errors.Is(err, fs.ErrNotExist) && hasColon && isThere(name):
+		return nil, noSource("for the images of one name in %s write its transport first, as in oci:%s", name, arg)
 	case errors.Is(err, fs.ErrNotExist) && hasColon && isTransportName(name):
 		return nil, noSource("%q is neither a transport (there are %s) nor the beginning of a path", name, transportNames())
 	case errors.Is(err, fs.ErrNotExist):
 		return nil, noSource("there is no such file or directory")
 	case err != nil:
-		return nil, err
+		return nil, errors.Unwrap(err) // the path is in the message already
 	case info.Mode().IsRegular():
 		return archiveSpec(arg, arg, "", openAnyArchive)
 	case !info.IsDir():
@@ -227,6 +229,11 @@ func transportNames() string {
 		names = append(names, t.name+":")
 	}
 	return strings.Join(names, ", ")
+}
+
+func isThere(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
 }
 
 // isTransportName says whether a word looks like the name of a transport.

@@ -204,6 +204,9 @@ func dirSpec(path string) *spec {
 }
 
 func parseDaemon(ref string) (*spec, error) {
+	if ref != "" && !daemon.IsRef(ref) {
+		return nil, malformed("%q is neither an image's name nor an id", ref)
+	}
 	return &spec{
 		name: "docker-daemon:" + ref,
 		open: func(ctx context.Context, env sourceEnv) (imgsrc.Source, error) {
@@ -214,7 +217,10 @@ func parseDaemon(ref string) (*spec, error) {
 
 func parseRegistry(rest string) (*spec, error) {
 	ref, ok := strings.CutPrefix(rest, "//")
-	if !ok || ref == "" {
+	switch {
+	case !ok:
+		return nil, malformed("the // before the host is missing")
+	case ref == "":
 		return nil, malformed("the host is missing")
 	}
 	if err := registry.CheckRef(ref); err != nil {

@@ -84,7 +84,7 @@ func open(ctx context.Context, o Options) (*Source, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	if o.Ref != "" && !isRef(o.Ref) {
+	if o.Ref != "" && !IsRef(o.Ref) {
 		return nil, noSource(fmt.Sprintf("%q is neither an image's name nor an id", o.Ref), imgsrc.ErrInvalid)
 	}
 	e, err := newEngine(o.Host)
@@ -116,8 +116,8 @@ func open(ctx context.Context, o Options) (*Source, error) {
 
 var idPattern = regexp.MustCompile(`^(?:sha256:)?[0-9a-f]{64}$`)
 
-// isRef says whether ref can be a name or an id. Anything else must not get into the path of a request.
-func isRef(ref string) bool {
+// IsRef says whether ref can be a name or an id. Anything else must not get into the path of a request.
+func IsRef(ref string) bool {
 	if idPattern.MatchString(ref) {
 		return true
 	}

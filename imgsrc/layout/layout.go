@@ -84,7 +84,7 @@ func Open(ctx context.Context, o Options) (*Source, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening layout %s: %w", o.Dir, err)
 	}
-	root, err := os.OpenRoot(dir)
+	root, err := os.OpenRoot(dir + "/") // as a directory, so that a FIFO does not make it wait
 	if err != nil {
 		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) {
 			return nil, fmt.Errorf("opening layout: %w: %s is not a directory", imgsrc.ErrNoSource, dir)

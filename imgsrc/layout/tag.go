@@ -72,7 +72,7 @@ func (s *Source) tag(ctx context.Context, img imgsrc.Desc, add, remove []string)
 
 // update changes index.json in the directory that is there now.
 func (s *Source) update(ctx context.Context, next func() (was, text []byte, err error)) error {
-	root, err := os.OpenRoot(s.dir)
+	root, err := os.OpenRoot(s.dir + "/") // see Open
 	if errors.Is(err, fs.ErrNotExist) {
 		err = fmt.Errorf("%w: the layout is gone: %w", imgsrc.ErrNotFound, err)
 	}

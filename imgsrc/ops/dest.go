@@ -105,6 +105,9 @@ func init() { // not in the table, because the parsers look at it
 	daemonKind.parse, daemonKind.alive = parseDaemon, engineAnswers
 }
 
+// isTransport says whether a word is the name of a transport, whatever can be done with it.
+func isTransport(name string) bool { return kinds[name] != nil || slices.Contains(readOnlyKinds, name) }
+
 // parseDestination parses [TRANSPORT:]DESTINATION.
 func parseDestination(text string, resolve pathResolver) (destination, error) {
 	name, rest, ok := strings.Cut(text, ":")

@@ -76,8 +76,11 @@ func condition(err error) error {
 		return imgsrc.ErrNotFound
 	}
 	var dns *net.DNSError
+	var address *net.AddrError
 	var timeout net.Error
 	switch {
+	case errors.As(err, &address): // a port that is none
+		return imgsrc.ErrInvalid
 	case errors.As(err, &dns) && !dns.IsTimeout:
 		return syscall.EHOSTUNREACH
 	case errors.Is(err, context.DeadlineExceeded), errors.As(err, &timeout) && timeout.Timeout():

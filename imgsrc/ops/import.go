@@ -73,8 +73,11 @@ func findRootfs(ctx context.Context, file string) (*rootfs, error) {
 	if counted.n-end < tarBlock { // the reader takes the end of the file for the end of the archive as well
 		return nil, notTar(file, n, counted.n, io.ErrUnexpectedEOF)
 	}
-	if _, err := io.Copy(io.Discard, counted); err != nil {
+	switch rest, err := io.Copy(io.Discard, io.LimitReader(counted, maxBehind+1)); {
+	case err != nil:
 		return nil, notTar(file, n, counted.n, err)
+	case rest > maxBehind:
+		return nil, fail(imgsrc.ErrInvalid, "%s is no tar of a root file system: its tar ends at byte %d, and more than %d bytes follow", quote(file), counted.n-rest, maxBehind)
 	}
 	r.diffID, r.size = sum.Digest(), counted.n
 	return r, nil
@@ -153,6 +156,10 @@ func (c *twoClosers) Close() error { return errors.Join(c.ReadCloser.Close(), c.
 
 // tarBlock is what a tar's length is a multiple of. At its end are two such blocks of zeros.
 const tarBlock = 512
+
+// maxBehind is how much may follow after the end of a tar, which its makers fill up to a block of the tape. It is a part of what the
+// diff id is of, and without a bound the holes of a sparse file would be read for hours.
+const maxBehind = 64 << 20
 
 // A countingReader knows how much has been read through it.
 type countingReader struct {

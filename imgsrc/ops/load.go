@@ -30,6 +30,9 @@ func (o *Ops) load(ctx context.Context, r Request) error {
 			return err
 		}
 		_, err = os.Stat(p.place)
+		if transport, _, ok := strings.Cut(word, ":"); ok && errors.Is(err, fs.ErrNotExist) && isTransport(transport) {
+			return fail(imgsrc.ErrInvalid, "%s is no path: write the path alone, or %s to pull", quote(word), quote(word))
+		}
 		return err
 	})
 	return o.arrivals(ctx, op, lines, err, o.loadPlace)
@@ -101,6 +104,11 @@ func notLoadable(place string, err error) error {
 	cond := imgsrc.ErrInvalid
 	if !filepath.IsAbs(place) {
 		cond = imgsrc.ErrNotFound
+	}
+	for _, errno := range []error{syscall.ECONNREFUSED, syscall.ETIMEDOUT, syscall.EHOSTUNREACH, fs.ErrPermission} { // an engine's
+		if errors.Is(err, errno) {
+			cond = errno
+		}
 	}
 	return fail(cond, "%s", strings.TrimPrefix(err.Error(), imgsrc.ErrNoSource.Error()+": "))
 }

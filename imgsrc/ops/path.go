@@ -123,10 +123,10 @@ func follow(path string, inside func(string) bool) (string, error) {
 				at = next
 				continue
 			}
-			return "", err
+			return "", notPath(path, err)
 		}
 		if links++; links > 40 {
-			return "", &fs.PathError{Op: "readlink", Path: path, Err: syscall.ELOOP}
+			return "", notPath(path, syscall.ELOOP)
 		}
 		rest = append(strings.Split(target, "/"), rest...)
 		if filepath.IsAbs(target) {
@@ -134,4 +134,17 @@ func follow(path string, inside func(string) bool) (string, error) {
 		}
 	}
 	return at, nil
+}
+
+// notPath says of a path that leads nowhere that nothing is there, and of what can be none that it is none.
+func notPath(path string, err error) error {
+	for _, errno := range []syscall.Errno{syscall.ELOOP, syscall.ENAMETOOLONG} {
+		if errors.Is(err, errno) {
+			return fail(imgsrc.ErrInvalid, "%s is not a path: %s", quote(path), errno)
+		}
+	}
+	if errors.Is(err, syscall.ENOTDIR) {
+		return fail(syscall.ENOENT, "there is no %s: what it is in is not a directory", quote(path))
+	}
+	return err
 }

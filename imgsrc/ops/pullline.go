@@ -152,18 +152,13 @@ func (o *Ops) parsePulls(lines [][]string, resolve pathResolver) ([]pullLine, er
 				return notReference(name, err)
 			}
 			p.candidates = []reference.Named{named}
-		case ok && (kinds[transport] != nil || slices.Contains(readOnlyKinds, transport)) && !isReference(word):
+		case ok && isTransport(transport): // though it may be an image's name with a tag, as to podman
 			return fail(imgsrc.ErrUnsupported, "%s: cannot be pulled from; can be: docker:// %s", transport, strings.Join(localTransports, ": ")+":")
 		default:
 			p.candidates, err = o.candidates(word)
 		}
 		return err
 	})
-}
-
-func isReference(word string) bool {
-	_, err := reference.ParseNormalizedNamed(word)
-	return err == nil
 }
 
 // notReference is the failure of what err says is no reference. What precedes an @ may be a password, unless a whole digest

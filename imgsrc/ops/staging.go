@@ -2,6 +2,7 @@ package ops
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"log/slog"
 	"os"
@@ -24,7 +25,11 @@ func stageIn(parent string, log *slog.Logger) (dir string, discard func(), err e
 	removeDead(parent, log)
 	for {
 		if dir, err = os.MkdirTemp(parent, stagingPrefix); err != nil {
-			return "", func() {}, err
+			var why *fs.PathError // whose path nobody knows
+			if errors.As(err, &why) {
+				err = why.Err
+			}
+			return "", func() {}, fmt.Errorf("making a directory in %s: %w", parent, err)
 		}
 		lock, err := lockDir(dir)
 		if errors.Is(err, fs.ErrNotExist) {
