@@ -191,6 +191,37 @@ func TestPages(t *testing.T) {
 	}
 }
 
+// The link to the next page is found whatever stands beside it, and a page may have much beside the names.
+func TestNextPage(t *testing.T) {
+	for link, want := range map[string]string{
+		`</v2/a/tags/list?last=x&n=2>; rel="next"`:                   "x",
+		`<?last=x>;rel=next`:                                         "x",
+		`<https://h/?last=x> ; title="b, c"; REL = "next"`:           "x",
+		`</?last=y>; rel="prev", </?last=x>; rel='next'; type="a/b"`: "x",
+		`</?last=x>; rel="next", </?last=y>; rel="last"`:             "x",
+		`</?last=y>; rel="prev"`:                                     "",
+		`</?last=y>; rel="next-archive"`:                             "",
+		`</?last=y>; type="rel=next"`:                                "",
+		`</v2/a/tags/list>; rel="next"`:                              "",
+		`?last=y; rel="next"`:                                        "",
+	} {
+		if got := nextQuery(http.Header{"Link": {link}}).Get("last"); got != want {
+			t.Errorf("%s: %q, want %q", link, got, want)
+		}
+	}
+	srv := newServer(t)
+	srv.front(func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+		if strings.HasSuffix(r.URL.Path, "/tags/list") {
+			fmt.Fprintf(w, `{"manifest":{"":{"tag":[%q]}},"tags":["1"]}`, strings.Repeat("x", 10<<20))
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+	if tags, _, err := newSetup(t, srv.host).mustOpen(t).client.Tags(t.Context(), "a", 10); len(tags) != 1 || err != nil {
+		t.Errorf("%q, %v", tags, err)
+	}
+}
+
 // A page without names, as users get who may see nothing of it, is not the end of a list; one that leads to itself is.
 func TestEmptyPages(t *testing.T) {
 	srv := newServer(t)

@@ -18,8 +18,8 @@ import (
 // maxPages bounds how many pages of a list are asked for: a registry can always say that there is another.
 const maxPages = 1000
 
-// maxPage is how many bytes a page may have.
-const maxPage = 4 << 20
+// maxPage is how many bytes a page may have. There are registries that put what each manifest is beside the tags (gcr.io).
+const maxPage = 16 << 20
 
 // Tags returns at most limit tags of a repository, and whether there are more.
 func (c *Client) Tags(ctx context.Context, repo string, limit int) (tags []string, more bool, err error) {
@@ -64,8 +64,8 @@ func (c *Client) Ping(ctx context.Context) error {
 	return err
 }
 
-// nextLink is the header with which a registry leads to the next page (RFC 8288).
-var nextLink = regexp.MustCompile(`<([^>]*)>\s*;(?:[^,]*;)?\s*rel="?next"?`)
+// nextLink is the header with which a registry leads to the next page (RFC 8288), one of several perhaps.
+var nextLink = regexp.MustCompile(`(?i)<([^>]*)>[^<]*;\s*rel\s*=\s*["']?next(?:["'\s;,]|$)`)
 
 // list reads the pages of a list of names, which is a member of each page. Names that keep does not accept do not count:
 // nothing that is no name may come this far.
