@@ -152,6 +152,9 @@ func (e *endpoint) bearer(ctx context.Context, c challenge, repo, scope, refused
 	e.mu.Lock()
 	t := e.tokens[scope]
 	if t == nil {
+		if len(e.tokens) >= maxTokens {
+			e.forgetTokensLocked(time.Now())
+		}
 		t = &token{turn: make(chan struct{}, 1)}
 		e.tokens[scope] = t
 	}
@@ -180,6 +183,23 @@ func (e *endpoint) bearer(ctx context.Context, c challenge, repo, scope, refused
 	t.secret, t.header = secret, "Bearer "+secret
 	t.expires = time.Now().Add(life * 9 / 10)
 	return t.header, nil
+}
+
+// maxTokens is how many tokens there may be before those that have expired are forgotten.
+const maxTokens = 2000
+
+func (e *endpoint) forgetTokensLocked(now time.Time) {
+	for scope, t := range e.tokens {
+		select {
+		case t.turn <- struct{}{}:
+			if now.After(t.expires) {
+				delete(e.tokens, scope)
+				delete(e.secrets, t.secret)
+			}
+			<-t.turn
+		default: // somebody uses it
+		}
+	}
 }
 
 // requestToken asks the token server that a challenge names, by GET, or with an identity token by POST

@@ -112,6 +112,31 @@ func TestRedirectedChallenge(t *testing.T) {
 	}
 }
 
+// Tokens that have expired are not kept for as long as the mount lives.
+func TestTokensAreBounded(t *testing.T) {
+	srv := newServer(t)
+	srv.image("web", "1", layer.None, tarOf(t))
+	newTokenServer(t, srv)
+	o := newSetup(t, srv.host+"/web:1")
+	o.login(t, srv.host, "tester:s3cret")
+	s := o.mustOpen(t)
+	e, err := s.client.endpoint(srv.host, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	good := pullScope("web")
+	for i := range maxTokens {
+		secret := fmt.Sprint("old-", i)
+		e.tokens[pullScope(secret)] = &token{turn: make(chan struct{}, 1), secret: secret}
+		e.secrets[secret] = true
+	}
+	was := e.tokens[good]
+	_, _ = s.client.Head(t.Context(), "other", "1")
+	if e.tokens[good] != was || e.tokens[pullScope("other")] == nil || len(e.tokens) > 3 || len(e.secrets) > 3 {
+		t.Errorf("%d tokens and %d secrets; the one in use is kept: %v", len(e.tokens), len(e.secrets), e.tokens[good] == was)
+	}
+}
+
 // That a registry lies where no certificate is needed says nothing of a token server elsewhere: that is trusted where
 // registries.conf says so of the registry.
 func TestTokenServerElsewhere(t *testing.T) {
