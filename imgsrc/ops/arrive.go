@@ -59,7 +59,10 @@ func (o *Ops) receive(ctx context.Context, a arrival) (id string, err error) {
 			return to.ReceiveAs(ctx, name, id, a.text, copy)
 		}
 	}
+	resume := a.watch.pause() // what a store waits for before the copy and after it is not the registry's
 	err = receive(ctx, a.name, a.id, func(to types.ImageReference) error {
+		resume()
+		defer func() { resume = a.watch.pause() }()
 		var resolved types.ImageReference
 		sys := *a.sys // of the destination: which platform is wanted is checked there once more
 		options := &copy.Options{SourceCtx: a.sys, DestinationCtx: &sys, ReportResolvedReference: &resolved, PreserveDigests: a.exact}
@@ -109,6 +112,7 @@ func (o *Ops) receive(ctx context.Context, a arrival) (id string, err error) {
 		}
 		return err
 	})
+	resume()
 	if err != nil && ctx.Err() != nil {
 		err = context.Cause(ctx)
 	}

@@ -55,10 +55,10 @@
 //
 // # Pulling and loading
 //
-// What comes in goes to the first of the mount's sources that is a [Receiver], or a layout. A pull is a copy.Image from the
-// library's own registry client, so that signatures are verified as everywhere else; short names, mirrors and blocked
-// registries are those of registries.conf. A registry that keeps silent is given up as in a push, but not while all bytes
-// are here and the store unpacks them.
+// What comes in goes to the first of the mount's sources that is a [Receiver], or a layout. A pull is a copy.Image from
+// the library's own registry client, so that signatures are verified as everywhere else; short names, mirrors and
+// blocked registries are those of registries.conf. A registry that keeps silent is given up as in a push, but not while
+// the store is waited for: before it is asked for anything, and when all bytes are here and are unpacked.
 //
 // What is loaded is opened by [Options].Open as the source that it would be for a mount, and copied from there as in a
 // push, after all its blobs have been verified. A tar without the members of an archive is the root file system of a

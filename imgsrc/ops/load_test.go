@@ -48,13 +48,14 @@ func halfBlobs(t *testing.T, stop bool) func(http.Handler) http.Handler {
 	}
 }
 
-// slowReceiving takes its time when all bytes are there.
+// slowReceiving takes its time before it is copied to, and when all bytes are there.
 type slowReceiving struct {
 	*receiving
 	slow time.Duration
 }
 
 func (r *slowReceiving) Receive(ctx context.Context, name, id string, copy func(to types.ImageReference) error) error {
+	time.Sleep(r.slow)
 	return r.receiving.Receive(ctx, name, id, func(to types.ImageReference) error { return copy(&slowRef{to, r.slow}) })
 }
 

@@ -245,6 +245,7 @@ func (o *Ops) pullAll(ctx context.Context, a arrival, into indexReceiver, named 
 			return "", fmt.Errorf("image %s of the index: %w", it.digest, err)
 		}
 	}
+	defer a.watch.pause()()
 	id, err = into.AddIndex(ctx, a.name, index, ids, "docker://"+repo.Name())
 	if err != nil {
 		return id, err

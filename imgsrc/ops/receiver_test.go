@@ -175,8 +175,8 @@ func TestPullNeedsReceiver(t *testing.T) {
 	}
 }
 
-// A registry that stops in the middle of a layer is given up; one whose bytes are all here is not, however long the store
-// takes over them.
+// A registry that stops in the middle of a layer is given up; one that has not been asked yet, or whose bytes are all here, is
+// not, however long the store takes.
 func TestPullFromSilentRegistry(t *testing.T) {
 	const limit = 300 * time.Millisecond
 	img := newImage(t, imgspecv1.MediaTypeImageManifest, true, "", tarOf("f", noise(200_000)))
