@@ -404,7 +404,7 @@ func TestPushInTheWay(t *testing.T) {
 		{"dir:%s/none/x", syscall.ENOENT},
 		{"oci:%s/none/x", syscall.ENOENT},
 		{"oci-archive:%s/none/x", syscall.ENOENT},
-		{"docker-archive:%s/file/x", syscall.ENOTDIR},
+		{"docker-archive:%s/file/x", syscall.ENOENT},
 		{"dir:%s/empty", nil},
 	} {
 		if err := o.Do(t.Context(), pushTo(img, strings.ReplaceAll(test.dest, "%s", dir))); !errors.Is(err, test.want) {
