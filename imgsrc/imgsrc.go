@@ -169,7 +169,8 @@ type Desc struct {
 	// Lists are the digests in an index, in its order; nil for what is none.
 	Lists []digest.Digest
 	// Original is the digest, as a file, of the manifest that this one was made from, where that is kept beside it (see Converted);
-	// empty if there is none. What is made of two manifests can be one: then it is listed twice.
+	// empty if there is none. What is made of two manifests can be one: then it is listed twice. An index has its own digest here
+	// if it has not lost the images that are not there: it was so where it is from.
 	Original digest.Digest
 	// Damaged says why the manifest or config cannot be read, if that is known from listing. The image is then listed
 	// with what there is.

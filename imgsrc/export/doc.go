@@ -13,7 +13,8 @@
 // A layer that need not be there (OCI's nondistributable, Docker's foreign) and is not, nor its tar, stays as a
 // descriptor with its addresses, and without a blob.
 //
-// An index keeps its bytes if all of its images that are there keep theirs, and is in OCI's form. Otherwise it gets
+// An index keeps its bytes if all of its images that are there keep theirs, and is in OCI's form. If others are not there it is
+// its own original, which tells it from one that has lost them since. Otherwise it gets
 // a new index of those that are there, in their order, with platforms and annotations as they are. An artifact keeps its
 // bytes. A manifest of schema 1 gets the config that podman makes of it, whose digest is podman's id for it; the layers
 // have to be read for that where the source has not recorded their diff ids.

@@ -55,6 +55,9 @@ func (c *conversion) index(ctx context.Context) (*OCI, error) {
 			return nil, err
 		}
 		o.Children = children
+		if missing != nil && o.Original == nil {
+			o.Desc.Annotations = map[string]string{AnnotationOriginal: o.Desc.Digest.String()}
+		}
 		return o, nil
 	}
 	for i := range ix.Manifests {
@@ -113,7 +116,7 @@ type Entry struct {
 
 // IndexJSON is a layout's index.json: a descriptor for each name of an image, or one without a name. The names are
 // org.opencontainers.image.ref.name, whatever they are. A manifest that was made from none, beside one that turned out the
-// same, has itself for its original.
+// same, has itself for its original; so has an index that was not whole where it is from.
 func IndexJSON(images []Entry) ([]byte, error) {
 	ix := v1.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: v1.MediaTypeImageIndex, Manifests: []v1.Descriptor{}}
 	made := map[digest.Digest]bool{}

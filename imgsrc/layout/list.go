@@ -231,6 +231,9 @@ func (w *walk) read(ctx context.Context, m *manifest) error {
 	}
 	if desc.Damaged == nil && facts.Kind == imgsrc.KindIndex {
 		desc.Damaged = m.parseIndex(b)
+		if m.descriptor.original == m.digest {
+			desc.Original = m.digest
+		}
 	}
 	m.own = s.newImage(desc, facts.ConfigSize())
 	m.image = m.own

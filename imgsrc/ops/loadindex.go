@@ -71,6 +71,9 @@ func (o *Ops) gather(ctx context.Context, l *loadable, restored bool) error {
 	if !restored {
 		return nil
 	}
+	if d := l.Desc(); d.Original == d.Digest { // it did not have them before either
+		l.missing = nil
+	}
 	return l.restore(ctx)
 }
 
