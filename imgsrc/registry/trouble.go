@@ -92,6 +92,8 @@ func (t *trouble) end(err error, begun time.Time) {
 		t.last = err
 		if silent {
 			t.silent++
+		} else if f.status != 0 { // it answers, and may be slow
+			t.silent = 0
 		}
 	case err == nil || failed && f.status != 0: // it has answered
 		t.silent, t.last, t.until = 0, nil, time.Time{}

@@ -53,6 +53,13 @@ func testTrouble(t *testing.T) {
 	want("after another one", true, limit, false)
 	r.end(context.Canceled, time.Now())
 	want("after one that nobody waited for", true, limit, false)
+	r.end(late, time.Now())
+	r.end(&failure{text: "cut", temporary: true}, time.Now())
+	want("after a connection that broke", true, limit, false)
+	r.end(ill, time.Now())
+	want("after an answer of trouble in between", true, 0, false)
+	r.end(late, time.Now())
+	want("after one more without", true, limit, false)
 	r.end(nil, time.Now())
 	want("when it is well", false, 0, false)
 }
