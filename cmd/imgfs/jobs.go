@@ -113,16 +113,25 @@ type job struct {
 	Sent      int64   `json:"sent"`
 	Rate      int64   `json:"rate"`
 	Retries   int     `json:"retries"`
+	Waiting   string  `json:"waiting"`
 	Error     string  `json:"error"`
 
 	mountpoint string
 	text       []byte // all of it
 }
 
+// doing is the job's state, for people.
+func (j *job) doing() string {
+	if j.Waiting != "" {
+		return "waiting"
+	}
+	return j.State
+}
+
 func (j *job) over() bool { return j.State != "queued" && j.State != "running" }
 
 // changed says whether something has happened since: time alone is no change.
 func (j *job) changed(was *job) bool {
-	return j.State != was.State || j.Bytes != was.Bytes || j.Sent != was.Sent || j.Retries != was.Retries || j.Error != was.Error ||
+	return j.State != was.State || j.Bytes != was.Bytes || j.Sent != was.Sent || j.Retries != was.Retries || j.Waiting != was.Waiting || j.Error != was.Error ||
 		(j.Total == nil) != (was.Total == nil) || j.Total != nil && *j.Total != *was.Total
 }

@@ -96,8 +96,8 @@ func (j *job) beside(point string) jobText {
 	if t.reference == "" {
 		t.reference = fmt.Sprintf("%.12s", j.Image)
 	}
-	if j.State != "running" {
-		t.bytes, t.amount = j.State, j.State
+	if doing := j.doing(); doing != "running" {
+		t.bytes, t.amount = doing, doing
 		return t
 	}
 	t.bytes, t.amount, t.rate, t.left = amount(j.Bytes), j.amount(), rate(j.Rate), j.left()

@@ -68,7 +68,7 @@ func (p *jobTable) print(jobs []job) {
 		if p.mounts {
 			point = printable(j.mountpoint) + "\t"
 		}
-		fmt.Fprintf(w, "%s%d\t%s\t%s\t%.12s\t%s\t%s\t%s\t%s\n", point, j.Number, j.Operation, j.State, dash(j.Image), dash(printable(j.Reference)),
+		fmt.Fprintf(w, "%s%d\t%s\t%s\t%.12s\t%s\t%s\t%s\t%s\n", point, j.Number, j.Operation, j.doing(), dash(j.Image), dash(printable(j.Reference)),
 			dash(j.amount()), dash(rate(j.Rate)), j.elapsed())
 	}
 }

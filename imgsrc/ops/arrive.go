@@ -43,6 +43,7 @@ type arrival struct {
 // receive copies an image into the source that takes it, if the signature policy lets it through, and returns its id
 // there; empty if the source does not say.
 func (o *Ops) receive(ctx context.Context, a arrival) (id string, err error) {
+	ctx = imgsrc.WithWaiting(ctx, a.watch.waits(a.task))
 	policy, err := o.policy()
 	if err != nil {
 		return "", err
@@ -112,14 +113,15 @@ func (o *Ops) receive(ctx context.Context, a arrival) (id string, err error) {
 		}
 		return err
 	})
-	resume()
 	if err != nil && ctx.Err() != nil {
 		err = context.Cause(ctx)
 	}
-	if err == nil {
-		o.others.own(cmp.Or(id, a.id), a.name)
+	if err != nil { // a copy that was left behind, waiting for a lock, has id and resume still
+		return "", shorter(err, a.ref)
 	}
-	return id, shorter(err, a.ref)
+	resume()
+	o.others.own(cmp.Or(id, a.id), a.name)
+	return id, nil
 }
 
 // spoolText is where a blob was kept in the meantime, which is of no use to anybody.

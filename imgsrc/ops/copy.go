@@ -14,6 +14,7 @@ import (
 	"go.podman.io/image/v5/signature"
 	"go.podman.io/image/v5/types"
 
+	"github.com/imgfs/imgfs/imgsrc"
 	"github.com/imgfs/imgfs/imgsrc/proxy"
 )
 
@@ -32,6 +33,7 @@ func (o *Ops) copyImage(ctx context.Context, p pushJob) (err error) {
 	if kind.remote {
 		go watch.watch(ctx)
 	}
+	ctx = imgsrc.WithWaiting(ctx, watch.waits(p.task))
 	defer func() {
 		if err != nil && ctx.Err() != nil {
 			err = context.Cause(ctx) // why, and not where it was noticed
@@ -97,6 +99,8 @@ func (o *Ops) copyImage(ctx context.Context, p pushJob) (err error) {
 	switch {
 	case kind == registryKind:
 		return o.attempt(ctx, p.task, watch, run)
+	case to.left != nil:
+		return copyWhole(func() error { return o.unlessLeft(ctx, run, to.left) }, func() error { return to.commit(ctx) })
 	case to.commit != nil:
 		return copyWhole(run, func() error { return to.commit(ctx) })
 	}
@@ -104,6 +108,18 @@ func (o *Ops) copyImage(ctx context.Context, p pushJob) (err error) {
 		err = engineFailed(ctx, err)
 	}
 	return err
+}
+
+// unlessLeft runs a copy until the destination is left behind, which then goes on waiting for a lock with it.
+func (o *Ops) unlessLeft(ctx context.Context, run func() error, left <-chan error) error {
+	ended := make(chan error, 1)
+	go func() { ended <- o.jobs.guard(ctx, func(context.Context) error { return run() }) }()
+	select {
+	case err := <-ended:
+		return err
+	case err := <-left:
+		return err
+	}
 }
 
 // A copying is what the library is told of a push.

@@ -50,6 +50,7 @@ type staged struct {
 	ref     types.ImageReference
 	commit  func(ctx context.Context) error // makes visible what was copied; nil where the copy does
 	discard func(why error)                 // removes what is left over, of a copy that failed if why is not nil; nil where there is nothing
+	left    <-chan error                    // says why the destination was given up in the middle of the copy; nil: it cannot be
 }
 
 // A kind is what the destinations of one transport have in common.

@@ -96,7 +96,7 @@ func (d *dockerArchive) stage(_ context.Context, s staging) (staged, error) {
 	s.sys.BigFilesTemporaryDir = dir // for a layer of which the source cannot tell the size
 	file := filepath.Join(dir, "archive.tar")
 	ref, err := archive.NewReference(file, d.tag)
-	return staged{ref, func(context.Context) error { return moveNew(file, d.path) }, func(error) { discard() }}, err
+	return staged{ref: ref, commit: func(context.Context) error { return moveNew(file, d.path) }, discard: func(error) { discard() }}, err
 }
 
 // A plainDir is a directory with a manifest and its blobs.
@@ -130,13 +130,13 @@ func (d *plainDir) stage(_ context.Context, s staging) (staged, error) {
 	}
 	made := filepath.Join(dir, "dir")
 	ref, err := directory.NewReference(made)
-	return staged{ref, func(context.Context) error {
+	return staged{ref: ref, commit: func(context.Context) error {
 		err := unix.Rename(made, d.path) // over an empty directory, and no other
 		if errors.Is(err, fs.ErrExist) || errors.Is(err, unix.ENOTDIR) {
 			return errInWay(d.path)
 		}
 		return err
-	}, func(error) { discard() }}, err
+	}, discard: func(error) { discard() }}, err
 }
 
 // An ociArchive is an OCI layout in a tar file.
@@ -183,10 +183,10 @@ func (d *ociArchive) stage(_ context.Context, s staging) (staged, error) {
 	}
 	made, file := filepath.Join(dir, "layout"), filepath.Join(dir, "archive.tar")
 	ref, err := layout.NewReference(made, d.name)
-	return staged{ref, func(ctx context.Context) error {
+	return staged{ref: ref, commit: func(ctx context.Context) error {
 		if err := pack(ctx, made, file); err != nil {
 			return err
 		}
 		return moveNew(file, d.path)
-	}, func(error) { discard() }}, err
+	}, discard: func(error) { discard() }}, err
 }

@@ -191,6 +191,9 @@ func (js *jobs) guard(ctx context.Context, run func(context.Context) error) (err
 	return run(ctx)
 }
 
+// endPanic is deferred where a job's work may panic: what guard catches must not stay a job that runs for ever.
+func (t *task) endPanic() { _ = t.end(fail(nil, "internal error; the log has more")) }
+
 // expire gives a job that nobody waits for two seconds. mu is held.
 func (js *jobs) expire(key string, j *job) {
 	var timer *time.Timer

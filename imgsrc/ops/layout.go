@@ -78,7 +78,7 @@ func (d *layoutDir) stageWith(there *present, log *slog.Logger) (_ staged, err e
 	if err == nil && there != nil {
 		ref = &layoutRef{ImageReference: ref, present: there}
 	}
-	return staged{ref, func(ctx context.Context) error { return d.merge(ctx, own, there) }, discard}, err
+	return staged{ref: ref, commit: func(ctx context.Context) error { return d.merge(ctx, own, there) }, discard: discard}, err
 }
 
 // merge moves the image of the layout own into this one. The index is replaced in one step, last of all; a reader sees

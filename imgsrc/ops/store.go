@@ -104,14 +104,17 @@ func (d *storeName) stage(ctx context.Context, s staging) (staged, error) {
 		return staged{}, err
 	}
 	refs, copied, received := make(chan types.ImageReference, 1), make(chan error, 1), make(chan error, 1)
+	left := make(chan error, 1)
 	go func() {
-		received <- s.guard(ctx, func(ctx context.Context) error { // which whoever has started the push cannot catch
+		err := s.guard(ctx, func(ctx context.Context) error { // which whoever has started the push cannot catch
 			defer done()
 			return to.Receive(ctx, d.named.String(), "", func(ref types.ImageReference) error {
 				refs <- ref
 				return <-copied
 			})
 		})
+		received <- err
+		left <- err
 	}()
 	select {
 	case ref := <-refs:
@@ -125,6 +128,7 @@ func (d *storeName) stage(ctx context.Context, s staging) (staged, error) {
 		}
 		return staged{
 			ref:    ref,
+			left:   left,
 			commit: func(context.Context) error { return end(nil) },
 			discard: func(why error) {
 				if why == nil { // and it was not committed

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+
+	"github.com/imgfs/imgfs/imgsrc"
 )
 
 // A task is an operation while it is one of the mount's jobs, and for a while after: it has a number, tells how far it has
@@ -42,6 +44,7 @@ type task struct {
 	complete bool // no blob will be added: how much there is to do is known if every blob's size is
 	retries  int
 	err      string
+	waiting  string // why it does not go on; empty: it does
 
 	shown shownTask
 }
@@ -114,7 +117,7 @@ func (o *Ops) beginLate(ctx context.Context, r Request) (context.Context, *task)
 		operation: operation{kind: kind, reference: strings.Join(words, " "), request: r, start: now}, o: o,
 		queued: now, state: taskRunning, started: now, blobs: map[digest.Digest]*blobTask{},
 	}
-	ctx, t.cancel = context.WithCancelCause(ctx)
+	ctx, t.cancel = context.WithCancelCause(imgsrc.WithWaiting(ctx, t.waitsFor))
 	timer := time.AfterFunc(lateAfter, func() { o.tasks.add(t) })
 	context.AfterFunc(ctx, func() { timer.Stop() })
 	return ctx, t
@@ -161,7 +164,7 @@ func (t *task) over(err error) {
 		state = taskFailed
 	}
 	t.mu.Lock()
-	t.state, t.ended = state, time.Now()
+	t.state, t.ended, t.waiting = state, time.Now(), ""
 	t.err, t.complete = "", t.complete || err == nil
 	if err != nil {
 		t.err = oneLine(err.Error())
@@ -275,9 +278,6 @@ func sameLine(op operation, place string, words []string) string {
 	return fmt.Sprintf("%s %s %d %q %q", op.request.Control, op.request.Image, op.request.UID, place, words[1:])
 }
 
-// endPanic is deferred where a job's work may panic: what guard catches must not stay a job that runs for ever.
-func (t *task) endPanic() { _ = t.end(fail(nil, "internal error; the log has more")) }
-
 // whole says that all blobs of the job are known now.
 func (t *task) whole() {
 	if t == nil {
@@ -312,8 +312,10 @@ func (t *task) blob(d digest.Digest, size int64) *blobTask {
 	if b == nil {
 		b = &blobTask{digest: d, size: -1}
 		b.state.Store(blobWaiting)
-		t.blobs[d] = b
-		t.order = append(t.order, b)
+		if !t.state.isOver() { // and this one is left behind, see storage's Receive
+			t.blobs[d] = b
+			t.order = append(t.order, b)
+		}
 	}
 	if size >= 0 {
 		b.size = size

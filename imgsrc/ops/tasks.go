@@ -254,6 +254,7 @@ type jobJSON struct {
 	Sent      int64      `json:"sent"`     // to the destination, as it stores them
 	Rate      int64      `json:"rate"`     // bytes a second, since it was started
 	Retries   int        `json:"retries,omitempty"`
+	Waiting   string     `json:"waiting,omitempty"` // why it does not go on
 	Error     string     `json:"error,omitempty"`
 	Blobs     []blobJSON `json:"blobs,omitempty"`
 }
@@ -272,7 +273,7 @@ func seconds(d time.Duration) float64 { return float64(d.Microseconds()) / 1e6 }
 func (t *task) json(now time.Time) jobJSON {
 	j := jobJSON{
 		Number: t.number, Operation: t.kind, State: t.state, Image: cmp.Or(t.request.Image, t.arrived), Reference: redactWord(t.reference),
-		PID: t.request.PID, Queued: t.queued.UTC(), Sent: t.sent.Load(), Retries: t.retries, Error: t.err,
+		PID: t.request.PID, Queued: t.queued.UTC(), Sent: t.sent.Load(), Retries: t.retries, Waiting: t.waiting, Error: t.err,
 	}
 	if !t.fetch {
 		j.User = &t.request.UID

@@ -48,9 +48,12 @@ func (s *Source) change(ctx context.Context, w storeWrite) error {
 		out.err = s.changeUnlessGivenUp(ctx, w, &state)
 	}()
 	var out outcome
+	stop := s.tellLocked(ctx)
 	select {
 	case out = <-ended:
+		stop()
 	case <-ctx.Done():
+		stop()
 		if state.CompareAndSwap(writeWaits, writeGivenUp) {
 			return lockedSince(began, context.Cause(ctx))
 		}

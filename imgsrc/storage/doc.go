@@ -34,6 +34,7 @@
 // process removes if this one is killed (tempdir.go). The library unpacks them and puts each into the store as it comes; a
 // layer that was being unpacked when its process was killed is marked in the store, and removed by whoever next writes there.
 //
+// Who receives, tags or removes, and waits for a store that another program has locked, can leave (locked.go, change.go).
 // Names are changed through the library, which is opened for that moment. Nothing else is written. Those of an image of an
 // additional store are in a record of its id in the first store: see recorded.
 //

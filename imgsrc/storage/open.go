@@ -71,6 +71,8 @@ type Source struct {
 
 	tagMu sync.Mutex // one write at a time
 
+	lockedTime time.Duration // how long an image that is received waits for others, who have the store locked
+
 	strays *strays
 }
 
@@ -96,6 +98,8 @@ func open(o Options, conf types.StoreOptions) (*Source, error) {
 		log:    o.Log,
 		name:   "containers-storage:",
 		listed: map[manifestKey]*cached{},
+
+		lockedTime: lockedTime,
 	}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)

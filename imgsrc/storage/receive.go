@@ -79,13 +79,15 @@ func (s *Source) ReceiveAs(ctx context.Context, name, id string, text []byte, co
 	if s.writer != nil {
 		receive = s.writer.receive
 	}
-	var made []string
-	defer func() { s.strays.end(made, err) }() // also of a copy that panics
-	made, err = receive(ctx, name, id, text, copy)
-	if err != nil && !errors.Is(err, syscall.ENOSPC) && strings.Contains(err.Error(), syscall.ENOSPC.Error()) {
-		err = fmt.Errorf("%w: %w", err, syscall.ENOSPC) // said by the process that unpacks
-	}
-	return err
+	return s.unlocked(ctx, func(ctx context.Context) (err error) {
+		var made []string
+		defer func() { s.strays.end(made, err) }() // also of a copy that panics
+		made, err = receive(ctx, name, id, text, copy)
+		if err != nil && !errors.Is(err, syscall.ENOSPC) && strings.Contains(err.Error(), syscall.ENOSPC.Error()) {
+			err = fmt.Errorf("%w: %w", err, syscall.ENOSPC) // said by the process that unpacks
+		}
+		return err
+	})
 }
 
 // receive returns the layers that it made also if it fails, a parent before its children.
@@ -101,6 +103,9 @@ func (s *Source) receive(ctx context.Context, name, id string, text []byte, copy
 	real, err := s.openReal()
 	if err != nil {
 		return nil, err
+	}
+	if ctx.Err() != nil { // it has waited for who had it locked
+		return nil, context.Cause(ctx)
 	}
 	temp, clean, err := tempDir()
 	if err != nil {
@@ -123,21 +128,29 @@ func (s *Source) AddIndex(ctx context.Context, name string, text []byte, images 
 	if err := s.MayReceive(); err != nil {
 		return "", err
 	}
-	if s.writer != nil {
-		err := s.writer.call(ctx, methodAddIndex, addIndexArgs{name, text, images, from}, &id)
-		return id, err
-	}
-	store, err := s.openReal()
+	made := "" // not id, which whoever is left behind must not touch
+	err = s.unlocked(ctx, func(ctx context.Context) error {
+		if s.writer != nil {
+			return s.writer.call(ctx, methodAddIndex, addIndexArgs{name, text, images, from}, &made)
+		}
+		store, err := s.openReal()
+		if err != nil {
+			return err
+		}
+		if err := s.roomToAdd([]cs.ImageBigDataOption{{Data: text}}); err != nil {
+			return err
+		}
+		awaitLocks(store)
+		if err := mayCreate(ctx); err != nil {
+			return err
+		}
+		made, err = addIndex(store, name, text, images, from)
+		return err
+	})
 	if err != nil {
 		return "", err
 	}
-	if err := ctx.Err(); err != nil {
-		return "", err
-	}
-	if err := s.roomToAdd([]cs.ImageBigDataOption{{Data: text}}); err != nil {
-		return "", err
-	}
-	return addIndex(store, name, text, images, from)
+	return made, nil
 }
 
 // A receiving store is the real one for one image that is received: it keeps the ids of the layers that were made for
@@ -156,6 +169,10 @@ type receiving struct {
 func (r *receiving) PutLayer(id, parent string, names []string, mountLabel string, writeable bool, options *cs.LayerOptions, diff io.Reader) (*cs.Layer, int64, error) {
 	if diff != nil {
 		diff = &ctxReader{r.ctx, diff}
+	}
+	awaitLocks(r.Store)
+	if r.ctx.Err() != nil {
+		return nil, -1, context.Cause(r.ctx)
 	}
 	layer, size, err := r.Store.PutLayer(id, parent, names, mountLabel, writeable, options, diff)
 	if err == nil {
@@ -193,6 +210,10 @@ func (r *receiving) CreateImage(id string, names []string, layer, metadata strin
 		if err := r.source.roomToAdd(options.BigData); err != nil {
 			return nil, err
 		}
+	}
+	awaitLocks(r.Store)
+	if err := mayCreate(r.ctx); err != nil {
+		return nil, err
 	}
 	img, err := r.Store.CreateImage(id, names, layer, metadata, options)
 	if err == nil {
