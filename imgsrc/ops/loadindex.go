@@ -154,7 +154,7 @@ func (o *Ops) loadWarning(format string, l *loadable) {
 	if len(l.names) > 0 {
 		what = quote(l.names[0])
 	}
-	text := fmt.Sprintf(format, what)
+	text := strings.Replace(format, "%s", what, 1) // there may be a path in it, with any signs
 	o.log.Warn("loading", "error", text)
 	o.Record("load-warning", "", text)
 }
