@@ -40,7 +40,7 @@
 //     beginning of it. And who asks for it (imgsrc.WithEarly), and reads a layer from its beginning on, gets that as it comes in,
 //     or while a file of the cache is hashed, but never the end, and hears what came of it.
 //   - Every answer is bounded, in bytes (manifests and configs 4 MiB, a blob what its descriptor says) and in time: ten
-//     seconds for a document, with all attempts; five minutes for a listing; thirty seconds without a byte
+//     seconds for a document, with all attempts, and for a config without a byte; five minutes for a listing; thirty seconds without a byte
 //     for a blob; a mirror has half of that. A failure is the answer for a moment (see inTime), in which other requests are made
 //     but once (see trouble). Requests are repeated a few times when a connection breaks or the registry says 429 or 5xx, and
 //     not before the time that it asks for (ten minutes at most); when that is far, they fail.

@@ -132,11 +132,12 @@ func (s *Source) fetchConfig(ctx context.Context, repo string, d digest.Digest) 
 }
 
 func (s *Source) fetchDocument(ctx context.Context, repo string, d digest.Digest, direct bool) ([]byte, error) {
-	r, err := s.client.blob(ctx, repo, d, 0, -1, direct)
-	if err != nil {
+	r := s.client.newBody(ctx, repo, d, 0, -1, direct)
+	r.came = cameIn(ctx)
+	defer r.Close()
+	if err := r.connect(); err != nil {
 		return nil, err
 	}
-	defer r.Close()
 	b, err := io.ReadAll(io.LimitReader(r, imgsrc.MaxManifest+1))
 	switch {
 	case err != nil:

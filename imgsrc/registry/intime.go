@@ -12,7 +12,7 @@ import (
 )
 
 // inTime does work that somebody waits for, who reads a document or follows a name, once for all who want it: in the time that a
-// document has, with all attempts. A failure is then the answer for a moment (flight.Failures), also for those who only come later:
+// document has, with all attempts; longer as long as a config comes. A failure is then the answer for a moment (flight.Failures), also for those who only come later:
 // the kernel lets one of them into a directory at a time. That a caller leaves is no failure, and the work goes on.
 func inTime[T any](ctx context.Context, s *Source, key any, work func(context.Context) (T, error)) (T, error) {
 	var none T
@@ -24,8 +24,8 @@ func inTime[T any](ctx context.Context, s *Source, key any, work func(context.Co
 			return none, err
 		}
 		begun := time.Now()
-		limited, cancel := context.WithTimeoutCause(ctx, s.client.limits.document, errLate)
-		defer cancel()
+		limited, stop := newComing(ctx, s.client.limits.document)
+		defer stop()
 		v, err := work(limited)
 		if ctx.Err() != nil {
 			return v, err

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"sync"
 	"syscall"
@@ -90,6 +91,44 @@ func TestAskedToWait(t *testing.T) {
 			t.Errorf("patient %v: it was asked %d times, want %d", patient, n, want)
 		}
 		c.Close()
+	}
+}
+
+// A config that comes slowly is waited for, unless it stops coming.
+func TestSlowConfig(t *testing.T) {
+	for name, stops := range map[string]bool{"comes": false, "stops": true} {
+		t.Run(name, func(t *testing.T) {
+			srv := newServer(t)
+			big(t, srv)
+			o := newSetup(t, srv.host+"/big:1")
+			o.test.limits.document = time.Second
+			m := named(t, o.mustOpen(t), o.Ref)
+			srv.front(func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+				if !strings.Contains(r.URL.Path, "/blobs/") {
+					next.ServeHTTP(w, r)
+					return
+				}
+				answer := httptest.NewRecorder()
+				next.ServeHTTP(answer, r)
+				for n, b := range bytes.SplitAfter(answer.Body.Bytes(), []byte(",")) {
+					if stops && n == 4 {
+						<-r.Context().Done()
+						return
+					}
+					_, _ = w.Write(b)
+					w.(http.Flusher).Flush()
+					select {
+					case <-r.Context().Done():
+						return
+					case <-time.After(o.test.limits.document / 4):
+					}
+				}
+			})
+			b, err := m.Config(t.Context())
+			if stops && !errors.Is(err, syscall.ETIMEDOUT) || !stops && (err != nil || digest.FromBytes(b) != m.desc.Config) {
+				t.Errorf("%d bytes, %v", len(b), err)
+			}
+		})
 	}
 }
 
