@@ -141,12 +141,13 @@ type blob struct {
 	err     error         // why the last work failed, until the next begins
 	changed chan struct{} // closed when any of these changes
 
-	repo   string              // that is asked. Of the work that is under way, and nobody else's, like what follows
-	turn   *turn               // nil: it does not fetch
-	tell   func(arrived int64) // nil: it has asked the registry for nothing yet
-	over   func(error)
-	shared bool    // it has the lock of the part file, for which other processes wait
-	parked *parked // where it stopped when it gave way; nil: it did not
+	repo     string              // that is asked. Of the work that is under way, and nobody else's, like what follows
+	turn     *turn               // nil: it does not fetch
+	tell     func(arrived int64) // nil: it has asked the registry for nothing yet
+	over     func(error)
+	doubtful bool    // parts of it are of an earlier mount, or another process's
+	shared   bool    // it has the lock of the part file, for which other processes wait
+	parked   *parked // where it stopped when it gave way; nil: it did not
 }
 
 // use returns the blob of a digest, which the caller releases.

@@ -26,6 +26,7 @@ type body struct {
 	digest digest.Digest
 	off    int64  // of the next byte
 	total  int64  // bytes of the whole blob; -1 until a server has said
+	end    int64  // behind its last byte; -1: that is where the blob ends
 	begun  int64  // off at the beginning
 	failed int    // connections that broke, but for those that are forgiven
 	mark   int64  // off when the last one did
@@ -55,7 +56,21 @@ func (c *Client) blob(ctx context.Context, repo string, d digest.Digest, offset,
 
 // newBody is blob, before it is connected.
 func (c *Client) newBody(ctx context.Context, repo string, d digest.Digest, offset, size int64, direct bool) *body {
-	return &body{client: c, ctx: ctx, repo: repo, digest: d, off: offset, begun: offset, mark: offset, total: size, direct: direct}
+	return &body{client: c, ctx: ctx, repo: repo, digest: d, off: offset, begun: offset, mark: offset, total: size, end: -1, direct: direct}
+}
+
+// blobPart is blob for a part of it. What comes is all the rest of the blob where the server does not understand ranges: then its
+// end is -1. came is called when something has come. With goesOn the part follows on others that have come.
+func (c *Client) blobPart(ctx context.Context, repo string, d digest.Digest, part span, size int64, goesOn bool, came func()) (*body, error) {
+	b := c.newBody(ctx, repo, d, part.from, size, false)
+	b.end, b.came = part.to, came
+	if goesOn {
+		b.begun = -1
+	}
+	if err := b.connect(); err != nil && (!goesOn || !errors.Is(err, syscall.ECONNREFUSED)) {
+		return nil, err
+	}
+	return b, nil
 }
 
 // bytesFor is how far a blob must come for a failure to be forgiven. None is forgiven beforehand: a registry that goes away
@@ -67,10 +82,16 @@ func (b *body) Read(p []byte) (int, error) {
 		return 0, nil
 	}
 	for {
+		end := b.total
+		if b.end >= 0 {
+			end = b.end
+			p = p[:min(int64(len(p)), max(end-b.off, 0))]
+		}
+		if b.end >= 0 && b.off >= end || b.in == nil && end >= 0 && b.off >= end {
+			b.disconnect()
+			return 0, io.EOF
+		}
 		if b.in == nil {
-			if b.total >= 0 && b.off >= b.total {
-				return 0, io.EOF
-			}
 			if err := b.connect(); err != nil {
 				if b.off == b.begun || !errors.Is(err, syscall.ECONNREFUSED) {
 					return 0, err
@@ -86,9 +107,11 @@ func (b *body) Read(p []byte) (int, error) {
 		b.stall.Stop()
 		b.off += int64(n)
 		b.count(n)
-		if err == io.EOF && (b.total < 0 || b.off >= b.total) {
+		if err == io.EOF && (end < 0 || b.off >= end) {
 			b.disconnect()
-			b.total = b.off
+			if b.end < 0 {
+				b.total = b.off
+			}
 			if n > 0 {
 				return n, nil
 			}
@@ -173,10 +196,14 @@ func (b *body) connectTo(p place, limit time.Duration) error {
 	stall := time.AfterFunc(p.patience(ctx, limit), func() { cancel(errStalled) })
 	r := p.request(http.MethodGet, "/blobs/"+b.digest.String())
 	r.want = []int{http.StatusOK, http.StatusPartialContent}
-	if b.off > 0 && !b.plain {
+	if (b.off > 0 || b.end >= 0) && !b.plain {
 		end := ""
-		if b.total > b.off { // some servers want to be told
-			end = strconv.FormatInt(b.total-1, 10)
+		to := b.end
+		if to < 0 {
+			to = b.total
+		}
+		if to > b.off { // some servers want to be told
+			end = strconv.FormatInt(to-1, 10)
 		}
 		r.header.Set("Range", fmt.Sprintf("bytes=%d-%s", b.off, end))
 	}
@@ -202,6 +229,9 @@ func (b *body) connectTo(p place, limit time.Duration) error {
 	if err != nil {
 		cancel(context.Canceled)
 		return err
+	}
+	if resp.StatusCode == http.StatusOK {
+		b.end = -1
 	}
 	b.in, b.cancel, b.stall = &stream{resp.Body, ctx}, cancel, stall
 	return nil
@@ -267,18 +297,34 @@ func (b *body) accept(resp *http.Response) *failure {
 }
 
 // BlobRange returns n bytes of a blob from an offset, fewer where the blob ends. They are not verified. Error:
-// imgsrc.ErrUnsupported if the server only sends blobs from their beginning.
+// imgsrc.ErrUnsupported if the server does not send the parts of blobs that it is asked for.
 func (c *Client) BlobRange(ctx context.Context, repo string, d digest.Digest, offset, n int64) (part []byte, err error) {
-	err = c.each(ctx, repo, d.String(), func(p place) error {
+	return c.blobRange(ctx, repo, d, offset, n, false)
+}
+
+// blobRange is BlobRange; with direct no mirror is asked. A connection that breaks is replaced by one that goes on where it stopped.
+func (c *Client) blobRange(ctx context.Context, repo string, d digest.Digest, offset, n int64, direct bool) (part []byte, err error) {
+	all, err := c.places(repo, d.String())
+	if err != nil {
+		return nil, err
+	}
+	if direct {
+		all = all[len(all)-1:]
+	}
+	err = c.eachOf(ctx, all, func(p place) error {
 		return c.retry(ctx, p.blobTrouble(), func(limit time.Duration) error {
-			part, err = c.blobRange(ctx, p, d, offset, n, limit)
+			part, err = c.blobRangeFrom(ctx, p, d, offset, n, part, limit)
 			return err
 		})
 	})
-	return part, err
+	if err != nil {
+		return nil, err
+	}
+	return part, nil
 }
 
-func (c *Client) blobRange(ctx context.Context, p place, d digest.Digest, offset, n int64, limit time.Duration) ([]byte, error) {
+// blobRangeFrom asks a server for what part lacks of a range, and returns part with what has come of that.
+func (c *Client) blobRangeFrom(ctx context.Context, p place, d digest.Digest, offset, n int64, part []byte, limit time.Duration) ([]byte, error) {
 	if limit == 0 {
 		limit = c.limits.stall
 	}
@@ -287,28 +333,31 @@ func (c *Client) blobRange(ctx context.Context, p place, d digest.Digest, offset
 	stall := time.AfterFunc(p.patience(ctx, limit), func() { cancel(errStalled) })
 	defer stall.Stop()
 	r := p.request(http.MethodGet, "/blobs/"+d.String())
-	r.header.Set("Range", fmt.Sprintf("bytes=%d-%d", offset, offset+n-1))
+	from := offset + int64(len(part))
+	r.header.Set("Range", fmt.Sprintf("bytes=%d-%d", from, offset+n-1))
 	r.want = []int{http.StatusOK, http.StatusPartialContent, http.StatusRequestedRangeNotSatisfiable}
 	resp, err := p.send(ctx, r)
 	if err != nil {
-		return nil, err
+		return part, err
 	}
 	defer resp.Body.Close()
 	switch resp.StatusCode {
 	case http.StatusRequestedRangeNotSatisfiable:
-		return nil, nil
+		return part, nil
 	case http.StatusOK:
-		if offset > 0 {
-			return nil, &failure{text: r.doing(p.endpoint) + ": the server knows no ranges", status: resp.StatusCode, condition: imgsrc.ErrUnsupported}
+		if from > 0 {
+			return part, &failure{text: r.doing(p.endpoint) + ": the server knows no ranges", status: resp.StatusCode, condition: imgsrc.ErrUnsupported}
 		}
 	default:
-		b := &body{off: offset, total: -1}
+		b := &body{off: from, total: -1}
 		if wrong := b.accept(resp); wrong != nil {
-			wrong.text = r.doing(p.endpoint) + ": " + wrong.text
-			return nil, wrong
+			wrong.text, wrong.status, wrong.condition = r.doing(p.endpoint)+": "+wrong.text, resp.StatusCode, imgsrc.ErrUnsupported
+			return part, wrong
 		}
 	}
-	part := make([]byte, 0, min(n, 4<<20))
+	if part == nil {
+		part = make([]byte, 0, min(n, 4<<20))
+	}
 	for err == nil && int64(len(part)) < n {
 		var k int
 		part = slices.Grow(part, 1)
@@ -321,7 +370,7 @@ func (c *Client) blobRange(ctx context.Context, p place, d digest.Digest, offset
 		if errors.Is(context.Cause(ctx), errStalled) {
 			err = errStalled
 		}
-		return nil, sendFailure(r.doing(p.endpoint), err, p.knownSecrets())
+		return part, sendFailure(r.doing(p.endpoint), err, p.knownSecrets())
 	}
 	return part, nil
 }

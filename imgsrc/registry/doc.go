@@ -62,19 +62,23 @@
 // Of eStargz and zstd:chunked layers (see lazy) Files asks for the table, and for the chunks of what is read, by ranges of
 // the blob: a little more than is wanted, and the more the longer a reader goes on at one place, up to 4 MiB, then also ahead
 // of him (see ranges). Who has read a third of a blob, or an eighth from its beginning on, or here and there with so many
-// requests that the whole would not have cost more, gets it as a whole, from where the parts end. So does who takes one
-// scattered file after the other in the order of their names (see trail), and whoever wants the blob or the tar. Where that would
-// repeat more than is missing, of what an earlier source has left, only what is missing is asked for. What came
-// stays in the cache, and is verified chunk by chunk whenever it is read.
+// requests that the whole would not have cost more, gets all that is missing. So does who takes one
+// scattered file after the other in the order of their names (see trail), and whoever wants the blob or the tar. It comes
+// in the order of the blob, in large ranges, up to four of them at a time and so much that it takes half a second (see rest),
+// into the blob's part file, where what is here already is copied in between. Who wants something of these ranges waits for
+// it, and reads each chunk when it is there; what lies further behind he asks for himself, and it is left out then. So a byte is asked for once,
+// in whatever order a blob is read; and when all of it is here it is verified as a whole, and the parts' file goes. What came
+// by parts stays in the cache until then, for other processes and the next one, and is verified chunk by chunk whenever it is read.
 //
 //   - What is shown of a layer does not change while the source is open. If its blob or its tar is in the cache when
 //     somebody first looks into it, its files are those of the tar; otherwise those of the table, until the source is
 //     closed, also when the blob has come. FilesKey.Form says which. They can differ: eStargz has times to the second.
 //   - A table that cannot be had (the registry knows no ranges, or sends others), that is not what its digest says, or that
 //     leaves something open (see package layer) is given up for the tar before anything of it was shown.
-//   - A chunk that is not what the table says is asked for again, and then taken from the whole blob, which is verified: it
-//     may have been a mirror's. If it is wrong there too, table and blob contradict each other: that file is ErrDamaged. A blob
-//     that is wrong as a whole is not fetched again for ten minutes because of a chunk: other chunks go on to be read.
+//   - A chunk that is not what the table says is asked for once more, of the registry itself: it may have been a mirror's. If
+//     it is wrong again that file is ErrDamaged. Where the registry does not send ranges any more, the blob is fetched whole.
+//   - A blob that is wrong as a whole is not fetched again for ten minutes because of a chunk. Its bytes are kept as parts: chunks that
+//     are right go on to be read.
 //   - Requests for parts of one blob that follow one another within a second are told of as one fetch (see Fetching).
 //
 // # The cache

@@ -44,7 +44,7 @@ func (x *blob) fetch(ctx context.Context) (err error) {
 		if x.over != nil {
 			x.over(err)
 		}
-		x.turn, x.tell, x.over, x.parked = nil, nil, nil, nil
+		x.turn, x.tell, x.over, x.parked, x.doubtful = nil, nil, nil, nil, false
 	}()
 	if s.offline {
 		return errOffline
@@ -103,6 +103,7 @@ func (x *blob) fetchShared(ctx context.Context) error {
 	x.shared = false
 	if err != nil {
 		if errors.Is(err, imgsrc.ErrDamaged) {
+			x.keepParts(f)
 			cachefile.Remove(b.dir, part, f, b.source.log)
 		}
 		if errors.Is(err, errGaveWay) {
@@ -117,6 +118,7 @@ func (x *blob) fetchShared(ctx context.Context) error {
 	if err != nil { // somebody has emptied the cache: the file is good without its name
 		b.source.log.Debug("keeping a blob", "blob", x.digest, "error", err)
 	}
+	b.source.unnameParts(x)
 	// From the exclusive lock of a writer to the shared one of a reader.
 	_ = cachefile.Flock(f, unix.LOCK_SH)
 	x.finish(f)
@@ -194,12 +196,9 @@ func (x *blob) fill(ctx context.Context, f *os.File) error {
 		if x.size >= 0 && have > x.size || x.size < 0 {
 			have = 0
 		}
-		if have == 0 && x.size > 0 {
-			have = x.blobs.source.seed(ctx, x.digest, f)
-		}
 		err = x.fillFrom(ctx, f, have, false)
 	}
-	if !direct && errors.Is(err, imgsrc.ErrDamaged) && (have > 0 || x.blobs.source.client.hasMirrors(x.repo, x.digest)) {
+	if !direct && errors.Is(err, imgsrc.ErrDamaged) && (have > 0 || x.doubtful || x.blobs.source.client.hasMirrors(x.repo, x.digest)) {
 		if s := x.blobs.source; !s.isSpoiltSaid(x.digest) {
 			s.log.Warn("fetching blob again", "source", s.Name(), "blob", x.digest, "error", err)
 		}
@@ -284,25 +283,39 @@ func (x *blob) receive(ctx context.Context, f *os.File, sum hash.Hash, off int64
 	}
 }
 
-// ask asks for the blob from an offset: in the repository of one of those who want it after the other, until one gives it out.
+// ask asks for the blob from an offset: for what is not here of it, or, with direct, for all of it, of no mirror; in the repository of
+// one of those who want it after the other, until one gives it out.
 func (x *blob) ask(ctx context.Context, off int64, direct bool) (io.ReadCloser, error) {
+	if !direct {
+		if r := x.blobs.source.partsOf(x); r != nil {
+			return r.open(ctx, x, off), nil
+		}
+	}
 	for asked := []string{x.repo}; ; asked = append(asked, x.repo) {
 		in := x.blobs.source.client.newBody(ctx, x.repo, x.digest, off, x.size, direct)
 		in.came = x.turn.came
 		err := in.connect()
-		if !errors.Is(err, imgsrc.ErrNotFound) && !errors.Is(err, imgsrc.ErrDenied) {
-			return in, err
+		if err == nil {
+			return in, nil
 		}
-		x.mu.Lock()
-		i := slices.IndexFunc(x.repos, func(repo string) bool { return !slices.Contains(asked, repo) })
-		if i >= 0 {
-			x.repo = x.repos[i]
-		}
-		x.mu.Unlock()
-		if i < 0 {
+		if !x.isElsewhere(err, asked) {
 			return nil, err
 		}
 	}
+}
+
+// isElsewhere says whether err is that a repository does not give out the blob, and there is one that was not asked: that is the next.
+func (x *blob) isElsewhere(err error, asked []string) bool {
+	if !errors.Is(err, imgsrc.ErrNotFound) && !errors.Is(err, imgsrc.ErrDenied) {
+		return false
+	}
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	i := slices.IndexFunc(x.repos, func(repo string) bool { return !slices.Contains(asked, repo) })
+	if i >= 0 {
+		x.repo = x.repos[i]
+	}
+	return i >= 0
 }
 
 // receiveIn is receive in one turn. It never takes more than the descriptor says.

@@ -162,6 +162,7 @@ func (z *lazy) giveUp(err error) bool {
 	if z.proven {
 		return false
 	}
+	z.ranges.giveUp()
 	if z.form != formTar {
 		z.form = formTar
 		z.source.log.Warn("reading a layer as a whole: its table of contents cannot be used", "source", z.source.Name(), "blob", z.layer.Digest, "error", err)
@@ -173,39 +174,44 @@ func (z *lazy) giveUp(err error) bool {
 const (
 	tryAny   = iota // from the cache, or by asking for it
 	tryAgain        // by asking for it: what came before was wrong
-	tryWhole        // from the whole blob, verified
+	tryWhole        // from the whole blob, verified, if the registry knows no ranges
 	tries
 )
 
 // part returns a part of the blob. near is nil for what is no file's.
 func (z *lazy) part(ctx context.Context, from, to int64, try int, near *vicinity) ([]byte, error) {
 	r := z.ranges
-	switch try {
-	case tryWhole:
-		return r.fromWhole(ctx, from, to)
-	case tryAgain:
-		r.forget(from, to)
-	case tryAny:
-		if r.has(from, to) {
-			break
-		}
-		r.fetchWhole(from, near)
-		if b, ok, _ := r.fromBlob(ctx, from, to, false); ok {
+	for wait := true; try == tryAny && !r.has(from, to); {
+		if b := r.fromPart(from, to); b != nil {
 			return b, nil
 		}
+		r.fetchRest(from, near)
+		b, ok, err := r.fromBlob(ctx, from, to, false)
+		if ok {
+			return b, nil
+		}
+		wait = wait && err == nil // it failed to come
+		if b, err := r.get(ctx, from, to, near, wait, false); !errors.Is(err, errComing) {
+			return b, r.judge(err)
+		}
 	}
-	return r.get(ctx, from, to, near)
+	if try == tryWhole {
+		return r.fromWhole(ctx, from, to)
+	}
+	b, err := r.get(ctx, from, to, near, false, try == tryAgain)
+	return b, r.judge(err)
 }
 
-// each calls work with one try after the other until it brings what is right. Errors that say nothing of the bytes end it.
-func each(first, last int, work func(try int) error) (err error) {
-	for try := first; try <= last; try++ {
+// each calls work with one try after the other until it brings what is right, or what is wrong again. Errors that say nothing of the
+// bytes end it.
+func each(last int, work func(try int) error) (err error) {
+	for try := tryAny; try <= last; try++ {
 		err = work(try)
-		if !errors.Is(err, imgsrc.ErrDamaged) && !errors.Is(err, imgsrc.ErrUnsupported) {
-			return err
-		}
-		if errors.Is(err, imgsrc.ErrUnsupported) { // ranges are not understood
+		switch {
+		case errors.Is(err, imgsrc.ErrUnsupported): // ranges are not understood
 			try = max(try, tryAgain)
+		case try == tryAgain || !errors.Is(err, imgsrc.ErrDamaged):
+			return err
 		}
 	}
 	return err
@@ -227,7 +233,7 @@ func (z *lazy) entries(ctx context.Context, emit func(*imgsrc.File) error) error
 	}
 	z.mu.Unlock()
 	var toc *layer.TOC
-	err := each(tryAny, last, func(try int) (err error) {
+	err := each(last, func(try int) (err error) {
 		toc, err = z.ref.ReadTOC(ctx, func(ctx context.Context, from, to int64) ([]byte, error) {
 			return z.part(ctx, from, to, try, nil)
 		})
@@ -305,7 +311,7 @@ func (z *lazy) chunk(ctx context.Context, t *layer.Chunks, n int) (b []byte, err
 			return nil, err
 		}
 		defer s.unpacking.Release(size)
-		err = each(tryAny, tryWhole, func(try int) error {
+		err = each(tryWhole, func(try int) error {
 			packed, err := z.part(ctx, from, to, try, &vicinity{snap: t.Snap, turn: t.Turn(n), files: t.Files()})
 			if err != nil {
 				return err

@@ -55,6 +55,7 @@ func sendPart(w http.ResponseWriter, part []byte, from, size int) {
 // What a registry can do wrong with ranges: what is read is right, or an error.
 func TestLazyFaults(t *testing.T) {
 	type answer = func(w http.ResponseWriter, r *http.Request, whole []byte, from, to int)
+	lies := map[string]bool{"another part, mislabelled": true, "wrong bytes": true}
 	faults := map[string]answer{
 		"no ranges": func(w http.ResponseWriter, _ *http.Request, whole []byte, _, _ int) { _, _ = w.Write(whole) },
 		"416": func(w http.ResponseWriter, _ *http.Request, _ []byte, _, _ int) {
@@ -96,16 +97,27 @@ func TestLazyFaults(t *testing.T) {
 				if root, err := r.files.Root(t.Context()); root != nil || err != nil {
 					t.Errorf("root: %+v, %v", root, err)
 				}
-				// Once its table has been read: its chunks are taken from the whole blob.
+				// Once its table has been read: its chunks are taken from the whole blob if they are not to be had. What
+				// is wrong is asked for once more.
 				srv.front(nil)
 				o := newSetup(t, srv.host+"/a:1")
 				img := named(t, o.mustOpen(t), srv.host+"/a:1")
 				r = lookInto(t, img)
 				srv.front(partial(l.Digest, fault))
-				r.check("d/100", lazyFile(100))
-				r.check("d/400", lazyFile(400))
-				if key := r.files.Key(); key.Form != layer.TOCForm || !img.Local(0) {
-					t.Errorf("key %+v, local %v", key, img.Local(0))
+				srv.requests("")
+				if lies[name] {
+					if _, err := r.read(t.Context(), "d/100"); !errors.Is(err, imgsrc.ErrDamaged) || img.Local(0) {
+						t.Errorf("what is wrong: %v, local %v", err, img.Local(0))
+					}
+					if asked := srv.requests("GET /v2/a/blobs/" + l.Digest.String()); len(asked) != 2 {
+						t.Errorf("it was asked for %q", asked)
+					}
+				} else {
+					r.check("d/100", lazyFile(100))
+					r.check("d/400", lazyFile(400))
+					if key := r.files.Key(); key.Form != layer.TOCForm || !img.Local(0) {
+						t.Errorf("key %+v, local %v", key, img.Local(0))
+					}
 				}
 				// And when nothing is right, nothing is read.
 				o = newSetup(t, srv.host+"/a:1")

@@ -112,6 +112,25 @@ func (s *server) countLazy(t testing.TB, repo string, m lazyImage) (v1.Descripto
 	return l, c
 }
 
+// counted has the server count what it sends of a layer.
+func (s *server) counted(d digest.Digest) *counter {
+	c := &counter{digest: d}
+	s.front(c.front)
+	return c
+}
+
+// wantOnce checks that no byte of a layer came twice, and none but by ranges; of the last block of a file system's it may not be known
+// that it is here.
+func (c *counter) wantOnce(t *testing.T, size int64) {
+	t.Helper()
+	if n := c.bytes.Load(); n > size+size/200 {
+		t.Errorf("%d bytes of %d, %.2f %%", n, size, 100*float64(n)/float64(size))
+	}
+	if n := c.whole.Load(); n > 0 {
+		t.Errorf("it was asked for %d times without a range", n)
+	}
+}
+
 type countingWriter struct {
 	http.ResponseWriter
 	n *atomic.Int64

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path"
-	"slices"
 	"sync"
 	"time"
 
@@ -35,7 +34,8 @@ type ranges struct {
 	mu     sync.Mutex
 	opened bool
 	file   *os.File // nil: nothing can be kept
-	full   bool     // nothing more can be
+	shared bool     // it is in the cache, where other processes write to it
+	full   bool     // nothing more can be kept
 	have   spans    // what is in the file, probably
 	got    spans    // what this process has put there
 	asked  int64    // how often the registry was asked for a part
@@ -44,41 +44,26 @@ type ranges struct {
 	trails []trail       // and which files they read, where these lay scattered
 	took   time.Duration // the last request, to its last byte
 	x      *blob         // the whole blob, if somebody has wanted it; released when the last user has gone
-	wide   bool          // the whole blob is not to be fetched any more, and what is missing asked for in large parts
-	coming bool          // the whole blob is being fetched
+	coming bool          // all that is missing is to come, for those who read
 	begun  time.Time     // since then
-	seeded int64         // from there on
 	failed bool          // or that has failed
+	rest   *rest         // it comes, for whomever; nil: it does not
+	broken bool          // what the registry sends for ranges is not the blob: nothing is made of them
 }
 
 // A fetching is one request under way.
 type fetching struct {
 	span
-	done chan struct{} // closed when data and err are set
-	data []byte
-	err  error
-}
-
-// A run is a place where a reader goes on.
-type run struct {
-	span
-	window int64 // bytes to ask for there the next time
+	direct bool          // no mirror is asked
+	done   chan struct{} // closed when data and err are set
+	data   []byte
+	err    error
 }
 
 const (
 	rangesDir = "ranges"
-
-	// firstWindow is how many bytes are asked for at a place where nobody has read before, at most: as many as half a
-	// round trip brings. Of small blobs it is less, so that one file is not most of them.
-	firstWindow, firstShare = 64 << 10, 128
-	leastWindow             = 4 << 10
-	// lastWindow is how far that grows while a reader goes on, also in parts of the blob: by then most of it is wanted.
-	windowGrows           = 4
-	lastWindow, lastShare = 4 << 20, 8
-	// aheadWindow is how far that must have grown for the next to be asked for while this one is read.
-	aheadWindow = 1 << 20
-	// maxRuns is how many readers are told from one another.
-	maxRuns = 8
+	// rangesBlock is what requests are rounded to, where more may be kept: as exactly as that the file says what is in it.
+	rangesBlock = 4096
 )
 
 func rangesPath(d digest.Digest) string {
@@ -92,7 +77,7 @@ func (r *ranges) openLocked() {
 	}
 	r.opened = true
 	f, err := r.openShared()
-	if err != nil {
+	if r.shared = err == nil; err != nil {
 		r.source.log.Debug("keeping parts of a blob in the cache", "blob", r.digest, "error", err)
 		if f, err = cachefile.Unnamed("imgfs-blob-"); err == nil {
 			err = f.Truncate(r.size)
@@ -103,18 +88,29 @@ func (r *ranges) openLocked() {
 		}
 	}
 	r.file = f
-	for at := int64(0); at < r.size; {
-		from, err := f.Seek(at, unix.SEEK_DATA)
-		if err != nil {
-			return
-		}
-		to, err := f.Seek(from, unix.SEEK_HOLE)
-		if err != nil || to <= from {
-			return
-		}
-		r.have = r.have.add(from, to)
-		at = to
+	r.lookLocked(0, r.size)
+}
+
+// lookLocked takes note of what other processes have put into the file between two offsets, and says whether that was anything.
+func (r *ranges) lookLocked(from, to int64) (found bool) {
+	if r.file == nil || !r.shared {
+		return false
 	}
+	for from < to {
+		begin, err := r.file.Seek(from, unix.SEEK_DATA)
+		if err != nil || begin >= to {
+			break
+		}
+		end, err := r.file.Seek(begin, unix.SEEK_HOLE)
+		if err != nil || end <= begin {
+			break
+		}
+		from = min(end, to)
+		if !r.have.has(begin, from) {
+			r.have, found = r.have.add(begin, from), true
+		}
+	}
+	return found
 }
 
 func (r *ranges) openShared() (*os.File, error) {
@@ -164,7 +160,7 @@ func (r *ranges) close() {
 		r.file.Close()
 		r.file = nil
 	}
-	r.opened, r.have, r.got, r.asked, r.runs, r.trails, r.wide = false, nil, nil, 0, nil, nil, false
+	r.opened, r.have, r.got, r.asked, r.runs, r.trails = false, nil, nil, 0, nil, nil
 	if r.x != nil {
 		r.source.blobs.release(r.x)
 		r.x = nil
@@ -186,23 +182,42 @@ func (r *ranges) forget(from, to int64) {
 	r.have, r.got = r.have.remove(from, to), r.got.remove(from, to)
 }
 
-// A vicinity is what is known of where a part lies.
-type vicinity struct {
-	snap        func(int64) int64 // moves an end to where nothing is cut in two
-	turn, files int               // see layer.Chunks
+// giveUp has the blob fetched without its parts: those cannot be used.
+func (r *ranges) giveUp() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.broken = true
 }
 
-// get returns a part, from the file or by asking for it and for what is likely to be wanted next.
-func (r *ranges) get(ctx context.Context, from, to int64, near *vicinity) ([]byte, error) {
+// judge is giveUp if err says that the registry does not send parts.
+func (r *ranges) judge(err error) error {
+	if errors.Is(err, imgsrc.ErrUnsupported) {
+		r.giveUp()
+	}
+	return err
+}
+
+// errComing says that a part is on its way with the rest of the blob.
+var errComing = errors.New("it comes with the rest of the blob")
+
+// get returns a part, from the file or by asking for it and for what is likely to be wanted next. With again it is asked for,
+// and no mirror is. Errors: errComing, if wait is set; the registry's.
+func (r *ranges) get(ctx context.Context, from, to int64, near *vicinity, wait, again bool) ([]byte, error) {
 	if from < 0 || from > to || to > r.size {
 		return nil, fmt.Errorf("%w: bytes %d to %d of a blob of %d", imgsrc.ErrDamaged, from, to, r.size)
 	}
-	for {
+	if again {
+		r.forget(from, to)
+	}
+	for looked := again; ; looked = true {
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
 		r.mu.Lock()
 		r.openLocked()
+		if !looked && !r.have.has(from, to) {
+			r.lookLocked(from, to)
+		}
 		if f := r.file; f != nil && r.have.has(from, to) {
 			r.readAheadLocked(from, near)
 			r.mu.Unlock()
@@ -217,9 +232,13 @@ func (r *ranges) get(ctx context.Context, from, to int64, near *vicinity) ([]byt
 			r.mu.Unlock()
 			return nil, fmt.Errorf("bytes %d to %d: %w", from, to, errOffline)
 		}
+		if wait && r.comesLocked(from, to) {
+			r.mu.Unlock()
+			return nil, errComing
+		}
 		g := r.flyingLocked(from, to)
 		if g == nil {
-			if g = r.startLocked(from, to, near); g == nil {
+			if g = r.startLocked(from, to, near, again); g == nil {
 				r.mu.Unlock()
 				return nil, errClosed
 			}
@@ -231,6 +250,8 @@ func (r *ranges) get(ctx context.Context, from, to int64, near *vicinity) ([]byt
 			return nil, ctx.Err()
 		}
 		switch {
+		case again && !g.direct:
+			r.forget(from, to)
 		case g.err != nil:
 			return nil, g.err
 		case g.from <= from && to <= g.to:
@@ -250,12 +271,12 @@ func (r *ranges) flyingLocked(from, to int64) *fetching {
 }
 
 // startLocked begins a request, in the source's context. Nil if that has been closed.
-func (r *ranges) startLocked(from, to int64, near *vicinity) *fetching {
-	want := r.planLocked(from, to, near)
-	g := &fetching{span: want, done: make(chan struct{})}
+func (r *ranges) startLocked(from, to int64, near *vicinity, direct bool) *fetching {
+	want := r.planLocked(from, to, near, direct)
+	g := &fetching{span: want, direct: direct, done: make(chan struct{})}
 	ok := r.source.flights.Start(g, func(ctx context.Context) (any, error) {
 		began, told := time.Now(), r.source.told.begin(r.source.Host()+"/"+r.repo, r.digest, r.size)
-		g.data, g.err = r.ask(ctx, want)
+		g.data, g.err = r.ask(ctx, want, direct)
 		told(len(g.data), g.err)
 		r.mu.Lock()
 		if g.err == nil {
@@ -281,76 +302,11 @@ func (r *ranges) startLocked(from, to int64, near *vicinity) *fetching {
 	return g
 }
 
-// planLocked decides what to ask for when a part is wanted.
-func (r *ranges) planLocked(from, to int64, near *vicinity) span {
-	if r.file == nil || r.full { // what is asked for beyond it would be lost
-		return span{from, to}
-	}
-	want := span{}
-	want.from, want.to = r.have.missing(from, to)
-	if near == nil {
-		return want
-	}
-	now, most := run{window: max(leastWindow, min(firstWindow, r.size/firstShare))}, min(lastWindow, r.size/lastShare)
-	if r.wide {
-		now.window = max(now.window, most)
-	}
-	if i := r.runLocked(from); i >= 0 {
-		now.window = max(now.window, min(windowGrows*r.runs[i].window, most))
-		r.runs = append(r.runs[:i:i], r.runs[i+1:]...)
-	}
-	before, behind := r.have.around(want.from, r.size)
-	if want.from-before <= now.window { // whoever skips a little will come back, and the parts join
-		want.from = before
-	}
-	want.to = max(want.to, min(near.snap(from+now.window), behind))
-	for _, g := range r.flying { // what others bring is not asked for twice
-		if g.from >= to {
-			want.to = min(want.to, g.from)
-		}
-		if g.to <= from {
-			want.from = max(want.from, g.to)
-		}
-	}
-	now.span = want
-	r.runs = append(r.runs, now)
-	if len(r.runs) > maxRuns {
-		r.runs = r.runs[1:]
-	}
-	return want
-}
-
-// readAheadLocked asks for what comes next where a reader has gone on for long, so that he need not wait for it.
-func (r *ranges) readAheadLocked(at int64, near *vicinity) {
-	if near == nil || r.coming || r.full || r.source.offline {
-		return
-	}
-	for _, x := range r.runs {
-		if x.window < aheadWindow || at < (x.from+x.to)/2 || at >= x.to || x.to >= r.size {
-			continue
-		}
-		if r.flyingLocked(x.to, x.to+1) == nil && !r.have.has(x.to, x.to+1) {
-			r.startLocked(x.to, x.to+1, near)
-		}
-		return
-	}
-}
-
-// runLocked returns which of the runs goes on at an offset, -1 if none does.
-func (r *ranges) runLocked(at int64) int {
-	for i, last := range slices.Backward(r.runs) {
-		if at >= last.from-last.window && at <= last.to+last.window {
-			return i
-		}
-	}
-	return -1
-}
-
-// ask asks the registry for a part. Errors: imgsrc.ErrUnsupported if it does not know ranges; imgsrc.ErrDamaged if it sends
-// another; those of the network.
-func (r *ranges) ask(ctx context.Context, want span) ([]byte, error) {
+// ask asks the registry for a part. Errors: imgsrc.ErrUnsupported if it does not know ranges, or sends another; those of the
+// network.
+func (r *ranges) ask(ctx context.Context, want span, direct bool) ([]byte, error) {
 	n := want.to - want.from
-	b, err := r.source.client.BlobRange(ctx, r.repo, r.digest, want.from, n)
+	b, err := r.source.client.blobRange(ctx, r.repo, r.digest, want.from, n, direct)
 	switch {
 	case err != nil && ctx.Err() != nil: // never context.Canceled: the reader's own context has not ended
 		return nil, errClosed
@@ -359,7 +315,7 @@ func (r *ranges) ask(ctx context.Context, want span) ([]byte, error) {
 	case len(b) == 0:
 		return nil, fmt.Errorf("asking for %d bytes at %d: %w: the registry has no such range", n, want.from, imgsrc.ErrUnsupported)
 	case int64(len(b)) < n:
-		return nil, fmt.Errorf("asking for %d bytes at %d: %w: the registry sent %d", n, want.from, imgsrc.ErrDamaged, len(b))
+		return nil, fmt.Errorf("asking for %d bytes at %d: %w: the registry sent %d", n, want.from, imgsrc.ErrUnsupported, len(b))
 	}
 	return b, nil
 }
@@ -369,7 +325,7 @@ func (r *ranges) keepLocked(g *fetching) {
 	if r.file == nil || r.full {
 		return
 	}
-	_, err := cachefile.Room(r.file, int64(len(g.data)))
+	err := r.roomLocked(int64(len(g.data)))
 	if err == nil {
 		_, err = r.file.WriteAt(g.data, g.from)
 	}
@@ -379,4 +335,14 @@ func (r *ranges) keepLocked(g *fetching) {
 		return
 	}
 	r.have, r.got = r.have.add(g.from, g.to), r.got.add(g.from, g.to)
+}
+
+// roomLocked is [cachefile.Room]; in the cache, what was not used for long makes room.
+func (r *ranges) roomLocked(n int64) error {
+	room := cachefile.Room
+	if c := r.source.cache; c != nil && r.shared {
+		room = c.Room
+	}
+	_, err := room(r.file, n)
+	return err
 }

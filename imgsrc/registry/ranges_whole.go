@@ -2,17 +2,11 @@ package registry
 
 import (
 	"context"
-	"io"
-	"os"
 	"slices"
 	"time"
-
-	"github.com/opencontainers/go-digest"
-
-	"github.com/imgfs/imgfs/imgsrc/cachefile"
 )
 
-// Whoever reads a good part of a blob gets the rest faster in one piece.
+// Whoever reads a good part of a blob gets what is missing faster in large ranges, one behind the other (see rest).
 
 // streamAhead is how far behind what has arrived of a blob something may lie for a reader to wait for it. He waits for more
 // if that comes about as soon as what he would ask for.
@@ -23,22 +17,10 @@ const streamAhead = 8 << 20
 const requestBytes, requestShare = 1 << 20, 64
 
 // readsOnLocked says whether a reader is going through the blob: an eighth of it from its beginning on, which the whole then
-// goes on from, or a third of it in any order; or in so many steps that the whole would have cost no more than they have. That
-// is then at most twice what it could have cost, who knew it before.
+// goes on from, or a third of it in any order; or in so many steps that the whole would have cost no more than they have.
 func (r *ranges) readsOnLocked() bool {
 	spent := r.got.total() + r.asked*min(requestBytes, r.size/requestShare)
 	return r.got.first() > r.size/8 || r.got.total() > r.size/3 || spent > r.size
-}
-
-// repeatsLocked says whether the whole would bring more that is here already, probably from an earlier mount, than what is missing:
-// then that is asked for, in large parts. For who walks through all of it each gap is a request as well.
-func (r *ranges) repeatsLocked(walks bool) bool {
-	here := r.have.total()
-	cost := r.size - here
-	if walks {
-		cost += int64(len(r.have)) * min(requestBytes, r.size/requestShare)
-	}
-	return here-r.got.first() > cost
 }
 
 // A trail is a reader who takes one file after the other, in the order of their names.
@@ -101,25 +83,22 @@ func (r *ranges) blobLocked() (*blob, error) {
 	return x, nil
 }
 
-// fetchWhole begins to fetch the whole blob, if it is time for that when a part is asked for.
-func (r *ranges) fetchWhole(from int64, near *vicinity) {
+// fetchRest begins to fetch what is missing of the blob, if it is time for that when a part is asked for.
+func (r *ranges) fetchRest(from int64, near *vicinity) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.coming || r.failed || r.source.offline {
+	if r.coming || r.failed || r.broken || r.source.offline {
 		return
 	}
 	walks := near != nil && r.walksLocked(from, near)
 	if !walks && !r.readsOnLocked() || r.source.isSpoilt(r.digest) != nil {
 		return
 	}
-	if r.wide = r.repeatsLocked(walks); r.wide {
-		return
-	}
 	x, err := r.blobLocked()
 	if err != nil {
 		return // there is nothing to wait for: parts are asked for, as before
 	}
-	r.begun, r.seeded = time.Now(), r.got.first()
+	r.begun = time.Now()
 	r.coming = r.source.flights.Start(new(int), func(ctx context.Context) (any, error) {
 		s := r.source
 		s.lazyMu.Lock()
@@ -143,21 +122,13 @@ func (r *ranges) fetchWhole(from int64, near *vicinity) {
 	})
 }
 
-// unnameLocked removes the file's name when the whole blob has one: who has opened it can read on.
-func (r *ranges) unnameLocked() {
-	b := r.source.blobs
-	if r.file != nil && hasFile(b.dir, blobPath(r.digest)) {
-		cachefile.Remove(b.dir, rangesPath(r.digest), r.file, r.source.log)
-	}
-}
-
 // fromBlob returns a part of the whole blob, if that is here or will soon have come so far. Not ok if it is better asked
 // for. With all set it waits until all of the blob has come, and was verified.
 func (r *ranges) fromBlob(ctx context.Context, from, to int64, all bool) (b []byte, ok bool, err error) {
 	r.mu.Lock()
-	coming, begun, seeded, took := r.coming, r.begun, r.seeded, r.took
+	comes := r.comesLocked(from, to) || r.isSoonLocked(to, 2*r.took)
 	r.mu.Unlock()
-	if !all && !coming && !r.source.blobs.hasBlob(r.digest) {
+	if !all && !comes && !r.source.blobs.hasBlob(r.digest) {
 		return nil, false, nil
 	}
 	x, err := r.blob()
@@ -165,17 +136,8 @@ func (r *ranges) fromBlob(ctx context.Context, from, to int64, all bool) (b []by
 		return nil, false, err
 	}
 	last := to - 1
-	switch {
-	case all:
+	if all {
 		last = -1
-	case !x.isNear(to, func(arrived int64) time.Duration {
-		gone := time.Since(begun)
-		if !coming || arrived <= seeded {
-			return gone // it is about to begin
-		}
-		return time.Duration(float64(gone) / float64(arrived-seeded) * float64(to-arrived))
-	}, 2*took):
-		return nil, false, nil
 	}
 	h, err := x.waitFor(ctx, last, all) // a part is asked for if the whole has failed meanwhile
 	if err != nil {
@@ -198,44 +160,20 @@ func (r *ranges) fromWhole(ctx context.Context, from, to int64) ([]byte, error) 
 	return b, err
 }
 
-// isNear says whether a blob has come as far as an offset, or will have soon: within patience, if left tells how long that
-// takes when so much has come. A file of the cache that has not been opened is near.
-func (x *blob) isNear(at int64, left func(arrived int64) time.Duration, patience time.Duration) bool {
+// comesLocked says whether a part has come with the whole blob, has been asked for, or lies so little behind what has come that
+// it is better waited for.
+func (r *ranges) comesLocked(from, to int64) bool {
+	if r.rest.brings(from, to) {
+		return true
+	}
+	if r.x == nil && r.rest != nil {
+		_, _ = r.blobLocked()
+	}
+	x := r.x
+	if x == nil {
+		return false
+	}
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	return x.whole || !x.busy || at <= x.arrived+streamAhead || left(x.arrived) <= patience
-}
-
-// seedStep is how much seed copies before it looks whether that is still wanted.
-const seedStep = 8 << 20
-
-// seed writes what is there of a blob, from its beginning on, into the file of one that is to be fetched, and returns how
-// many bytes that is.
-func (s *Source) seed(ctx context.Context, d digest.Digest, f *os.File) int64 {
-	s.lazyMu.Lock()
-	r := s.parts[d]
-	if r != nil {
-		r.use()
-	}
-	s.lazyMu.Unlock()
-	if r == nil {
-		return 0
-	}
-	defer s.releaseRanges(r)
-	r.mu.Lock()
-	from, n := r.file, r.got.first()
-	r.mu.Unlock()
-	if from == nil || n == 0 {
-		return 0
-	}
-	in, out := io.NewSectionReader(from, 0, n), io.NewOffsetWriter(f, 0)
-	done := int64(0)
-	for done < n && ctx.Err() == nil {
-		m, err := io.CopyN(out, in, min(n-done, seedStep))
-		if done += m; err != nil {
-			s.log.Debug("beginning a blob with the parts that are there", "blob", d, "error", err)
-			return 0
-		}
-	}
-	return done
+	return x.whole || r.coming && !x.busy || x.busy && x.arrived > 0 && to <= x.arrived+streamAhead
 }

@@ -65,34 +65,3 @@ func TestWalks(t *testing.T) {
 		t.Errorf("four walks at once: it is fetched at file %d", n)
 	}
 }
-
-// What is here by parts is not fetched again for the sake of what is less.
-func TestRepeats(t *testing.T) {
-	const mib = 1 << 20
-	for what, c := range map[string]struct {
-		have, got spans
-		walks     bool
-		want      bool
-	}{
-		"little":                    {spans{{10 * mib, 20 * mib}}, nil, false, false},
-		"most, of an earlier mount": {spans{{0, 40 * mib}}, nil, false, true},
-		"most, by who goes on":      {spans{{0, 40 * mib}}, spans{{0, 40 * mib}}, false, false},
-		"most, and a beginning":     {spans{{0, 8 * mib}, {20 * mib, 60 * mib}}, spans{{0, 8 * mib}}, false, true},
-		"a walk over few gaps":      {spans{{10 * mib, 50 * mib}}, nil, true, true},
-		"a walk over many":          {everySecond(40, mib), nil, true, false},
-		"one file among many":       {everySecond(40, mib), nil, false, true},
-	} {
-		r := &ranges{size: 64 * mib, have: c.have, got: c.got}
-		if got := r.repeatsLocked(c.walks); got != c.want {
-			t.Errorf("%s: %v", what, got)
-		}
-	}
-}
-
-// everySecond is n spans of a size with gaps of half that.
-func everySecond(n int, size int64) (all spans) {
-	for i := range int64(n) {
-		all = append(all, span{i * size * 3 / 2, i*size*3/2 + size})
-	}
-	return all
-}

@@ -93,3 +93,20 @@ func (s spans) total() int64 {
 	}
 	return n
 }
+
+// until is how far the blob is there from an offset on: no further than that, if what is there is missing.
+func (s spans) until(at int64) int64 {
+	if i := s.search(at + 1); i < len(s) && s[i].from <= at {
+		return s[i].to
+	}
+	return at
+}
+
+// lacks is how many bytes between two offsets are missing.
+func (s spans) lacks(from, to int64) int64 {
+	n := max(to-from, 0)
+	for _, x := range s {
+		n -= max(min(x.to, to)-max(x.from, from), 0)
+	}
+	return n
+}

@@ -52,6 +52,19 @@ func TestSpans(t *testing.T) {
 						t.Fatalf("%v: of %d to %d are missing %d to %d, want %d to %d", s, from, to, gotFrom, gotTo, wantFrom, wantTo)
 					}
 				}
+				lacks := int64(0)
+				for i := range from {
+					if !has[i] {
+						lacks++
+					}
+				}
+				until := from
+				for until < size && has[until] {
+					until++
+				}
+				if n, to := s.lacks(0, from), s.until(from); n != lacks || to != until {
+					t.Fatalf("%v: %d bytes before %d are missing, and it is there until %d; want %d and %d", s, n, from, to, lacks, until)
+				}
 				if has[from] {
 					continue
 				}
