@@ -191,14 +191,14 @@ func (o *Ops) hasAll(ctx context.Context, to Receiver, img *loadable) bool {
 	return o.has(ctx, to, img.Desc().ID) && !slices.ContainsFunc(img.below, func(p part) bool { return !o.hasManifest(ctx, to, p) })
 }
 
-// hasManifest says whether a source has an image, by the very manifest that it is to have.
+// hasManifest says whether a source has an image, by the very manifest that it is to have, and that one whole.
 func (o *Ops) hasManifest(ctx context.Context, to Receiver, p part) bool {
 	if !o.has(ctx, to, p.Desc().ID) {
 		return false
 	}
 	entry := o.opt.Catalog.Snapshot().ByID(p.Desc().ID)
 	return entry != nil && slices.ContainsFunc(entry.Held, func(h imgsrc.Held) bool {
-		return h.Source.Name() == to.Name() && h.Desc().Digest == p.as
+		return h.Source.Name() == to.Name() && h.Desc().Digest == p.as && isWhole(ctx, h.Image)
 	})
 }
 

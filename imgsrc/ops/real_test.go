@@ -2,6 +2,7 @@ package ops
 
 import (
 	"context"
+	"encoding/base64"
 	"errors"
 	"io"
 	"net/http"
@@ -11,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 
 	"github.com/imgfs/imgfs/imgsrc"
@@ -196,6 +198,47 @@ func TestMakeWhole(t *testing.T) {
 			if err != nil || len(list.Images) != 1 || !isWhole(t.Context(), list.Images[0].Image) || len(list.Images[0].Names) != 2 {
 				t.Errorf("after a %s the store lacks the %s: %+v, %v", control, lost, list, err)
 			}
+		}
+	}
+}
+
+// TestMakePartWhole loads an index into a store that has its image, and has lost the manifest by which the index lists it; under
+// another one the image is whole.
+func TestMakePartWhole(t *testing.T) {
+	img := testImages(t)["oci with blobs"]
+	other := *img
+	other.manifest = append([]byte(" "), img.manifest...)
+	other.desc.Digest, other.desc.Size = digest.FromBytes(other.manifest), int64(len(other.manifest))
+	s := newStore(t, "overlay")
+	pushing, _ := newOps(t, Options{}, img)
+	if err := pushing.Do(t.Context(), pushTo(img, s.spec()+"localhost/a:1")); err != nil {
+		t.Fatal(err)
+	}
+	load := func(one *fakeImage, name string) {
+		t.Helper()
+		index := newIndex(t, one)
+		index.desc.Lists = []digest.Digest{one.desc.Digest}
+		dir := t.TempDir()
+		src := &fakeSource{name: "oci:" + dir, images: []imgsrc.Listed{{Image: index, Names: []string{name}}, {Image: one}}}
+		o, _ := newOpsOn(t, Options{Open: opens(dir, src)}, s.open(t))
+		if err := o.Do(t.Context(), request("load", dir)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	load(img, "localhost/index:1")
+	load(&other, "localhost/index:2")
+	data := base64.StdEncoding.EncodeToString([]byte("manifest-" + img.desc.Digest.String()))
+	if err := os.Remove(filepath.Join(s.root, "overlay-images", img.desc.ID, "="+data)); err != nil {
+		t.Fatal(err)
+	}
+	load(img, "localhost/index:1")
+	list, err := s.open(t).List(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, have := range list.Images {
+		if !isWhole(t.Context(), have.Image) {
+			t.Errorf("%s: %v", have.Desc().Digest, have.Desc().Damaged)
 		}
 	}
 }
