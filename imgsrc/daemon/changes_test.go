@@ -91,3 +91,26 @@ func TestWatch(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// However long an engine was away, its return is seen within a second or two, and its absence told once.
+func TestPatience(t *testing.T) {
+	var p patience
+	told := 0
+	for range 100 { // an hour's outage: one that refuses, and one that takes the question and says nothing
+		for _, followed := range []time.Duration{0, 10 * time.Second} {
+			wait, first := p.after(followed)
+			if wait <= 0 || wait > 2*time.Second {
+				t.Fatalf("%v until it is asked again", wait)
+			}
+			if first {
+				told++
+			}
+		}
+	}
+	if told != 1 {
+		t.Errorf("told %d times", told)
+	}
+	if wait, first := p.after(time.Hour); wait != firstRetry || !first {
+		t.Errorf("after an hour with the engine: %v, first %v", wait, first)
+	}
+}

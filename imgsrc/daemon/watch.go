@@ -15,9 +15,26 @@ const (
 	// dead without ending.
 	recheck = time.Minute
 	// settle is how long to wait for more after an event before those hear of it who do not look: a build has many.
-	settle                = 50 * time.Millisecond
-	firstRetry, lastRetry = time.Second, 30 * time.Second
+	settle = 50 * time.Millisecond
+	// firstRetry and lastRetry are how long an engine that has gone is left alone: one that was restarted has changed, and that
+	// is to be seen within a second or two. To ask whether it is there costs one connection.
+	firstRetry, lastRetry = time.Second, 2 * time.Second
+	// steady is how long events must have come for their end to be a new one, and not of the row before.
+	steady = 30 * time.Second
 )
+
+// A patience says when to follow the events anew.
+type patience struct{ retry time.Duration }
+
+// after is told how long they were followed, and returns how long to wait, and whether this is the first end of a row.
+func (p *patience) after(followed time.Duration) (wait time.Duration, first bool) {
+	if followed > steady || p.retry == 0 {
+		p.retry, first = firstRetry, true
+	}
+	wait = p.retry
+	p.retry = min(2*p.retry, lastRetry)
+	return wait, first
+}
 
 // Watch follows the engine's events, and follows them again when the engine comes back. It calls changed once when it is
 // ready, for what has happened before, and when the engine has gone.
@@ -26,22 +43,19 @@ func (s *Source) Watch(ctx context.Context, changed func()) error {
 		s.stamp.Add(1)
 		changed()
 	}
-	retry := firstRetry
+	var p patience
 	for ctx.Err() == nil {
 		began := time.Now()
 		why := s.follow(ctx, notify)
-		if time.Since(began) > lastRetry {
-			retry = firstRetry
-		}
-		if retry == firstRetry && ctx.Err() == nil { // the first of a row
+		wait, first := p.after(time.Since(began))
+		if first && ctx.Err() == nil {
 			s.log.Warn("watching source", "source", s.Name(), "error", why)
 			notify()
 		}
 		select {
-		case <-time.After(retry):
+		case <-time.After(wait):
 		case <-ctx.Done():
 		}
-		retry = min(2*retry, lastRetry)
 	}
 	return nil
 }
