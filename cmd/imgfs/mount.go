@@ -98,7 +98,7 @@ Words that only fstab(5) gives a meaning are ignored.
 	f.BoolVar(&o.allowRemove, "allow-remove", false, "rm of a name untags, rmdir of ids/ID removes the image; without it both are refused")
 	f.StringArrayVarP(&o.words, "options", "o", nil, "mount options, as in fstab(5)")
 	f.StringVar(&o.platformText, "platform", "", "os/architecture[/variant]: which image of an index is meant (default: for this machine)")
-	f.StringVar(&o.authFile, "authfile", "", "credentials for registries (default: where podman looks)")
+	f.StringVar(&o.authFile, "authfile", "", "credentials for registries (default: where podman looks, REGISTRY_AUTH_FILE first)")
 	f.BoolVar(&o.tlsVerify, "tls-verify", true, "ask registries for a valid certificate (default: as registries.conf says)")
 	f.StringArrayVar(&o.insecure, "insecure-registry", nil, "a network (CIDR) in which registries need no certificate, and HTTP will do; may be repeated (default: loopback)")
 	f.StringVar(&o.signaturePolicy, "signature-policy", "", "the policy.json that says what may be pulled, loaded and pushed (default: the user's, else the system's)")
@@ -134,6 +134,10 @@ func (o *mountOptions) parse() error {
 		}
 		o.insecureNetworks = append(o.insecureNetworks, network.Masked())
 	}
+	asked := o.authFile
+	if o.authFile == "" { // as podman, skopeo and buildah do; unlike a file that was asked for it may be missing, or come with a login
+		o.authFile = os.Getenv("REGISTRY_AUTH_FILE")
+	}
 	for _, path := range []*string{&o.authFile, &o.signaturePolicy, &o.cacheDir, &o.log.file} {
 		if *path == "" {
 			continue
@@ -144,7 +148,7 @@ func (o *mountOptions) parse() error {
 		}
 		*path = abs
 	}
-	for flag, file := range map[string]string{"authfile": o.authFile, "signature-policy": o.signaturePolicy} {
+	for flag, file := range map[string]string{"authfile": asked, "signature-policy": o.signaturePolicy} {
 		if file == "" {
 			continue
 		}
