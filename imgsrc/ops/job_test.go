@@ -356,3 +356,39 @@ func TestGivesUp(t *testing.T) {
 		})
 	}
 }
+
+// TestAfterCancel: a line that is written once more when its job was cancelled is another job, also as long as the first has
+// not ended.
+func TestAfterCancel(t *testing.T) {
+	for _, words := range [][]string{{"localhost:1/a:1", "wait=false"}, {"localhost:1/a:1"}} {
+		synctest.Test(t, func(t *testing.T) {
+			img := smallImage(t)
+			o, _ := newOps(t, Options{}, img)
+			var begun atomic.Int64
+			o.copy = func(ctx context.Context, _ pushJob) error {
+				if begun.Add(1) > 1 {
+					return nil
+				}
+				<-ctx.Done()
+				time.Sleep(time.Minute) // as unpacking a layer, which is not broken off in the middle of a file
+				return context.Cause(ctx)
+			}
+			if err := o.Do(t.Context(), pushTo(img, "localhost:1/a:1", "wait=false")); err != nil {
+				t.Fatal(err)
+			}
+			synctest.Wait()
+			if err := o.WriteJob(1, Request{Lines: [][]string{{"cancel"}}}); err != nil {
+				t.Fatal(err)
+			}
+			if err := o.Do(t.Context(), pushTo(img, words...)); err != nil {
+				t.Errorf("%q after the first was cancelled: %v", words, err)
+			}
+			time.Sleep(2 * time.Minute)
+			for i, want := range []taskState{taskCancelled, taskDone} {
+				if got := o.tasks.get(uint32(i + 1)); got == nil || got.state != want {
+					t.Errorf("%q: job %d is %v, want %s", words, i+1, got, want)
+				}
+			}
+		})
+	}
+}

@@ -30,7 +30,7 @@ type task struct {
 	cancel context.CancelCauseFunc
 	turn   *turn         // nil: it has not lined up
 	fetch  bool          // it is for whoever reads: see Fetch
-	key    string        // no two that wait or run have the same; empty: see background
+	key    string        // no two that wait or run have the same; empty: see background; written with tasks.mu held
 	gone   chan struct{} // closed when it is over, after result is set; nil where nobody can wait for that
 	result error
 	sent   atomic.Int64

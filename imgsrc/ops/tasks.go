@@ -86,6 +86,14 @@ func (ts *tasks) sameKey(key string) *task {
 	return ts.order[at]
 }
 
+// dismiss makes the next request with a task's key another task: this one has been cancelled and may take a while to end,
+// and whoever asks after that does not mean what was cancelled.
+func (ts *tasks) dismiss(t *task) {
+	ts.mu.Lock()
+	defer ts.mu.Unlock()
+	t.key = ""
+}
+
 // full says whether there are as many jobs as there may be.
 func (ts *tasks) full() bool {
 	ts.mu.Lock()
@@ -175,6 +183,7 @@ func (o *Ops) WriteJob(number uint32, r Request) error {
 		return f
 	}
 	if len(r.Lines) > 0 {
+		o.tasks.dismiss(t)
 		t.cancel(fail(syscall.ECANCELED, "cancelled by user %d, who wrote to jobs/%d", r.UID, number))
 	}
 	return nil
