@@ -6,7 +6,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
 	"sync"
 
 	"github.com/opencontainers/go-digest"
@@ -129,7 +128,7 @@ type blob struct {
 	demand demand
 
 	mu      sync.Mutex
-	repos   []string         // of those who want it: one that has the image need not have the blob any more, or give it out
+	repos   repos
 	file    *os.File         // nil: none yet. Only the work that is under way changes it
 	refs    map[*os.File]int // this blob's, and one for each read under way
 	arrived int64            // bytes of file that are there while it comes in, not verified as a whole
@@ -166,12 +165,14 @@ func (b *blobs) use(repo string, d digest.Digest, size int64) (*blob, error) {
 		return nil, fmt.Errorf("%w: two manifests say that %s has %d and %d bytes", imgsrc.ErrDamaged, d, x.size, size)
 	}
 	x.users++
+	x.addRepos(repo)
+	return x, nil
+}
+
+func (x *blob) addRepos(more ...string) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	if !slices.Contains(x.repos, repo) {
-		x.repos = append(x.repos, repo)
-	}
-	return x, nil
+	x.repos.add(more...)
 }
 
 // release gives back what use returned.

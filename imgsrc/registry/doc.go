@@ -79,6 +79,7 @@
 //     it is wrong again that file is ErrDamaged. Where the registry does not send ranges any more, the blob is fetched whole.
 //   - A blob that is wrong as a whole is not fetched again for ten minutes because of a chunk. Its bytes are kept as parts: chunks that
 //     are right go on to be read.
+//   - Parts are asked for in the repositories of all who want the blob one after the other, like blobs, until one gives them out (see repos).
 //   - Requests for parts of one blob that follow one another within a second are told of as one fetch (see Fetching).
 //
 // # The cache

@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"net/http"
@@ -51,6 +52,53 @@ func TestBlobElsewhere(t *testing.T) {
 			}
 			wantBlob(t, b, img)
 			wantBlob(t, a, img)
+		}
+	}
+}
+
+// So it is with the parts of a layer, and with what is missing of it: who has it open in a repository that is gone reads on, also if
+// nothing of it was read before that.
+func TestLazyElsewhere(t *testing.T) {
+	for name, status := range map[string]int{"gone": http.StatusNotFound, "denied": http.StatusForbidden} {
+		for _, m := range lazyImages(t, lazyEntries()) {
+			for _, before := range []bool{true, false} {
+				t.Run(fmt.Sprintf("%s/%s/read before %v", m.form, name, before), func(t *testing.T) {
+					srv := newServer(t)
+					l := srv.pushLazy("a", "1", m)
+					srv.pushLazy("b", "2", m)
+					s := newSetup(t, srv.host).mustOpen(t)
+					a, b := named(t, s, srv.host+"/a:1"), named(t, s, srv.host+"/b:2")
+					var first *reader
+					if before {
+						first = lookInto(t, a)
+						first.check("d/100", lazyFile(100))
+					}
+					files, err := a.Files(t.Context(), 0)
+					if err != nil {
+						t.Fatal(err)
+					}
+					defer files.Close()
+					refuse(srv, "/v2/a/", status)
+					if _, err := files.Root(t.Context()); err == nil && !before {
+						t.Error("read from a repository that does not have it")
+					}
+					r := lookInto(t, b)
+					r.check("d/300", lazyFile(300))
+					if before {
+						first.check("d/400", lazyFile(400))
+					}
+					srv.requests("")
+					r.check("d/200", lazyFile(200))
+					if asked := srv.requests("GET /v2/a/"); len(asked) > 0 {
+						t.Errorf("asked where it is not: %q", asked)
+					}
+					r.checkAll()
+					eventually(t, "the layer to be local", func() bool { return b.Local(0) })
+					if got, err := readBlob(t, b, l.Digest); err != nil || !bytes.Equal(got, m.blob) {
+						t.Errorf("blob: %v", err)
+					}
+				})
+			}
 		}
 	}
 }

@@ -8,7 +8,6 @@ import (
 	"io"
 	"os"
 	"path"
-	"slices"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -306,16 +305,13 @@ func (x *blob) ask(ctx context.Context, off int64, direct bool) (io.ReadCloser, 
 
 // isElsewhere says whether err is that a repository does not give out the blob, and there is one that was not asked: that is the next.
 func (x *blob) isElsewhere(err error, asked []string) bool {
-	if !errors.Is(err, imgsrc.ErrNotFound) && !errors.Is(err, imgsrc.ErrDenied) {
-		return false
-	}
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	i := slices.IndexFunc(x.repos, func(repo string) bool { return !slices.Contains(asked, repo) })
-	if i >= 0 {
-		x.repo = x.repos[i]
+	repo, ok := x.repos.elsewhere(err, asked)
+	if ok {
+		x.repo = repo
 	}
-	return i >= 0
+	return ok
 }
 
 // receiveIn is receive in one turn. It never takes more than the descriptor says.

@@ -24,10 +24,10 @@ import (
 // given up for the tar.
 type lazy struct {
 	source *Source
-	repo   string
 	layer  imgsrc.LayerFacts
 	ref    layer.TOCRef
 	users  int     // guarded by Source.lazyMu
+	repos  repos   // likewise
 	ranges *ranges // while there are users
 
 	mu     sync.Mutex
@@ -69,22 +69,25 @@ func (s *Source) lazy(repo string, l imgsrc.LayerFacts) *lazy {
 	key := lazyKey{l.Digest, ref}
 	z := s.lazies[key]
 	if z == nil {
-		z = &lazy{source: s, repo: repo, layer: l, ref: ref}
+		z = &lazy{source: s, layer: l, ref: ref}
 		s.lazies[key] = z
 	}
+	z.repos.add(repo)
 	s.useLazyLocked(z)
 	return z
 }
 
 func (s *Source) useLazyLocked(z *lazy) {
 	if z.users++; z.users > 1 {
+		z.ranges.addRepos(z.repos)
 		return
 	}
 	r := s.parts[z.layer.Digest]
 	if r == nil {
-		r = &ranges{source: s, repo: z.repo, digest: z.layer.Digest, size: z.layer.Size}
+		r = &ranges{source: s, digest: z.layer.Digest, size: z.layer.Size}
 		s.parts[r.digest] = r
 	}
+	r.addRepos(z.repos)
 	r.use()
 	z.ranges = r
 	z.mu.Lock()

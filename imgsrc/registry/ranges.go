@@ -25,13 +25,14 @@ import (
 // needs no record of what is in it, any number of processes write to it, and one that dies leaves no damage.
 type ranges struct {
 	source *Source
-	repo   string
 	digest digest.Digest
 	size   int64
 	users  int         // guarded by Source.lazyMu
 	idle   *time.Timer // likewise; closes them when nobody has used them for a while
 
 	mu     sync.Mutex
+	repos  repos
+	repo   string // that is asked, one of these
 	opened bool
 	file   *os.File // nil: nothing can be kept
 	shared bool     // it is in the cache, where other processes write to it
@@ -149,6 +150,19 @@ func (r *ranges) use() {
 	r.users++
 	if r.idle != nil {
 		r.idle.Stop()
+	}
+}
+
+// addRepos notes repositories in which the blob can be asked for.
+func (r *ranges) addRepos(more []string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.repos.add(more...)
+	if r.repo == "" {
+		r.repo = r.repos[0]
+	}
+	if r.x != nil {
+		r.x.addRepos(r.repos...)
 	}
 }
 
@@ -273,10 +287,10 @@ func (r *ranges) flyingLocked(from, to int64) *fetching {
 // startLocked begins a request, in the source's context. Nil if that has been closed.
 func (r *ranges) startLocked(from, to int64, near *vicinity, direct bool) *fetching {
 	want := r.planLocked(from, to, near, direct)
-	g := &fetching{span: want, direct: direct, done: make(chan struct{})}
+	g, repo := &fetching{span: want, direct: direct, done: make(chan struct{})}, r.repo
 	ok := r.source.flights.Start(g, func(ctx context.Context) (any, error) {
-		began, told := time.Now(), r.source.told.begin(r.source.Host()+"/"+r.repo, r.digest, r.size)
-		g.data, g.err = r.ask(ctx, want, direct)
+		began, told := time.Now(), r.source.told.begin(r.source.Host()+"/"+repo, r.digest, r.size)
+		g.data, g.err = r.ask(ctx, repo, want, direct)
 		told(len(g.data), g.err)
 		r.mu.Lock()
 		if g.err == nil {
@@ -302,11 +316,18 @@ func (r *ranges) startLocked(from, to int64, near *vicinity, direct bool) *fetch
 	return g
 }
 
-// ask asks the registry for a part. Errors: imgsrc.ErrUnsupported if it does not know ranges, or sends another; those of the
+// ask asks the registry for a part: in a repository, and in the others where that does not give it out. Errors: imgsrc.ErrUnsupported if it does not know ranges, or sends another; those of the
 // network.
-func (r *ranges) ask(ctx context.Context, want span, direct bool) ([]byte, error) {
+func (r *ranges) ask(ctx context.Context, repo string, want span, direct bool) ([]byte, error) {
 	n := want.to - want.from
-	b, err := r.source.client.blobRange(ctx, r.repo, r.digest, want.from, n, direct)
+	b, err := r.source.client.blobRange(ctx, repo, r.digest, want.from, n, direct)
+	for asked := []string{repo}; err != nil; asked = append(asked, repo) {
+		var ok bool
+		if repo, ok = r.elsewhere(err, asked); !ok {
+			break
+		}
+		b, err = r.source.client.blobRange(ctx, repo, r.digest, want.from, n, direct)
+	}
 	switch {
 	case err != nil && ctx.Err() != nil: // never context.Canceled: the reader's own context has not ended
 		return nil, errClosed
@@ -318,6 +339,16 @@ func (r *ranges) ask(ctx context.Context, want span, direct bool) ([]byte, error
 		return nil, fmt.Errorf("asking for %d bytes at %d: %w: the registry sent %d", n, want.from, imgsrc.ErrUnsupported, len(b))
 	}
 	return b, nil
+}
+
+// elsewhere is [repos.elsewhere]. What is asked for later is asked for there, too.
+func (r *ranges) elsewhere(err error, asked []string) (repo string, ok bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if repo, ok = r.repos.elsewhere(err, asked); ok {
+		r.repo = repo
+	}
+	return repo, ok
 }
 
 // keepLocked writes what has come into the file.

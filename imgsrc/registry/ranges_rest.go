@@ -55,7 +55,8 @@ func (s *Source) partsOf(x *blob) *ranges {
 		if x.size <= 0 || !hasFile(s.blobs.dir, rangesPath(x.digest)) {
 			return nil
 		}
-		r = &ranges{source: s, repo: x.repo, digest: x.digest, size: x.size}
+		r = &ranges{source: s, digest: x.digest, size: x.size}
+		r.addRepos([]string{x.repo})
 		s.parts[x.digest] = r
 	}
 	r.mu.Lock()

@@ -79,6 +79,7 @@ func (r *ranges) blobLocked() (*blob, error) {
 	if err != nil {
 		return nil, err
 	}
+	x.addRepos(r.repos...)
 	r.x = x
 	return x, nil
 }
