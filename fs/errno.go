@@ -71,12 +71,14 @@ func errnoOf(err error) syscall.Errno {
 }
 
 // fail logs err, unless that was done a moment ago (see said), and returns its status. What is absent or interrupted is no
-// failure; an unread is in the log already.
+// failure; an unread is in the log already, and so is what imgsrc.IsLogged knows. What is damaged in an image is said once,
+// however many files it is met in.
 func (f *FS) fail(doing string, n node, err error) fuse.Status {
 	errno := errnoOf(err)
 	switch {
-	case errno == 0, errno == syscall.ENOENT, errno == syscall.EINTR, isUnread(err):
-	case !f.said.isNew(failure{doing, n, errno}, time.Now()):
+	case errno == 0, errno == syscall.ENOENT, errno == syscall.EINTR, isUnread(err), imgsrc.IsLogged(err):
+	case errors.Is(err, imgsrc.ErrDamaged) && !f.said.isNewDamage(f.imageName(n), err):
+	case !errors.Is(err, imgsrc.ErrDamaged) && !f.said.isNew(failure{doing, n, errno}, time.Now()):
 	default:
 		f.log.Warn(doing, "image", f.imageName(n), "errno", errno.Error(), "error", err)
 	}

@@ -1,9 +1,12 @@
 package fs
 
 import (
+	"regexp"
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/imgfs/imgfs/imgsrc"
 )
 
 // The kernel reads a page that could not be read once more, and programs try again: what fails for one reader several times in a
@@ -25,8 +28,33 @@ type failure struct {
 
 // said are the failures that are in the log, and when they were. The zero value is ready.
 type said struct {
-	mu sync.Mutex
-	at map[failure]time.Time
+	mu      sync.Mutex
+	at      map[failure]time.Time
+	damaged map[defect]bool
+}
+
+// defect is something that is damaged, and stays so, in whichever file it is met: of an image, or of what has a digest, which
+// several images and oci/ may have.
+type defect struct{ image, what string }
+
+var anyDigest = regexp.MustCompile(`[0-9a-f]{64}`)
+
+// isNewDamage says whether it is to be said that something in an image is damaged. Then it is taken to be, for good.
+func (s *said) isNewDamage(image string, err error) bool {
+	is := defect{image, imgsrc.DamageOf(err).Error()}
+	if anyDigest.MatchString(is.what) {
+		is.image = ""
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.damaged[is] {
+		return false
+	}
+	if s.damaged == nil || len(s.damaged) >= maxSaid {
+		s.damaged = map[defect]bool{}
+	}
+	s.damaged[is] = true
+	return true
 }
 
 // isNew says whether a failure is to be said. Then it is taken to be.

@@ -72,14 +72,18 @@ func (r *rendered) byFacts(err error) error {
 // sayUnread logs why something of the image cannot be read: once for each reason, until all of it is read again.
 func (img *image) sayUnread(r *rendered) {
 	reasons := map[string]error{}
-	for what, err := range map[string]error{"manifest": r.facts.ManifestErr, "config": ignoreAbsent(r.facts.ConfigErr)} {
-		if err != nil { // whose text may differ each time, by the port of a connection
+	unread := map[string]error{"config": ignoreAbsent(r.facts.ConfigErr)}
+	if err := r.facts.ManifestErr; err != nil { // which says where the config is
+		unread = map[string]error{"manifest": err}
+	}
+	for what, err := range unread {
+		if err != nil && !imgsrc.IsLogged(err) { // whose text may differ each time, by the port of a connection
 			reasons[fmt.Sprint(what, " ", errnoOf(err))] = err
 		}
 	}
 	if len(reasons) == 0 { // a value in them
 		for _, err := range r.errs {
-			if isUnread(err) {
+			if isUnread(err) && !imgsrc.IsLogged(err) {
 				reasons[err.Error()] = err
 			}
 		}
@@ -96,6 +100,7 @@ func (img *image) sayUnread(r *rendered) {
 	img.mu.Unlock()
 	for reason, err := range reasons {
 		if !said[reason] {
+			img.f.said.isNewDamage(img.id, err) // whoever meets it in other files says nothing more
 			img.f.log.Warn("reading an image's manifest and config", "image", img.f.imageName(img.node(viewImage, 0)), "errno", errnoOf(err).Error(), "error", err)
 		}
 	}

@@ -1,6 +1,9 @@
 package imgsrc
 
-import "errors"
+import (
+	"errors"
+	"slices"
+)
 
 // The conditions that sources and operations report. They are wrapped in errors that say what was being done, to what,
 // and what to do about it; callers test with errors.Is. Conditions that the operating system has a name for (no space,
@@ -29,6 +32,39 @@ var (
 	// ErrNoSource: this is not a source of the kind that was asked for, or there is nothing there.
 	ErrNoSource = errors.New("no such source")
 )
+
+// Logged marks an error that is in the log, with what is damaged and how: whoever meets it after that says nothing more. One
+// defect of a layer is met in many files.
+func Logged(err error) error { return &loggedError{err} }
+
+// IsLogged says whether an error is one that is in the log already.
+func IsLogged(err error) bool {
+	var l *loggedError
+	return errors.As(err, &l)
+}
+
+type loggedError struct{ error }
+
+func (e *loggedError) Unwrap() error { return e.error }
+
+// DamageOf returns the innermost error that says what is damaged, without what was being done: the same for all who meet it.
+func DamageOf(err error) error {
+	for {
+		inner := func(err error) bool { return err != ErrDamaged && errors.Is(err, ErrDamaged) } //nolint:errorlint // itself
+		var next []error
+		switch e := err.(type) { //nolint:errorlint // it is unwrapped step by step
+		case interface{ Unwrap() error }:
+			next = []error{e.Unwrap()}
+		case interface{ Unwrap() []error }:
+			next = e.Unwrap()
+		}
+		i := slices.IndexFunc(next, inner)
+		if i < 0 {
+			return err
+		}
+		err = next[i]
+	}
+}
 
 // Of returns err as an error of a condition, whose own words are not in its text: err says it better. errors.Is finds both.
 func Of(condition, err error) error { return &ofError{err, condition} }

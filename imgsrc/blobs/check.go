@@ -94,7 +94,10 @@ func (s *Store) verify(d digest.Digest, id Identity) (*check, error) {
 		}
 		switch {
 		case errors.Is(err, imgsrc.ErrDamaged):
-			s.Log.Error("verifying blob", "source", s.Name, "error", err)
+			if s.Cache == nil || s.Cache.IsNewDamage(d) {
+				s.Log.Error("verifying blob", "source", s.Name, "error", err)
+			}
+			err = imgsrc.Logged(err)
 		case err != nil: // not the blob's fault: the next reader tries again
 			s.mu.Lock()
 			defer s.mu.Unlock() // who began the next one would not know yet that this has ended

@@ -53,6 +53,8 @@ type Source struct {
 	stamp    atomic.Int64
 	listedAs atomic.Pointer[fingerprint] // what the last listing was made from
 
+	unsaved sync.Map // the images of which the log has it that they cannot be saved, by id: whether it is because of what came
+
 	mu     sync.Mutex
 	known  map[string]*image       // from the last List, by id
 	spools map[string]*spool       // images that are being taken apart, by id

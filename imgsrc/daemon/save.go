@@ -97,9 +97,16 @@ func (s *Source) save(ctx context.Context, id string, layers bool) (*document, e
 		doc, err := s.saveNow(ctx, id)
 		if err != nil && ctx.Err() == nil {
 			if !errors.Is(err, imgsrc.ErrNotFound) {
-				s.log.Error("saving image", "source", s.Name(), "image", id, "error", err)
+				damaged := errors.Is(err, imgsrc.ErrDamaged)
+				if was, said := s.unsaved.Swap(id, damaged); !said || was != damaged {
+					s.log.Error("saving image", "source", s.Name(), "image", id, "error", err)
+				}
+				err = imgsrc.Logged(err)
 			}
 			s.failed.Put(id, err, begun)
+		}
+		if err == nil {
+			s.unsaved.Delete(id)
 		}
 		return doc, err
 	})

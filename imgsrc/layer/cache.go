@@ -34,6 +34,8 @@ type Cache struct {
 	jobs   sync.WaitGroup
 	slots  chan struct{} // one for each pass that may run at a time
 
+	damage damage // that is in the log
+
 	indexes  *indexes
 	indexing chan struct{} // one for each index that may be made at a time; they wait for passes, and not the other way round
 	large    chan struct{} // one for the index being made that may take much memory; who has it waits for no other index

@@ -227,10 +227,9 @@ func (c *Cache) start(e *entry, src blobSource) {
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		if errors.Is(err, imgsrc.ErrDamaged) {
-			v := verdictOf(err, began)
+			v := verdictOf(c.logDamage("decompressing layer", src.blob, err), began)
 			e.damaged[src.blob] = v
 			err = v
-			c.log.Error("decompressing layer", "blob", src.blob, "error", err)
 		}
 		j.err = err
 		close(j.done)

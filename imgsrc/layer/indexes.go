@@ -1,6 +1,7 @@
 package layer
 
 import (
+	"cmp"
 	"container/list"
 	"context"
 	"errors"
@@ -130,7 +131,7 @@ func (c *Cache) makeIndex(l Layer, j *indexJob) {
 		if c.ctx.Err() != nil { // never context.Canceled: the reader's own context has not ended
 			err = fmt.Errorf("cache: %w", fs.ErrClosed)
 		} else if errors.Is(err, imgsrc.ErrDamaged) {
-			c.log.Error("indexing layer", "diff-id", k.Digest, "blob", l.From, "error", err)
+			err = c.logDamage("indexing layer", cmp.Or(l.From, k.Digest), err, "diff-id", k.Digest)
 		}
 		err = fmt.Errorf("indexing layer %s: %w", k.Digest, err)
 	}
@@ -210,7 +211,7 @@ func (c *Cache) makeLarge(k imgsrc.FilesKey, open func(context.Context) (imgsrc.
 func (c *Cache) readLayer(k imgsrc.FilesKey, open func(context.Context) (imgsrc.Files, error), large func() error) (*Index, error) {
 	files, err := open(c.ctx)
 	if err != nil {
-		return nil, err
+		return nil, &sourceError{err}
 	}
 	var x *Index
 	grew := false

@@ -48,13 +48,19 @@ type sinkError struct{ err error }
 func (e *sinkError) Error() string { return e.err.Error() }
 func (e *sinkError) Unwrap() error { return e.err }
 
+// A sourceError is that there is nothing to read: the source's to say, and the same in whichever way the layer is wanted.
+type sourceError struct{ err error }
+
+func (e *sourceError) Error() string { return e.err.Error() }
+func (e *sourceError) Unwrap() error { return e.err }
+
 // runPass decompresses the blob, calls write with each chunk in its order and its checksum, and verifies both digests.
 // The chunks count for nothing until it has returned without an error. Reading, inflating, and hashing with writing each
 // have a goroutine: on a gzip layer everything but inflating is then free.
 func runPass(ctx context.Context, src blobSource, limit bomb, write func(chunk []byte, off int64, sum uint32) error) (*pass, error) {
 	rc, err := src.open(ctx)
 	if err != nil {
-		return nil, err
+		return nil, &sourceError{err}
 	}
 	defer rc.Close()
 	ctx, cancel := context.WithCancel(ctx)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"sync"
+	"sync/atomic"
 	"time"
 	"weak"
 
@@ -35,6 +36,7 @@ type lazy struct {
 	proven bool // the table has been read and understood
 	chunks *layer.Chunks
 	weak   weak.Pointer[layer.Chunks] // of chunks, when nobody uses the layer
+	said   atomic.Bool                // that a chunk is damaged is in the log
 }
 
 type lazyForm uint8
@@ -320,7 +322,10 @@ func (z *lazy) chunk(ctx context.Context, t *layer.Chunks, n int) (b []byte, err
 				return err
 			}
 			if b, err = t.Unpack(n, packed); err != nil && try > tryAny {
-				s.log.Error("reading a layer", "source", s.Name(), "blob", z.layer.Digest, "error", err)
+				if !z.said.Swap(true) { // of all of its chunks
+					s.log.Error("reading a layer", "source", s.Name(), "blob", z.layer.Digest, "error", err)
+				}
+				err = imgsrc.Logged(err)
 			}
 			return err
 		})

@@ -17,8 +17,6 @@ const (
 	// spoiltWeight is how many times as long as it took to find that is the answer for all who want the blob, within the bounds of
 	// flight.Kept: one look into an image asks for a layer in many ways, one after the other.
 	spoiltWeight = 10
-	// spoiltSaid is how long it is not said again.
-	spoiltSaid = time.Minute
 )
 
 // spoilt is that what a registry sends for a digest is something else.
@@ -26,7 +24,6 @@ type spoilt struct {
 	err   error
 	at    time.Time
 	until time.Time // before that it is the answer
-	said  time.Time // when it was last in the log
 }
 
 func (s *Source) spoiltOf(d digest.Digest) spoilt {
@@ -51,20 +48,17 @@ func (s *Source) keptSpoilt(d digest.Digest) error {
 	return nil
 }
 
-// isSpoiltSaid says whether the log has had it a moment ago that a blob is wrong.
-func (s *Source) isSpoiltSaid(d digest.Digest) bool {
-	return time.Since(s.spoiltOf(d).said) < spoiltSaid
-}
+// isSpoiltSaid says whether the log has had it that a blob is wrong, which it has been ever since.
+func (s *Source) isSpoiltSaid(d digest.Digest) bool { return s.spoiltOf(d).err != nil }
 
-// spoil takes note of a blob that a fetch which began at a time has found wrong, and says so. Only one fetch of it is under way.
+// spoil takes note of a blob that a fetch which began at a time has found wrong, and says so, once until it comes as it should. Only
+// one fetch of it is under way.
 func (s *Source) spoil(d digest.Digest, err error, begun time.Time) {
 	now := time.Now()
-	is := spoilt{err: err, at: now, until: now.Add(flight.Kept(spoiltWeight * now.Sub(begun))), said: s.spoiltOf(d).said}
 	if !s.isSpoiltSaid(d) {
 		s.log.Error("fetching blob", "source", s.Name(), "blob", d, "error", err)
-		is.said = now
 	}
-	s.spoilt.Store(d, is)
+	s.spoilt.Store(d, spoilt{err: err, at: now, until: now.Add(flight.Kept(spoiltWeight * now.Sub(begun)))})
 }
 
 // fetchUnlessSpoilt is fetch, unless that has just found the registry's bytes wrong.
@@ -79,6 +73,7 @@ func (x *blob) fetchUnlessSpoilt(ctx context.Context) error {
 	case err == nil:
 		s.spoilt.Delete(x.digest)
 	case errors.Is(err, imgsrc.ErrDamaged) && !errors.Is(err, errOtherSize) && ctx.Err() == nil:
+		err = imgsrc.Logged(err)
 		s.spoil(x.digest, err, begun)
 	}
 	return err

@@ -53,7 +53,7 @@ func expectSpoilt(t *testing.T, m *image, img made) {
 	}
 }
 
-// A layer that is wrong in the registry is fetched once for all who come in a moment, and said once in a minute.
+// A layer that is wrong in the registry is fetched once for all who come in a moment, and said once.
 func TestSpoiltOnce(t *testing.T) {
 	srv := newServer(t)
 	for name, kind := range map[string]layer.Compression{"gzip": layer.Gzip, "zstd": layer.Zstd, "none": layer.None} {
