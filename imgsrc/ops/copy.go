@@ -40,7 +40,15 @@ func (o *Ops) copyImage(ctx context.Context, p pushJob) (err error) {
 		}
 	}()
 
-	src := &source{held: p.held, plain: kind.plain || p.line.plain, instance: p.instance, reading: watch.pause, several: p.line.all, judge: o.allowedMember, task: p.task}
+	from := func(held imgsrc.Held) *source {
+		return &source{held: held, plain: kind.plain || p.line.plain, instance: p.instance, reading: watch.pause, several: p.line.all, judge: o.allowedMember, task: p.task}
+	}
+	if !p.line.all {
+		if p.held, err = o.unnested(ctx, p, from); err != nil {
+			return err
+		}
+	}
+	src := from(p.held)
 	src.recompressed, src.toOCI = p.line.compression != nil, kind == layoutKind || kind == ociFileKind || p.line.format == imgspecv1.MediaTypeImageManifest
 	policy, err := o.policy()
 	if err != nil {

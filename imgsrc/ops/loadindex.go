@@ -18,9 +18,6 @@ import (
 	"github.com/imgfs/imgfs/imgsrc"
 )
 
-// maxNested is how deep an index of indexes is searched for the image of a platform. One in another is all that tools make.
-const maxNested = 8
-
 // find returns what the listing has under a digest, or nil.
 func (l *loadable) find(d digest.Digest) *imgsrc.Listed {
 	for i := range l.list.Images {

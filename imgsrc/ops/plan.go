@@ -88,6 +88,11 @@ func (p *planner) look(ctx context.Context, src types.ImageSource, sys *types.Sy
 		one, known := p.images[d]
 		if !known {
 			text, mediaType, err := image.UnparsedInstance(src, &d).Manifest(ctx)
+			if err == nil && manifest.MIMETypeIsMultiImage(mediaType) {
+				if err = (&nested{d}); p.all {
+					err = &nested{}
+				}
+			}
 			if err == nil {
 				err = p.keeps(text, mediaType)
 			}

@@ -156,16 +156,29 @@ func (o *Ops) pullOne(ctx context.Context, p pullLine, named reference.Named, to
 	if p.all {
 		only = nil
 	}
-	if p.dryRun {
-		return shorter(o.attempt(ctx, t, watch, func() error { return o.askWhether(ctx, ref, sys, only, p.all, to) }), ref)
-	}
-	a := arrival{to: to, name: name, ref: ref, sys: sys, only: only, blobs: true, task: t, watch: watch}
 	var id string
-	if into, apart := to.(indexReceiver); p.all && apart {
-		id, err = o.pullAll(ctx, a, into, named)
-	} else {
-		a.all = p.all
-		id, err = o.receive(ctx, a)
+	pull := func(ref types.ImageReference) (err error) {
+		if p.dryRun {
+			return shorter(o.attempt(ctx, t, watch, func() error { return o.askWhether(ctx, ref, sys, only, p.all, to) }), ref)
+		}
+		a := arrival{to: to, name: name, ref: ref, sys: sys, only: only, blobs: true, task: t, watch: watch}
+		if into, apart := to.(indexReceiver); p.all && apart {
+			id, err = o.pullAll(ctx, a, into, named)
+		} else {
+			a.all = p.all
+			id, err = o.receive(ctx, a)
+		}
+		return err
+	}
+	err = pullNested(ref, named, pull)
+	if inner := (*nested)(nil); p.all && errors.As(err, &inner) {
+		p.all = false
+		if err = pullNested(ref, named, pull); err == nil && !p.dryRun {
+			o.pullWarning(fmt.Sprintf("the index %s lists other indexes: of it only the image for the mount's platform was pulled", quote(name)))
+		}
+	}
+	if p.dryRun {
+		return err
 	}
 	if err != nil {
 		return err
@@ -252,11 +265,15 @@ func (o *Ops) pullAll(ctx context.Context, a arrival, into indexReceiver, named 
 	}
 	o.others.own(id, a.name)
 	for _, d := range artifacts {
-		text := fmt.Sprintf("of the index %s %s", quote(a.name), artifactText(d, a.to))
-		o.log.Warn("pulling", "error", text)
-		o.Record("pull-warning", "", text)
+		o.pullWarning(fmt.Sprintf("of the index %s %s", quote(a.name), artifactText(d, a.to)))
 	}
 	return id, nil
+}
+
+// pullWarning says what is not as it was in what is pulled.
+func (o *Ops) pullWarning(text string) {
+	o.log.Warn("pulling", "error", text)
+	o.Record("pull-warning", "", text)
 }
 
 // An instance is an image of an index.
@@ -282,6 +299,9 @@ func instancesOf(ctx context.Context, src types.ImageSource, list manifest.List,
 		text, mediaType, err := src.GetManifest(ctx, &d)
 		if err != nil {
 			return nil, nil, err
+		}
+		if manifest.MIMETypeIsMultiImage(mediaType) {
+			return nil, nil, &nested{}
 		}
 		if keepable(text, mediaType) != nil {
 			artifacts = append(artifacts, d)

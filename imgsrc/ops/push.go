@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+	"go.podman.io/image/v5/manifest"
 
 	"github.com/imgfs/imgfs/imgsrc"
 )
@@ -140,8 +141,10 @@ func (p *pushJob) whole(ctx context.Context, src *source) error {
 	}
 	var missing []string
 	for _, child := range facts.Children {
-		_, err := src.image(ctx, &child.Digest)
+		img, err := src.image(ctx, &child.Digest)
 		switch {
+		case err == nil && manifest.MIMETypeIsMultiImage(img.Desc().MediaType):
+			return fail(imgsrc.ErrUnsupported, "all=true: the index lists another index, %s: push that one, or leave all=true out for the image of the mount's platform", child.Digest)
 		case err == nil:
 		case errors.Is(err, imgsrc.ErrNotFound):
 			missing = append(missing, nameOf(child))

@@ -62,6 +62,9 @@ func (o *Ops) askWhether(ctx context.Context, ref types.ImageReference, sys *typ
 		if text, mediaType, err = unparsed.Manifest(ctx); err != nil {
 			return err
 		}
+		if manifest.MIMETypeIsMultiImage(mediaType) {
+			return &nested{instance}
+		}
 		return kept(text, mediaType)
 	})
 }
