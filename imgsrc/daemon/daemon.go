@@ -47,6 +47,7 @@ type Source struct {
 	work     *flight.Group
 	saving   chan struct{} // one for each image that may be saved at a time
 	stall    time.Duration // how long a save may send nothing
+	quiet    time.Duration // how long it may do so before the engine is asked whether it is there
 
 	turn     chan struct{} // one lists at a time
 	tagging  sync.RWMutex  // a listing does not fall between the steps of a change of names
@@ -99,6 +100,7 @@ func open(ctx context.Context, o Options) (*Source, error) {
 		work:    flight.New("docker-daemon", o.Log),
 		saving:  make(chan struct{}, maxSaves),
 		stall:   stallTime,
+		quiet:   quietTime,
 		turn:    make(chan struct{}, 1),
 		spools:  map[string]*spool{},
 		recent:  newRecent[*document](recentDocuments),
@@ -129,9 +131,7 @@ func IsRef(ref string) bool {
 
 // check fails if there is no engine, or not the image.
 func (s *Source) check(ctx context.Context) error {
-	_, err := ask(ctx, s.engine, func(ctx context.Context) (client.PingResult, error) {
-		return s.engine.api.Ping(ctx, client.PingOptions{NegotiateAPIVersion: true})
-	})
+	err := s.ping(ctx)
 	switch {
 	case err != nil && ctx.Err() != nil:
 		return err
@@ -144,6 +144,14 @@ func (s *Source) check(ctx context.Context) error {
 	if errors.Is(err, imgsrc.ErrNotFound) {
 		return noSource(fmt.Sprintf("the engine at %s has no image %q: docker images lists what it has", s.engine.host, s.ref), err)
 	}
+	return err
+}
+
+// ping asks the engine whether it is there.
+func (s *Source) ping(ctx context.Context) error {
+	_, err := ask(ctx, s.engine, func(ctx context.Context) (client.PingResult, error) {
+		return s.engine.api.Ping(ctx, client.PingOptions{NegotiateAPIVersion: true})
+	})
 	return err
 }
 

@@ -22,6 +22,8 @@ const (
 	// stallTime is how long a save may send nothing. The engine writes all of the image to its own disk before it sends
 	// the first byte.
 	stallTime = 10 * time.Minute
+	// quietTime is how long a save may send nothing before the engine is asked whether it is there: one that hangs is not waited for.
+	quietTime = 10 * time.Second
 	// maxPinned is of how many images the layers are held open, and pinTime for how long, so that a cache that keeps
 	// little, or nothing, does not cost a save for each layer.
 	maxPinned = 2
@@ -134,6 +136,9 @@ func (s *Source) saveNow(ctx context.Context, id string) (*document, error) {
 		return nil, ctx.Err()
 	}
 	sp, err := s.stream(ctx, id)
+	if errors.Is(err, errSilent) {
+		return nil, err
+	}
 	if err != nil {
 		_, gone := s.inspect(ctx, digest.SHA256.String()+":"+id)
 		switch {
@@ -196,6 +201,8 @@ func (s *Source) receive(ctx context.Context, id string, f *os.File) (int64, err
 	defer cancel(nil)
 	watchdog := time.AfterFunc(s.stall, func() { cancel(errStalled) })
 	defer watchdog.Stop()
+	var size atomic.Int64
+	go s.attend(ctx, cancel, &size)
 	fail := func(err error) error {
 		if cause := context.Cause(ctx); cause != nil {
 			return cause
@@ -207,7 +214,7 @@ func (s *Source) receive(ctx context.Context, id string, f *os.File) (int64, err
 		return 0, fail(err)
 	}
 	defer body.Close()
-	var size, room int64
+	var room int64
 	buf := make([]byte, copySize)
 	for {
 		n, err := readFull(body, buf)
@@ -219,15 +226,36 @@ func (s *Source) receive(ctx context.Context, id string, f *os.File) (int64, err
 			}
 		}
 		room -= int64(n)
-		if _, err := f.WriteAt(buf[:n], size); err != nil {
+		if _, err := f.WriteAt(buf[:n], size.Load()); err != nil {
 			return 0, err
 		}
-		size += int64(n)
+		size.Add(int64(n))
 		switch {
 		case err == io.EOF:
-			return size, nil
+			return size.Load(), nil
 		case err != nil:
 			return 0, fail(err)
+		}
+	}
+}
+
+// attend asks the engine whether it is there whenever a save has brought nothing for a while, and gives the save up if it is not.
+func (s *Source) attend(ctx context.Context, giveUp context.CancelCauseFunc, size *atomic.Int64) {
+	tick := time.NewTicker(s.quiet)
+	defer tick.Stop()
+	for was := int64(0); ; {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+		if now := size.Load(); now != was {
+			was = now
+			continue
+		}
+		if err := s.ping(ctx); errors.Is(err, errSilent) || errors.Is(err, errNoEngine) {
+			giveUp(err)
+			return
 		}
 	}
 }

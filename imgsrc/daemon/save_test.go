@@ -264,3 +264,35 @@ func TestStalledSave(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// An engine that hangs in the middle of a save is not waited for, and one that takes its time is, as long as it says that it is there.
+func TestSaveOfAHungEngine(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	for _, hangs := range []bool{false, true} {
+		f := newFake(t, three(t)...)
+		f.save = func(w http.ResponseWriter, r *http.Request) {
+			f.mu.Lock()
+			f.silent = map[string]bool{"HEAD _ping": hangs, "GET _ping": hangs}
+			before := f.calls["HEAD _ping"]
+			f.mu.Unlock()
+			for !hangs && f.count("HEAD _ping") < before+3 && r.Context().Err() == nil {
+				time.Sleep(time.Millisecond)
+			}
+			if !hangs {
+				f.sendImage(w, r)
+				return
+			}
+			<-r.Context().Done()
+		}
+		s := openSource(t, Options{Host: f.host})
+		s.quiet, s.engine.answer = 10*time.Millisecond, time.Second
+		_, err := find(t, s, "docker.io/library/a:1").Config(ctx)
+		if hangs && (!errors.Is(err, syscall.ETIMEDOUT) || !strings.Contains(err.Error(), "does not answer in time")) {
+			t.Errorf("an engine that hangs: %v", err)
+		}
+		if !hangs && err != nil {
+			t.Errorf("an engine that takes its time: %v", err)
+		}
+	}
+}
