@@ -12,10 +12,10 @@
 // Each request is a job with a key. Whoever asks for the same key while the job runs joins it. A job whose last waiter
 // has left goes on for two seconds: programs written in Go interrupt their own system calls all the time and repeat them,
 // and the repeated write must find the push that it began, or its result. A job that nobody came back for is cancelled.
-// A source that is about to change something asks first (imgsrc.Commit): while nobody waits it is kept waiting, so that
-// nothing happens that its writer was told is not going to. A job whose result somebody got is forgotten, so that the same
-// line written again is a new push. At most [Options].Pushes copies run at once; the others wait, and can be cancelled
-// while they do.
+// A source that is about to change something, and a push to a file, a directory or a registry before its last step, ask
+// first (imgsrc.Commit): while nobody waits they are kept waiting, so that nothing happens that its writer was told is not
+// going to. A job whose result somebody got is forgotten, so that the same line written again is a new push. At most
+// [Options].Pushes copies run at once; the others wait, and can be cancelled while they do.
 //
 // What takes its time is a task, too: it has a number, counted from 1, and is what jobs/ shows (task.go, tasks.go). The
 // work reports to its task how many bytes of each blob it has read, of how many there are in the form in which the image's

@@ -29,6 +29,14 @@ func moveNew(from, to string) error {
 	return err
 }
 
+// commitFile is moveNew, of a file that somebody still wants. Errors: imgsrc.Commit's as well.
+func commitFile(ctx context.Context, from, to string) error {
+	if err := imgsrc.Commit(ctx); err != nil {
+		return err
+	}
+	return moveNew(from, to)
+}
+
 func errInWay(path string) error {
 	return fail(imgsrc.ErrExists, "%s is there already: remove it, or name another", quote(path))
 }
@@ -96,7 +104,7 @@ func (d *dockerArchive) stage(_ context.Context, s staging) (staged, error) {
 	s.sys.BigFilesTemporaryDir = dir // for a layer of which the source cannot tell the size
 	file := filepath.Join(dir, "archive.tar")
 	ref, err := archive.NewReference(file, d.tag)
-	return staged{ref: ref, commit: func(context.Context) error { return moveNew(file, d.path) }, discard: func(error) { discard() }}, err
+	return staged{ref: ref, commit: func(ctx context.Context) error { return commitFile(ctx, file, d.path) }, discard: func(error) { discard() }}, err
 }
 
 // A plainDir is a directory with a manifest and its blobs.
@@ -130,7 +138,10 @@ func (d *plainDir) stage(_ context.Context, s staging) (staged, error) {
 	}
 	made := filepath.Join(dir, "dir")
 	ref, err := directory.NewReference(made)
-	return staged{ref: ref, commit: func(context.Context) error {
+	return staged{ref: ref, commit: func(ctx context.Context) error {
+		if err := imgsrc.Commit(ctx); err != nil {
+			return err
+		}
 		err := unix.Rename(made, d.path) // over an empty directory, and no other
 		if errors.Is(err, fs.ErrExist) || errors.Is(err, unix.ENOTDIR) {
 			return errInWay(d.path)
@@ -187,6 +198,6 @@ func (d *ociArchive) stage(_ context.Context, s staging) (staged, error) {
 		if err := pack(ctx, made, file); err != nil {
 			return err
 		}
-		return moveNew(file, d.path)
+		return commitFile(ctx, file, d.path)
 	}, discard: func(error) { discard() }}, err
 }

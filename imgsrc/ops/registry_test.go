@@ -296,3 +296,54 @@ func TestPushManyAtOnce(t *testing.T) {
 		}
 	}
 }
+
+// TestPushLeftAtItsEnd: what is done but for its last step when its writer leaves is not there, unless the writer comes back.
+func TestPushLeftAtItsEnd(t *testing.T) {
+	for _, dest := range []string{"HOST/web:1", "docker-archive:DIR/out", "oci-archive:DIR/out:x", "dir:DIR/out", "oci:DIR/out:x"} {
+		for _, back := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s/%v", dest, back), func(t *testing.T) {
+				t.Parallel()
+				var manifests atomic.Int64
+				host := startEmbedded(t, func(h http.Handler) http.Handler {
+					return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+						if r.Method == http.MethodPut && strings.Contains(r.URL.Path, "/manifests/") {
+							manifests.Add(1)
+						}
+						h.ServeHTTP(w, r)
+					})
+				})
+				img := newImage(t, imgspecv1.MediaTypeImageManifest, false, "", tarOf("f", noise(1_000_000)))
+				reached, left := make(chan struct{}), make(chan struct{})
+				var once sync.Once
+				img.read = func(context.Context, int64) error {
+					once.Do(func() { close(reached) })
+					<-left
+					return nil
+				}
+				dir := t.TempDir()
+				o, _ := newOps(t, Options{}, img)
+				ctx, cancel := context.WithCancel(t.Context())
+				go func() {
+					<-reached
+					cancel()
+				}()
+				request := pushTo(img, strings.NewReplacer("HOST", host, "DIR", dir).Replace(dest))
+				if err := o.Do(ctx, request); !errors.Is(err, context.Canceled) {
+					t.Fatalf("%v", err)
+				}
+				close(left)
+				if back {
+					if err := o.Do(t.Context(), request); err != nil {
+						t.Error(err)
+					}
+				} else {
+					o.jobs.wg.Wait()
+				}
+				entries, _ := os.ReadDir(dir)
+				if there := len(entries) > 0 || manifests.Load() > 0; there != back {
+					t.Errorf("there: %v, want %v", there, back)
+				}
+			})
+		}
+	}
+}

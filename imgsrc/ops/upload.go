@@ -155,7 +155,8 @@ func (u *upload) algorithm() compressiontypes.Algorithm {
 	return *u.required
 }
 
-// PutManifest remembers what the layers have become: they are in the order in which they were offered.
+// PutManifest remembers what the layers have become: they are in the order in which they were offered. The main manifest,
+// with which the name is there, is stored only if somebody still wants it. Errors: imgsrc.Commit's as well.
 func (d *uploadDestination) PutManifest(ctx context.Context, text []byte, instance *digest.Digest) error {
 	if m, err := manifest.FromBlob(text, manifest.GuessMIMEType(text)); err == nil {
 		layers, offered := m.LayerInfos(), d.source.offers()
@@ -164,6 +165,11 @@ func (d *uploadDestination) PutManifest(ctx context.Context, text []byte, instan
 				continue
 			}
 			d.known.became(offered[i].Digest, algorithmOf(l.MediaType, l.Annotations), compressed{l.Digest, l.Annotations})
+		}
+	}
+	if instance == nil {
+		if err := imgsrc.Commit(ctx); err != nil {
+			return err
 		}
 	}
 	return d.ImageDestination.PutManifest(ctx, text, instance)
