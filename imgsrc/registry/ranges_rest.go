@@ -2,12 +2,14 @@ package registry
 
 import (
 	"context"
+	"errors"
 	"io"
 	"os"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/imgfs/imgfs/imgsrc"
 	"github.com/imgfs/imgfs/imgsrc/cachefile"
 )
 
@@ -116,7 +118,11 @@ func (s *rest) Read(p []byte) (int, error) {
 		r.mu.Unlock()
 		switch {
 		case c != nil:
-			if n, err := s.receive(c, p); n > 0 || err != nil {
+			n, err := s.receive(c, p)
+			if errors.Is(err, imgsrc.ErrDamaged) && !errors.Is(err, errOtherSize) { // another range came, which says nothing of the blob
+				s.blob.doubtful = true
+			}
+			if n > 0 || err != nil {
 				return n, err
 			}
 		case to > from:
