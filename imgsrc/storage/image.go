@@ -54,6 +54,8 @@ func (m *image) data(ctx context.Context, what, key string, want digest.Digest) 
 	switch {
 	case errors.Is(err, fs.ErrNotExist) && m.s.isGone(m.at.id):
 		err = fmt.Errorf("it has been removed: %w", imgsrc.ErrNotFound)
+	case errors.Is(err, fs.ErrNotExist) && m.desc.Damaged != nil:
+		return nil, m.desc.Damaged // the listing knows more of what is missing
 	case errors.Is(err, fs.ErrNotExist):
 		err = fmt.Errorf("the store does not have it: %w", imgsrc.ErrDamaged)
 	case err != nil:
