@@ -151,7 +151,11 @@ func TestRemove(t *testing.T) {
 		"gone":                            {images: []imgsrc.Listed{one}, remove: two, want: imgsrc.ErrNotFound, left: 1},
 		"read-only":                       {images: []imgsrc.Listed{one}, remove: one, fails: fmt.Errorf("x: %w", imgsrc.ErrReadOnly), want: imgsrc.ErrReadOnly, left: 1},
 		"from the source that can":        {images: []imgsrc.Listed{one}, remove: one, also: []imgsrc.Source{&fakeSource{name: "oci-archive:x", images: []imgsrc.Listed{one}}}},
-		"from none that can":              {remove: one, also: []imgsrc.Source{&fakeSource{name: "oci-archive:x", images: []imgsrc.Listed{one}}}, want: imgsrc.ErrUnsupported},
+		"with its parents, which others have children of": {images: []imgsrc.Listed{one, two, three}, remove: three,
+			also: []imgsrc.Source{&fakeSource{name: "oci-archive:x", images: []imgsrc.Listed{three, generation(t, 4)}}}},
+		"up to one that an archive has": {images: []imgsrc.Listed{one, two, three}, remove: three, left: 1,
+			also: []imgsrc.Source{&fakeSource{name: "oci-archive:x", images: []imgsrc.Listed{one}}}},
+		"from none that can": {remove: one, also: []imgsrc.Source{&fakeSource{name: "oci-archive:x", images: []imgsrc.Listed{one}}}, want: imgsrc.ErrUnsupported},
 	} {
 		t.Run(name, func(t *testing.T) {
 			src := &removing{tagging: tagging{fakeSource: &fakeSource{name: "containers-storage:", images: slices.Clone(test.images)}}, keeps: !test.layout, fails: test.fails}

@@ -104,10 +104,9 @@ func namesOfAll(entry *imgsrc.Entry) []string {
 
 // parentOf returns the id of the image that this one was made from, if it may have to go as well; else nothing.
 func (o *Ops) parentOf(ctx context.Context, snap *imgsrc.Snapshot, entry *imgsrc.Entry) string {
-	if !keepsIntermediates(entry) {
-		return ""
-	}
-	candidates := snap.PerhapsParents(entry)
+	candidates := slices.DeleteFunc(slices.Clone(snap.PerhapsParents(entry)), func(c *imgsrc.Entry) bool {
+		return !keepsIntermediates(c) || !shareSource(c, entry)
+	})
 	if len(candidates) == 0 {
 		return ""
 	}
@@ -123,8 +122,8 @@ func (o *Ops) parentOf(ctx context.Context, snap *imgsrc.Snapshot, entry *imgsrc
 	return ""
 }
 
-// dangling says whether nobody needs an image any more: it has no name, and no image or container was made from it. What
-// cannot be told is no.
+// dangling says whether nobody needs an image any more: it has no name, and no container was made from it, nor an image in one of
+// its sources. What others have in a registry or an archive needs nothing of a store. What cannot be told is no.
 func (o *Ops) dangling(ctx context.Context, snap *imgsrc.Snapshot, entry *imgsrc.Entry) bool {
 	if !keepsIntermediates(entry) || len(entry.TagNames()) > 0 {
 		return false
@@ -139,6 +138,9 @@ func (o *Ops) dangling(ctx context.Context, snap *imgsrc.Snapshot, entry *imgsrc
 		return false
 	}
 	for _, c := range snap.PerhapsChildren(entry) {
+		if !shareSource(c, entry) {
+			continue
+		}
 		if its, err := lineage(ctx, c); err != nil || mine.IsParentOf(its) {
 			return false
 		}
@@ -151,6 +153,13 @@ func keepsIntermediates(entry *imgsrc.Entry) bool {
 	return !slices.ContainsFunc(entry.Held, func(h imgsrc.Held) bool {
 		r, ok := h.Source.(imgsrc.Remover)
 		return !ok || !r.Intermediates()
+	})
+}
+
+// shareSource says whether one source has both images.
+func shareSource(a, b *imgsrc.Entry) bool {
+	return slices.ContainsFunc(a.Held, func(h imgsrc.Held) bool {
+		return slices.ContainsFunc(b.Held, func(other imgsrc.Held) bool { return other.Source == h.Source })
 	})
 }
 
