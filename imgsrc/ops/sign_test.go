@@ -126,7 +126,7 @@ func TestSignFails(t *testing.T) {
 	named := &fakeSource{name: "oci:/srv/fake", images: []imgsrc.Listed{{Image: img, Names: []string{"registry.test/web:1"}}}}
 	unnamed := &fakeSource{name: "oci:/srv/fake", images: []imgsrc.Listed{{Image: img, Names: []string{"latest"}}}}
 	slow := t.TempDir()
-	for dir, script := range map[string]string{slow: "sleep 1000", slow + "/rude": "echo 'gpg: the moon is full' >&2; exit 2"} {
+	for dir, script := range map[string]string{slow: "exec sleep 1000", slow + "/rude": "echo 'gpg: the moon is full' >&2; exit 2"} {
 		if err := errors.Join(os.MkdirAll(dir, 0o755), os.WriteFile(dir+"/gpg", []byte("#!/bin/sh\n"+script+"\n"), 0o755)); err != nil {
 			t.Fatal(err)
 		}
